@@ -1,0 +1,43 @@
+"""advnas_ext: fused one-path forward and backward with the advantage of every edge, and the estimators of AdvantageNAS.
+
+Needs torch only. See the README for the drop-in example.
+"""
+
+from advnas_ext import _load  # first: says why the compiled part cannot be loaded, where it cannot
+from advnas_ext.cell import OnePathCell
+from advnas_ext.estimators import (
+    ESTIMATORS,
+    AdvantageEstimator,
+    DartsEstimator,
+    Estimator,
+    GdasEstimator,
+    NaspEstimator,
+    ParsecEstimator,
+    ProxylessEstimator,
+    RandomEstimator,
+    ReinforceEstimator,
+    SnasEstimator,
+)
+from advnas_ext.gate import gate
+from advnas_ext.operations import NAS_BENCH_201
+from advnas_ext.path import Path
+
+__version__ = _load.VERSION
+
+__all__ = [
+    "ESTIMATORS",
+    "NAS_BENCH_201",
+    "AdvantageEstimator",
+    "DartsEstimator",
+    "Estimator",
+    "GdasEstimator",
+    "NaspEstimator",
+    "OnePathCell",
+    "ParsecEstimator",
+    "Path",
+    "ProxylessEstimator",
+    "RandomEstimator",
+    "ReinforceEstimator",
+    "SnasEstimator",
+    "gate",
+]

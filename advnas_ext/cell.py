@@ -1,0 +1,163 @@
+"""The one-path cell: all candidate operations of every edge, of which a call runs the picked ones, fused."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from advnas_ext import _C, reference
+from advnas_ext.operations import NAS_BENCH_201, OPERATIONS, Discarded, ReLUConvBN
+from advnas_ext.path import Path
+
+
+class OnePathCell(nn.Module):
+    """A densely connected cell (NAS-Bench-201, Dong & Yang 2020) that runs one path at a time.
+
+    ``num_nodes`` nodes; an edge goes from every node to every later one, in the order 1<-0, 2<-0, 2<-1, 3<-0, ... Each node is the
+    sum of the gated outputs of the operations picked on its incoming edges: see :func:`advnas_ext.reference.cell`. The forward and
+    backward passes are fused, an edge that cannot reach the output is not run, and the backward pass fills ``path.gates.grad``
+    with the advantage of every edge. Gradients that nobody asks for are not computed: of the gates for ``path.detach()``, of the
+    weights in ``loss.backward(inputs=[path.gates])``.
+
+    float32 and float64 on the host run natively. Everything else (other dtypes, autocast, other devices) runs the plain PyTorch
+    specification.
+
+    Args:
+        channels: of the input and of every node.
+        ops: names of the candidate operations, from ``advnas_ext.operations.OPERATIONS``.
+        num_nodes: nodes, input and output included; at least 2.
+        affine: whether batch norm has a weight and a bias (then the convolutions have no bias).
+        track_running_stats: whether batch norm keeps running statistics for ``eval()``; without them it uses batch statistics
+            always. Statistics of operations that did not run stay as they were.
+
+    Raises:
+        ValueError: an argument is out of range or an operation unknown.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        ops: Sequence[str] = NAS_BENCH_201,
+        num_nodes: int = 4,
+        affine: bool = False,
+        track_running_stats: bool = False,
+    ) -> None:
+        super().__init__()
+        if channels < 1 or num_nodes < 2:
+            raise ValueError(f"OnePathCell: needs channels >= 1 and num_nodes >= 2, got {channels} and {num_nodes}")
+        unknown = [op for op in ops if op not in OPERATIONS]
+        if unknown or not ops:
+            raise ValueError(f"OnePathCell: ops must be names among {sorted(OPERATIONS)}, got {list(ops)}")
+        self.channels = channels
+        self.ops = tuple(ops)
+        self.num_nodes = num_nodes
+        self.affine = affine
+        self.track_running_stats = track_running_stats
+        self.edges = nn.ModuleDict(
+            {
+                f"{target}<-{source}": nn.ModuleList(OPERATIONS[op](channels, affine, track_running_stats) for op in ops)
+                for target in range(1, num_nodes)
+                for source in range(target)
+            }
+        )
+
+    @property
+    def num_edges(self) -> int:
+        return self.num_nodes * (self.num_nodes - 1) // 2
+
+    def forward(self, x: Tensor, path: Path) -> Tensor:
+        """Run the picked operations.
+
+        Args:
+            x: [batch, channels, height, width], of the dtype and on the device of the parameters. channels_last is the native
+                layout; any other is converted once.
+            path: picks for ``num_edges`` edges among ``len(ops)`` operations.
+
+        Returns:
+            [batch, channels, height, width], channels_last.
+
+        Raises:
+            TypeError: ``path`` is not a Path, or the dtype of ``x`` is not that of the parameters.
+            ValueError: a shape, a device or an operation does not fit.
+            RuntimeError: in a double backward pass, which is not implemented.
+        """
+        self._check(x, path)
+        picked = self._picked(path)
+        if _is_native(x) and all(module.piece is not None for module in picked):
+            return _run_native(x, path, picked, self.num_nodes)
+        candidates = [list(candidates) for candidates in self.edges.values()]
+        return reference.cell(x, path, candidates, self.num_nodes)  # type: ignore[arg-type]
+
+    def keep_only(self, ops: Tensor) -> None:
+        """Discard the parameters of every candidate but ``ops`` (int64 [num_edges]): the cell of one architecture."""
+        picks = Path.from_ops(ops, requires_grad=False)
+        self._check_path(picks)
+        for candidates, row in zip(self.edges.values(), picks.ops.tolist(), strict=True):
+            assert isinstance(candidates, nn.ModuleList)
+            for op in range(len(candidates)):
+                if op not in row:
+                    candidates[op] = Discarded()
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}, ops={self.ops}, num_nodes={self.num_nodes}"
+
+    def _picked(self, path: Path) -> list[nn.Module]:
+        modules: list[nn.Module] = []
+        for candidates, row in zip(self.edges.values(), path.ops.tolist(), strict=True):
+            modules.extend(candidates[op] for op in row)  # type: ignore[index]
+        return modules
+
+    def _check(self, x: Tensor, path: Path) -> None:
+        if not isinstance(path, Path):
+            raise TypeError(f"OnePathCell: path must be an advnas_ext.Path, got {type(path).__name__}")
+        self._check_path(path)
+        if x.dim() != 4 or x.shape[1] != self.channels:
+            raise ValueError(
+                f"OnePathCell: x must have shape [batch, {self.channels}, height, width], got {list(x.shape)}"
+            )
+        parameter = next(self.parameters(), None)
+        if parameter is None:
+            return
+        if x.device != parameter.device:
+            raise ValueError(f"OnePathCell: x is on {x.device} and the cell on {parameter.device}; move one of them with .to()")
+        if x.dtype != parameter.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(
+                f"OnePathCell: x is {x.dtype} and the cell's parameters are {parameter.dtype}; "
+                "convert one of them with .to(), or run under torch.autocast"
+            )
+
+    def _check_path(self, path: Path) -> None:
+        if path.num_edges != self.num_edges:
+            raise ValueError(f"OnePathCell: path must have {self.num_edges} edges, got {path.num_edges}")
+        if int(path.ops.max()) >= len(self.ops):
+            raise ValueError(f"OnePathCell: path.ops must be below {len(self.ops)}, the number of ops, got {path.ops.tolist()}")
+
+
+def _is_native(x: Tensor) -> bool:
+    if x.device.type != "cpu":
+        _warn_not_native(x.device.type)
+        return False
+    return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+
+
+@functools.cache  # once
+def _warn_not_native(device: str) -> None:
+    warnings.warn(f"OnePathCell: no native kernels for {device} in this build; running plain PyTorch", stacklevel=4)
+
+
+@torch.compiler.disable
+def _run_native(x: Tensor, path: Path, picked: list[nn.Module], num_nodes: int) -> Tensor:
+    convolutions = [op.op for op in picked if isinstance(op, ReLUConvBN)]
+    tensors: list[Tensor | None] = []
+    use_running_stats, eps, momentum = False, 0.0, 0.0
+    for _, convolution, norm in convolutions:
+        tensors += (convolution.weight, convolution.bias, norm.weight, norm.bias)
+        tensors += (norm.running_mean, norm.running_var, norm.num_batches_tracked)
+        use_running_stats = norm.running_mean is not None and not norm.training
+        eps, momentum = norm.eps, norm.momentum
+    pieces = [op.piece for op in picked]
+    return _C.cell(x, path.gates, pieces, num_nodes, tensors, use_running_stats, eps, momentum)

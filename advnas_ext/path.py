@@ -1,0 +1,85 @@
+"""A path through the supernet: which candidate operations run on each edge, and the gates that multiply their outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(eq=False, slots=True)
+class Path:
+    """The picked operations of every edge and their gates, both on the host.
+
+    Attributes:
+        ops: int64 [num_edges, picks]. ``picks`` is 1 for sparse paths, 2 for ProxylessNAS, ``num_ops`` for dense paths. The
+            operations of one edge differ from each other.
+        gates: floating point [num_edges, picks]. After ``loss.backward()`` its ``grad`` holds, for each picked operation,
+            <dL/dy, op(x)> summed over every place that shares the edge; with a gate of 1 that is the edge's advantage
+            (Sato et al. 2021).
+
+    Raises:
+        TypeError: ``ops`` is not an int64 tensor, or ``gates`` is not a floating point tensor.
+        ValueError: shapes differ or are not [num_edges, picks], a tensor is not on the host, an operation is negative or picked
+            twice by one edge.
+    """
+
+    ops: Tensor
+    gates: Tensor
+
+    def __post_init__(self) -> None:
+        ops, gates = self.ops, self.gates
+        if not isinstance(ops, Tensor) or ops.dtype != torch.int64:
+            raise TypeError(f"Path: ops must be an int64 tensor, got {getattr(ops, 'dtype', type(ops).__name__)}")
+        if not isinstance(gates, Tensor) or not gates.is_floating_point():
+            raise TypeError(f"Path: gates must be a floating point tensor, got {getattr(gates, 'dtype', type(gates).__name__)}")
+        if ops.dim() != 2 or ops.shape[1] == 0:
+            raise ValueError(f"Path: ops must have shape [num_edges, picks] with picks >= 1, got {list(ops.shape)}")
+        if gates.shape != ops.shape:
+            raise ValueError(f"Path: gates must have the shape of ops, {list(ops.shape)}, got {list(gates.shape)}")
+        if ops.device.type != "cpu" or gates.device.type != "cpu":
+            raise ValueError(
+                f"Path: ops and gates live on the host, got {ops.device} and {gates.device}; call .cpu() on them, "
+                "the cell moves what it needs"
+            )
+        rows = ops.tolist()
+        if any(op < 0 for row in rows for op in row):
+            raise ValueError(f"Path: ops must not be negative, got {rows}")
+        if any(len(set(row)) != len(row) for row in rows):
+            raise ValueError(f"Path: an edge must not pick an operation twice, got {rows}")
+
+    @classmethod
+    def from_ops(
+        cls,
+        ops: Tensor | Sequence[int] | Sequence[Sequence[int]],
+        requires_grad: bool = True,
+        dtype: torch.dtype = torch.float32,
+    ) -> Path:
+        """A path given by hand, with gates of 1.
+
+        Args:
+            ops: integers [num_edges], one operation an edge, or [num_edges, picks].
+            requires_grad: whether the backward pass fills ``gates.grad``.
+            dtype: of the gates.
+        """
+        picked = torch.as_tensor(ops)
+        if picked.dtype.is_floating_point or picked.dtype.is_complex or picked.dtype == torch.bool:
+            raise TypeError(f"Path.from_ops: ops must be integers, got {picked.dtype}")
+        picked = picked.detach().to("cpu", torch.int64)
+        if picked.dim() == 1:
+            picked = picked.unsqueeze(1)
+        return cls(picked, torch.ones(picked.shape, dtype=dtype, requires_grad=requires_grad))
+
+    @property
+    def num_edges(self) -> int:
+        return self.ops.shape[0]
+
+    @property
+    def picks(self) -> int:
+        return self.ops.shape[1]
+
+    def detach(self) -> Path:
+        """The same path for a weight step: no gradient of the gates is computed."""
+        return Path(self.ops, self.gates.detach())

@@ -1,0 +1,200 @@
+// torch.ops.advnas_ext.gate and gate_backward: documented in advnas_ext/gate.py, formula in kernels/gate.h.
+#include <ATen/ATen.h>
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <numeric>
+
+#ifdef ADVNAS_CUDA
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#endif
+
+#include "kernels/cpu/isa.h"
+
+namespace advnas {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using Gradients = std::tuple<Tensor, Tensor>;
+
+// Elements in a chunk: one chunk is one partial sum, so the result does not depend on the number of threads.
+constexpr int64_t kChunk = 1 << 15;
+
+// Everywhere without a kernel: in dtype and device of h, the sum in double.
+Tensor forward_plain(const Tensor& h, const Tensor& gate) { return h * gate.reshape({}).to(h.options()); }
+
+Gradients backward_plain(const Tensor& h, const Tensor& dy, const Tensor& gate) {
+  return {dy * gate.reshape({}).to(h.options()), (dy * h).sum(at::kDouble).to(gate.options()).reshape(gate.sizes())};
+}
+
+// The kernel walks both arrays in h's order.
+Tensor in_order_of(const Tensor& h, const Tensor& dy) {
+  return dy.strides() == h.strides() ? dy : at::empty_like(h).copy_(dy);
+}
+
+bool has_cpu_kernel(const Tensor& h) {
+  return (h.scalar_type() == at::kFloat || h.scalar_type() == at::kDouble) && h.is_non_overlapping_and_dense();
+}
+
+template <class Body>
+void for_chunks(int64_t size, const Body& body) {
+  const int64_t chunks = (size + kChunk - 1) / kChunk;
+  at::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t chunk = begin; chunk < end; ++chunk) body(chunk, chunk * kChunk, std::min(size, (chunk + 1) * kChunk));
+  });
+}
+
+Tensor forward_cpu(const Tensor& h, const Tensor& gate) {
+  if (!has_cpu_kernel(h)) return forward_plain(h, gate);
+  Tensor y = at::empty_like(h);
+  AT_DISPATCH_FLOATING_TYPES(h.scalar_type(), "gate", [&] {
+    const auto g = scalar_t(gate.item<double>());
+    const scalar_t* from = h.const_data_ptr<scalar_t>();
+    scalar_t* to = y.mutable_data_ptr<scalar_t>();
+    for_chunks(h.numel(), [&](int64_t, int64_t begin, int64_t end) {
+      cpu::kernels<scalar_t>().gate_forward(from + begin, g, to + begin, end - begin);
+    });
+  });
+  return y;
+}
+
+Gradients backward_cpu(const Tensor& h, const Tensor& dy, const Tensor& gate) {
+  if (!has_cpu_kernel(h)) return backward_plain(h, dy, gate);
+  Tensor dh = at::empty_like(h);
+  const Tensor ordered = in_order_of(h, dy);
+  std::vector<double> partial((h.numel() + kChunk - 1) / kChunk);
+  AT_DISPATCH_FLOATING_TYPES(h.scalar_type(), "gate_backward", [&] {
+    const auto g = scalar_t(gate.item<double>());
+    const scalar_t* in = h.const_data_ptr<scalar_t>();
+    const scalar_t* grad = ordered.const_data_ptr<scalar_t>();
+    scalar_t* out = dh.mutable_data_ptr<scalar_t>();
+    for_chunks(h.numel(), [&](int64_t chunk, int64_t begin, int64_t end) {
+      partial[chunk] = cpu::kernels<scalar_t>().gate_backward(in + begin, grad + begin, g, out + begin, end - begin);
+    });
+  });
+  return {dh, at::full(gate.sizes(), std::accumulate(partial.begin(), partial.end(), 0.0), gate.options())};
+}
+
+#ifdef ADVNAS_CUDA
+bool has_cuda_kernel(const Tensor& h) {
+  const auto type = h.scalar_type();
+  return (type == at::kFloat || type == at::kHalf || type == at::kBFloat16) && h.is_non_overlapping_and_dense();
+}
+
+// The element types of the kernels: the same bits as ATen's.
+template <class T>
+struct DeviceType {
+  using type = T;
+};
+template <>
+struct DeviceType<at::Half> {
+  using type = __half;
+};
+template <>
+struct DeviceType<at::BFloat16> {
+  using type = __nv_bfloat16;
+};
+
+Tensor forward_cuda(const Tensor& h, const Tensor& gate) {
+  if (!has_cuda_kernel(h)) return forward_plain(h, gate);
+  const c10::cuda::CUDAGuard guard(h.device());
+  Tensor y = at::empty_like(h);
+  AT_DISPATCH_SWITCH(h.scalar_type(), "gate", AT_DISPATCH_CASE(at::kFloat, [&] {
+    cuda::gate_forward(h.const_data_ptr<float>(), gate.item<float>(), y.mutable_data_ptr<float>(), h.numel(),
+                       c10::cuda::getCurrentCUDAStream().stream());
+  }) AT_DISPATCH_CASE_REDUCED_FLOATING_TYPES([&] {
+    using T = typename DeviceType<scalar_t>::type;
+    cuda::gate_forward(reinterpret_cast<const T*>(h.const_data_ptr()), gate.item<float>(),
+                       reinterpret_cast<T*>(y.mutable_data_ptr()), h.numel(), c10::cuda::getCurrentCUDAStream().stream());
+  }));
+  return y;
+}
+
+Gradients backward_cuda(const Tensor& h, const Tensor& dy, const Tensor& gate) {
+  if (!has_cuda_kernel(h)) return backward_plain(h, dy, gate);
+  const c10::cuda::CUDAGuard guard(h.device());
+  Tensor dh = at::empty_like(h);
+  const Tensor ordered = in_order_of(h, dy);
+  const Tensor workspace = at::empty({cuda::kGateWorkspace}, h.options().dtype(at::kFloat));
+  const Tensor dg = at::empty({1}, workspace.options());
+  const auto run = [&](auto* zero) {
+    using T = std::remove_pointer_t<decltype(zero)>;
+    cuda::gate_backward(reinterpret_cast<const T*>(h.const_data_ptr()), reinterpret_cast<const T*>(ordered.const_data_ptr()),
+                        gate.item<float>(), reinterpret_cast<T*>(dh.mutable_data_ptr()), dg.mutable_data_ptr<float>(),
+                        workspace.mutable_data_ptr<float>(), h.numel(), c10::cuda::getCurrentCUDAStream().stream());
+  };
+  AT_DISPATCH_SWITCH(h.scalar_type(), "gate_backward",
+                     AT_DISPATCH_CASE(at::kFloat, [&] { run(static_cast<float*>(nullptr)); })
+                         AT_DISPATCH_CASE_REDUCED_FLOATING_TYPES(
+                             [&] { run(static_cast<typename DeviceType<scalar_t>::type*>(nullptr)); }));
+  return {dh, dg.to(gate.options()).reshape(gate.sizes())};
+}
+#endif
+
+Tensor forward_meta(const Tensor& h, const Tensor&) { return at::empty_like(h); }
+Gradients backward_meta(const Tensor& h, const Tensor&, const Tensor& gate) { return {at::empty_like(h), at::empty_like(gate)}; }
+
+template <class... Arguments>
+auto call(const char* name, const Arguments&... arguments) {
+  using Result = std::conditional_t<sizeof...(Arguments) == 2, Tensor, Gradients>;
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").template typed<Result(const Arguments&...)>().call(arguments...);
+}
+
+class Gate : public torch::autograd::Function<Gate> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& h, const Tensor& gate) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({h, gate});
+    return call("advnas_ext::gate", h, gate);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    TORCH_CHECK(!at::GradMode::is_enabled(),
+                "advnas_ext.gate: double backward is not implemented; call backward without create_graph, or use "
+                "advnas_ext.reference.gate");
+    const variable_list saved = ctx->get_saved_variables();
+    auto [dh, dg] = call("advnas_ext::gate_backward", saved[0], grads[0], saved[1]);
+    return {dh, dg};
+  }
+};
+
+Tensor checked(const Tensor& h, const Tensor& gate) {
+  TORCH_CHECK_TYPE(h.is_floating_point(), "advnas_ext.gate: h must be floating point, got ", h.scalar_type());
+  TORCH_CHECK_VALUE(gate.sym_numel() == 1, "advnas_ext.gate: gate must hold one element, got shape ", gate.sym_sizes(),
+                    "; pass the gate of one edge, path.gates[edge, pick]");
+  TORCH_CHECK_TYPE(gate.is_floating_point(), "advnas_ext.gate: gate must be floating point, got ", gate.scalar_type());
+  return Gate::apply(h, gate);
+}
+
+}  // namespace
+
+TORCH_LIBRARY(advnas_ext, m) {
+  m.def("gate(Tensor h, Tensor gate) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def("gate_backward(Tensor h, Tensor dy, Tensor gate) -> (Tensor, Tensor)", {at::Tag::pt2_compliant_tag});
+}
+TORCH_LIBRARY_IMPL(advnas_ext, CompositeExplicitAutograd, m) {
+  m.impl("gate", forward_plain);
+  m.impl("gate_backward", backward_plain);
+}
+TORCH_LIBRARY_IMPL(advnas_ext, Meta, m) {
+  m.impl("gate", forward_meta);
+  m.impl("gate_backward", backward_meta);
+}
+TORCH_LIBRARY_IMPL(advnas_ext, CPU, m) {
+  m.impl("gate", forward_cpu);
+  m.impl("gate_backward", backward_cpu);
+}
+#ifdef ADVNAS_CUDA
+TORCH_LIBRARY_IMPL(advnas_ext, CUDA, m) {
+  m.impl("gate", forward_cuda);
+  m.impl("gate_backward", backward_cuda);
+}
+#endif
+TORCH_LIBRARY_IMPL(advnas_ext, Autograd, m) { m.impl("gate", checked); }
+
+}  // namespace advnas

@@ -1,0 +1,34 @@
+// Batch norm as per-channel coefficients, shared by the CPU and the CUDA side.
+//
+//   z_hat = (z - mean) rstd,    y = gamma z_hat + beta,    rstd = 1 / sqrt(var + eps),    var = m2 / count
+//
+// Forward, gated:   g y = scale z + shift                with scale = g gamma rstd,  shift = g (beta - gamma rstd mean)
+// Backward of batch statistics, with s1 = sum dy and s2 = sum dy (z - mean) over the `count` values of the channel:
+//   dz = scale (dy - s1 / count - (z - mean) rstd^2 s2 / count)  =  a dy + b z + c
+//   dgamma = g rstd s2,   dbeta = g s1,   dg = sum over channels of gamma rstd s2 + beta s1
+// Of running statistics, which do not depend on z:  dz = scale dy.
+#pragma once
+
+#include "host_device.h"
+
+namespace advnas {
+
+struct ScaleShift {
+  double scale, shift;
+};
+
+ADVNAS_HOST_DEVICE inline ScaleShift batch_norm_forward(double gate, double gamma, double beta, double mean, double rstd) {
+  return {gate * gamma * rstd, gate * (beta - gamma * rstd * mean)};
+}
+
+struct InputGradient {
+  double of_dy, of_z, constant;  // dz = of_dy dy + of_z z + constant
+};
+
+ADVNAS_HOST_DEVICE inline InputGradient batch_norm_backward(double scale, double mean, double rstd, double s1, double s2,
+                                                            double count) {
+  const double slope = -scale * rstd * rstd * s2 / count;
+  return {scale, slope, -scale * s1 / count - slope * mean};
+}
+
+}  // namespace advnas

@@ -1,0 +1,39 @@
+// One table of kernels for each instruction set, chosen once at run time.
+//
+// Every kernel file is compiled once for each set, with ADVNAS_ISA defined as the set's name, into a namespace of that name: no
+// function compiled for AVX2 can be picked by the linker for a caller that was not. That is also why kernel files include nothing
+// from the C++ library but <cstdint> and <cstring>.
+//
+// A new kernel family adds its entries to Kernels, its name to ADVNAS_KERNEL_FAMILIES, and defines fill_<family> in its file.
+#pragma once
+
+#include "../cell.h"
+#include "../gate.h"
+
+#define ADVNAS_KERNEL_FAMILIES(family) family(gate) family(cell)
+
+namespace advnas::cpu {
+
+template <class T>
+struct Kernels {
+  GateForward<T>* gate_forward;
+  GateBackward<T>* gate_backward;
+
+  NodeForward<T>* node_forward;
+  NodeBackward<T>* node_backward;
+  ChannelMoments<T>* channel_moments;
+  NodeSums<T>* node_sums;
+  BatchNormInputGradient<T>* batch_norm_input_gradient;
+};
+
+// T: float or double.
+template <class T>
+const Kernels<T>& kernels();
+
+// "baseline", "avx2" or "avx512": the best that this CPU runs, or what the environment variable ADVNAS_ISA asks for.
+const char* isa_name();
+
+// All that were compiled, separated by spaces.
+const char* isa_names();
+
+}  // namespace advnas::cpu

@@ -1,0 +1,51 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <iterator>
+
+namespace advnas {
+namespace {
+
+template <class Predicate>
+std::vector<Term> filter(const std::vector<Term>& terms, const Predicate& keep) {
+  std::vector<Term> kept;
+  std::copy_if(terms.begin(), terms.end(), std::back_inserter(kept), keep);
+  return kept;
+}
+
+}  // namespace
+
+std::vector<Term> Plan::into(int64_t target) const {
+  return filter(terms, [&](const Term& term) { return term.target == target; });
+}
+
+std::vector<Term> Plan::out_of(int64_t source) const {
+  return filter(terms, [&](const Term& term) { return term.source == source; });
+}
+
+Plan make_plan(const std::vector<Piece>& pieces, int64_t num_nodes) {
+  const int64_t picks = int64_t(pieces.size()) / (num_nodes * (num_nodes - 1) / 2);
+  Plan plan{num_nodes, {}};
+  int64_t gate = 0, convolution = 0;
+  for (int64_t target = 1; target < num_nodes; ++target) {
+    for (int64_t source = 0; source < target; ++source) {
+      for (int64_t pick = 0; pick < picks; ++pick, ++gate) {
+        const Piece piece = pieces[gate];
+        plan.terms.push_back({gate, source, target, piece, piece == Piece::kReluConvBn ? convolution++ : -1});
+      }
+    }
+  }
+  // Edges are sorted by target, so in reverse every consumer of a node is seen before what the node consumes.
+  std::vector<bool> live(num_nodes, false);
+  live.back() = true;
+  std::vector<bool> runs(plan.terms.size());
+  for (int64_t i = int64_t(plan.terms.size()) - 1; i >= 0; --i) {
+    const Term& term = plan.terms[i];
+    runs[i] = live[term.target] && term.piece != Piece::kZero;
+    if (runs[i]) live[term.source] = true;
+  }
+  plan.terms = filter(plan.terms, [&](const Term& term) { return runs[&term - plan.terms.data()]; });
+  return plan;
+}
+
+}  // namespace advnas
