@@ -83,11 +83,15 @@ def cuda_nvcc(torch) -> Path | None:
 
 
 class Build(build_ext):
+    def run(self) -> None:
+        self.in_source = bool(self.inplace or self.editable_mode)  # setuptools clears inplace while it builds
+        super().run()
+
     def build_extension(self, extension: Extension) -> None:
         torch = import_torch()
         cxx, nvcc = find_compiler(), cuda_nvcc(torch)
-        # In place, where setuptools would take a temporary folder, ninja keeps its objects for the next build.
-        folder = ROOT / "build" / f"torch-{torch.__version__}" if self.inplace else Path(self.build_temp).resolve()
+        # In place, ninja keeps its objects for the next build.
+        folder = ROOT / "build" / f"torch-{torch.__version__}" if self.in_source else Path(self.build_temp).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(extension.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -109,8 +113,12 @@ class Build(build_ext):
             partial.write_bytes(content)
             partial.replace(name)
 
+    def copy_extensions_to_source(self) -> None:
+        super().copy_extensions_to_source()
+        self.copy_file(str(Path(self.build_lib, "advnas_ext", INFO)), str(ROOT / "advnas_ext" / INFO))
+
     def get_outputs(self) -> list[str]:
-        return [*super().get_outputs(), str(Path(self.get_ext_fullpath("advnas_ext._C")).parent / INFO)]
+        return [*super().get_outputs(), str(Path(self.build_lib, "advnas_ext", INFO))]
 
     def ninja_file(self, torch, cxx: str, nvcc: Path | None, folder: Path) -> str:
         from torch.utils.cpp_extension import include_paths, library_paths

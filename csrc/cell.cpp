@@ -6,6 +6,8 @@
 #include <ATen/Functions.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "kernels/batch_norm_math.h"
@@ -23,6 +25,8 @@ constexpr auto kLayout = at::MemoryFormat::ChannelsLast;
 // What one call needs beside its tensors.
 struct Call : torch::CustomClassHolder {
   Plan plan;
+  // Place among the tensors that autograd sees of each convolution's tensors; -1 for absent ones, which autograd does not take.
+  std::vector<int64_t> place;
   bool use_running_stats, save;
   double eps, momentum;
 };
@@ -41,13 +45,17 @@ Tensor tensor_of(const Row& row, const at::TensorOptions& options) {
 
 // A convolution's tensors, by name.
 struct Convolution {
-  Convolution(const Tensor* first, int64_t channels)
-      : weight(first[kWeight]), first(first), channels(channels) {}
-  Row bias() const { return row_of(first[kBias], channels, 0); }
-  Row gamma() const { return row_of(first[kGamma], channels, 1); }
-  Row beta() const { return row_of(first[kBeta], channels, 0); }
-  const Tensor& weight;
-  const Tensor* first;
+  Convolution(const Call& call, at::TensorList tensors, int64_t index) {
+    for (int64_t which = 0; which < kNumConvolutionTensors; ++which) {
+      const int64_t place = call.place[index * kNumConvolutionTensors + which];
+      if (place >= 0) all[which] = tensors[place];
+    }
+    channels = all[kWeight].size(0);
+  }
+  Row bias() const { return row_of(all[kBias], channels, 0); }
+  Row gamma() const { return row_of(all[kGamma], channels, 1); }
+  Row beta() const { return row_of(all[kBeta], channels, 0); }
+  std::array<Tensor, kNumConvolutionTensors> all;
   int64_t channels;
 };
 
@@ -60,7 +68,7 @@ Statistics batch_statistics(const Tensor& z, const Convolution& convolution, con
   const Moments moments = channel_moments(z);
   Statistics statistics{moments.mean, moments.variance};
   for (double& v : statistics.rstd) v = 1 / std::sqrt(v + call.eps);
-  const Tensor& running_mean = convolution.first[kRunningMean];
+  const Tensor& running_mean = convolution.all[kRunningMean];
   if (running_mean.defined()) {
     const double count = double(z.numel() / z.size(1)), momentum = call.momentum;
     const Row bias = convolution.bias();
@@ -70,15 +78,15 @@ Statistics batch_statistics(const Tensor& z, const Convolution& convolution, con
       variance[c] *= count / (count - 1);
     }
     running_mean.lerp_(tensor_of(mean, running_mean.options()), momentum);
-    convolution.first[kRunningVar].lerp_(tensor_of(variance, running_mean.options()), momentum);
-    convolution.first[kBatchesTracked].add_(1);
+    convolution.all[kRunningVar].lerp_(tensor_of(variance, running_mean.options()), momentum);
+    convolution.all[kBatchesTracked].add_(1);
   }
   return statistics;
 }
 
 Statistics running_statistics(const Convolution& convolution, const Call& call) {
-  Statistics statistics{row_of(convolution.first[kRunningMean], convolution.channels, 0),
-                        row_of(convolution.first[kRunningVar], convolution.channels, 1)};
+  Statistics statistics{row_of(convolution.all[kRunningMean], convolution.channels, 0),
+                        row_of(convolution.all[kRunningVar], convolution.channels, 1)};
   const Row bias = convolution.bias();
   for (int64_t c = 0; c < convolution.channels; ++c) {
     statistics.mean[c] -= bias[c];
@@ -121,14 +129,14 @@ enum Saved { kSavedWeight, kSavedGamma, kSavedBeta, kSavedZ, kSavedMean, kSavedR
 
 class Cell : public torch::autograd::Function<Cell> {
  public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& gates, const std::vector<Tensor>& tensors,
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& gates, at::TensorList tensors,
                         const c10::intrusive_ptr<Call>& call) {
     const at::AutoDispatchBelowADInplaceOrView below;
     const Plan& plan = call->plan;
     const int64_t last = plan.num_nodes - 1, channels = x.size(1);
     const Row gate = row_of(gates.reshape(-1), gates.numel(), 0);
     std::vector<Tensor> nodes(plan.num_nodes);
-    std::vector<Tensor> saved(last + tensors.size() / kNumConvolutionTensors * kNumSaved);
+    std::vector<Tensor> saved(last + call->place.size() / kNumConvolutionTensors * kNumSaved);
     nodes[0] = x.contiguous(kLayout);
     Rectified relu(nodes);
     for (int64_t target = 1; target <= last; ++target) {
@@ -141,8 +149,8 @@ class Cell : public torch::autograd::Function<Cell> {
         } else if (term.piece == Piece::kAvgPool) {
           pooled.push_back({nodes[term.source], gate[term.gate]});
         } else {
-          const Convolution convolution(&tensors[term.convolution * kNumConvolutionTensors], channels);
-          const Tensor z = convolve(relu[term.source], convolution.weight);
+          const Convolution convolution(*call, tensors, term.convolution);
+          const Tensor z = convolve(relu[term.source], convolution.all[kWeight]);
           const Statistics statistics =
               call->use_running_stats ? running_statistics(convolution, *call) : batch_statistics(z, convolution, *call);
           const Row gamma = convolution.gamma(), beta = convolution.beta();
@@ -154,9 +162,9 @@ class Cell : public torch::autograd::Function<Cell> {
           }
           if (call->save) {
             Tensor* slot = &saved[last + term.convolution * kNumSaved];
-            slot[kSavedWeight] = convolution.weight;
-            slot[kSavedGamma] = convolution.first[kGamma];
-            slot[kSavedBeta] = convolution.first[kBeta];
+            slot[kSavedWeight] = convolution.all[kWeight];
+            slot[kSavedGamma] = convolution.all[kGamma];
+            slot[kSavedBeta] = convolution.all[kBeta];
             slot[kSavedZ] = z;
             slot[kSavedMean] = tensor_of(statistics.mean, z.options().dtype(at::kDouble));
             slot[kSavedRstd] = tensor_of(statistics.rstd, z.options().dtype(at::kDouble));
@@ -190,12 +198,11 @@ variable_list Cell::backward(AutogradContext* ctx, const variable_list& grads) {
   const variable_list saved = ctx->get_saved_variables();
   const Tensor& gates = saved[0];
   const std::vector<Tensor> nodes(saved.begin() + 1, saved.begin() + 1 + last);
-  const int64_t num_convolutions = (int64_t(saved.size()) - 1 - last) / kNumSaved;
   const bool want_x = ctx->needs_input_grad(0), want_gates = ctx->needs_input_grad(1);
 
   const Row gate = row_of(gates.reshape(-1), gates.numel(), 0);
   Row gate_grad(gates.numel());
-  variable_list result(2 + num_convolutions * kNumConvolutionTensors + 1);
+  variable_list result(2 + std::count_if(call->place.begin(), call->place.end(), [](int64_t place) { return place >= 0; }) + 1);
   std::vector<Tensor> gradient(plan.num_nodes);
   std::vector<std::vector<Tensor>> masked(plan.num_nodes);
   gradient[last] = grads[0].contiguous(kLayout);
@@ -219,7 +226,7 @@ variable_list Cell::backward(AutogradContext* ctx, const variable_list& grads) {
     for (size_t k = 0; k < convolutions.size(); ++k) {
       const Term& term = convolutions[k];
       const Tensor* slot = &saved[1 + last + term.convolution * kNumSaved];
-      const int64_t first = 2 + term.convolution * kNumConvolutionTensors;
+      const int64_t* place = &call->place[term.convolution * kNumConvolutionTensors];
       const Row gamma = row_of(slot[kSavedGamma], channels, 1), beta = row_of(slot[kSavedBeta], channels, 0);
       const Row rstd = row_of(slot[kSavedRstd], channels, 1);
       Row of_dy(channels), of_z(channels), constant(channels), dgamma(channels), dbeta(channels), dbias(channels);
@@ -235,18 +242,18 @@ variable_list Cell::backward(AutogradContext* ctx, const variable_list& grads) {
         dbias[c] = scale * s1;
         gate_grad[term.gate] += gamma[c] * rstd[c] * s2 + beta[c] * s1;
       }
-      const auto wants = [&](ConvolutionTensor which) { return ctx->needs_input_grad(first + which); };
+      const auto wants = [&](ConvolutionTensor which) { return place[which] >= 0 && ctx->needs_input_grad(2 + place[which]); };
       const auto options = slot[kSavedWeight].options();
-      if (wants(kGamma)) result[first + kGamma] = tensor_of(dgamma, options);
-      if (wants(kBeta)) result[first + kBeta] = tensor_of(dbeta, options);
+      if (wants(kGamma)) result[2 + place[kGamma]] = tensor_of(dgamma, options);
+      if (wants(kBeta)) result[2 + place[kBeta]] = tensor_of(dbeta, options);
       // Batch statistics cancel the convolution's bias: its gradient is 0 and is left out.
-      if (wants(kBias) && call->use_running_stats) result[first + kBias] = tensor_of(dbias, options);
+      if (wants(kBias) && call->use_running_stats) result[2 + place[kBias]] = tensor_of(dbias, options);
       const bool want_source = term.source > 0 || want_x;
       if (!want_source && !wants(kWeight)) continue;
       const Tensor dz = batch_norm_input_gradient(dy, z[k], of_dy, of_z, constant);
       auto [dsource, dweight] = convolve_backward(dz, relu[term.source], slot[kSavedWeight], want_source, wants(kWeight));
       if (want_source) masked[term.source].push_back(dsource);
-      result[first + kWeight] = dweight;
+      result[2 + place[kWeight]] = dweight;
     }
 
     // Every edge out of the node before has its gradient now.
@@ -288,11 +295,13 @@ Tensor cell(const Tensor& x, const Tensor& gates, const std::vector<Piece>& piec
   bool differentiable = x.requires_grad() || gates.requires_grad();
   std::vector<Tensor> present;
   for (const auto& tensor : tensors) {
-    present.push_back(tensor.value_or(Tensor()));
-    differentiable |= present.back().defined() && present.back().requires_grad();
+    call->place.push_back(tensor ? int64_t(present.size()) : -1);
+    if (!tensor) continue;
+    present.push_back(*tensor);
+    differentiable |= tensor->requires_grad();
   }
   call->save = at::GradMode::is_enabled() && differentiable;
-  return Cell::apply(x, gates, present, call);
+  return Cell::apply(x, gates, at::TensorList(present), call);
 }
 
 }  // namespace advnas

@@ -56,9 +56,9 @@ struct Gathered {
                     at + scaled.size() + pooled.size(), int64_t(masked.size())});
   }
 
-  const std::vector<Scaled>& scaled;
-  const std::vector<Pooled>& pooled;
-  const std::vector<Tensor>& masked;
+  std::vector<Scaled> scaled;
+  std::vector<Pooled> pooled;
+  std::vector<Tensor> masked;
   std::vector<std::vector<T>> rows;
   std::vector<const T*> row_pointers;
   std::vector<T> gates;
