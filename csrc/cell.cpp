@@ -65,20 +65,22 @@ struct Statistics {
 };
 
 Statistics batch_statistics(const Tensor& z, const Convolution& convolution, const Call& call) {
+  const int64_t count = z.numel() / z.size(1);
+  TORCH_CHECK_VALUE(count != 1, "OnePathCell: batch statistics need more than one value per channel, got x of shape ", z.sizes(),
+                    "; use more or larger images, or running statistics and eval()");
   const Moments moments = channel_moments(z);
   Statistics statistics{moments.mean, moments.variance};
   for (double& v : statistics.rstd) v = 1 / std::sqrt(v + call.eps);
   const Tensor& running_mean = convolution.all[kRunningMean];
-  if (running_mean.defined()) {
-    const double count = double(z.numel() / z.size(1)), momentum = call.momentum;
+  if (running_mean.defined() && count > 0) {
     const Row bias = convolution.bias();
     Row mean = moments.mean, variance = moments.variance;
     for (size_t c = 0; c < mean.size(); ++c) {
       mean[c] += bias[c];
-      variance[c] *= count / (count - 1);
+      variance[c] *= double(count) / double(count - 1);
     }
-    running_mean.lerp_(tensor_of(mean, running_mean.options()), momentum);
-    convolution.all[kRunningVar].lerp_(tensor_of(variance, running_mean.options()), momentum);
+    running_mean.lerp_(tensor_of(mean, running_mean.options()), call.momentum);
+    convolution.all[kRunningVar].lerp_(tensor_of(variance, running_mean.options()), call.momentum);
     convolution.all[kBatchesTracked].add_(1);
   }
   return statistics;
@@ -207,7 +209,7 @@ variable_list Cell::backward(AutogradContext* ctx, const variable_list& grads) {
   std::vector<std::vector<Tensor>> masked(plan.num_nodes);
   gradient[last] = grads[0].contiguous(kLayout);
   const int64_t channels = gradient[last].size(1);
-  const double count = double(gradient[last].numel() / channels);
+  const double count = double(std::max<int64_t>(1, gradient[last].numel() / channels));
   Rectified relu(nodes);
 
   for (int64_t target = last; target > 0; --target) {

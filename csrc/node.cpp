@@ -4,6 +4,8 @@
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
 
+#include <algorithm>
+
 #include "kernels/cpu/isa.h"
 
 namespace advnas {
@@ -137,7 +139,7 @@ Moments channel_moments(const Tensor& z) {
       moments.variance[c] += m2s[i * channels + c] + distance * distance * double(pixels) * double(i) / double(i + 1);
     }
   }
-  for (double& variance : moments.variance) variance /= double(batch * pixels);
+  for (double& variance : moments.variance) variance /= double(std::max<int64_t>(1, batch * pixels));
   return moments;
 }
 

@@ -1,0 +1,57 @@
+# `make help` lists the targets. Everything happens in .venv, which the first target that needs it makes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := $(shell find csrc -type f) setup.py pyproject.toml
+FORMATTED := $(shell git ls-files 'csrc/*' 'tests/*' 'benchmarks/*' | grep -E '\.(cpp|h|cu)$$')
+RUN := runs/digits
+
+.DEFAULT_GOAL := help
+.PHONY: help build search test test-python test-native lint format bench clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 | \2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+$(VENV)/.requirements: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --requirement requirements.txt
+	touch $@
+
+$(VENV)/.built: $(VENV)/.requirements $(NATIVE)
+	$(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+build: $(VENV)/.built  ## make .venv, install the pinned dependencies, build and install the package
+	@$(BIN)/python -m advnas_ext.info
+
+search: $(VENV)/.built  ## search a cell on digits, retrain it, compare it with random cells (under 4 minutes)
+	$(BIN)/python -m advnas.quickstart --out $(RUN)
+
+test: test-native test-python  ## all tests
+
+test-python: $(VENV)/.built
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+build/shim/%: tests/cuda_shim/test_%.cpp tests/cuda_shim/cuda_runtime.h $(NATIVE)
+	@mkdir -p $(@D)
+	$(CXX) -std=c++20 -O1 -g -fsanitize=address,undefined -x c++ -Itests/cuda_shim $< -o $@
+
+test-native: build/shim/gate  ## the CUDA kernels on the host, under sanitizers
+	ASAN_OPTIONS=detect_stack_use_after_return=0 ./build/shim/gate
+
+lint: $(VENV)/.requirements  ## ruff, mypy, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
+
+format: $(VENV)/.requirements  ## let ruff and clang-format write
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(FORMATTED)
+
+bench: $(VENV)/.built  ## time a weight step and an architecture step beside plain PyTorch, and the pieces
+	$(BIN)/python benchmarks/step.py
+
+clean:  ## remove .venv and everything built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks .coverage advnas_ext/_C*.so advnas_ext/_build.json

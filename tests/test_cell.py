@@ -1,0 +1,192 @@
+"""The fused cell against its specification: forward, and the gradient of the input, of every gate and of every parameter."""
+
+import copy
+
+import pytest
+import torch
+
+from advnas_ext import NAS_BENCH_201, OnePathCell, Path, reference
+
+FLOATS = [torch.float32, torch.float64]
+CONV = NAS_BENCH_201.index("nor_conv_3x3")
+NONE = NAS_BENCH_201.index("none")
+
+
+def away_from_zero(cell, x, path):
+    """Whether no input of a ReLU is so near 0 that rounding could flip its sign: the masks are those of float64 then."""
+    nearest = []
+    hooks = [
+        module.register_forward_hook(lambda _, inputs, __: nearest.append(inputs[0].abs().min().item()))
+        for module in cell.modules()
+        if isinstance(module, torch.nn.ReLU)
+    ]
+    reference.cell(x, path, list(cell.edges.values()), cell.num_nodes)
+    for hook in hooks:
+        hook.remove()
+    # An all-zero node is exactly zero on both sides.
+    return all(distance == 0 or distance > 1e-5 for distance in nearest)
+
+
+def run(cell, call, x, ops, gates, dy):
+    x, gates = x.clone().requires_grad_(), gates.clone().requires_grad_()
+    y = call(cell, x, Path(ops, gates))
+    (y * dy).sum().backward()
+    gradients = {name: parameter.grad for name, parameter in cell.named_parameters()}
+    dx = torch.zeros_like(x) if x.grad is None else x.grad  # plain PyTorch: nothing depends on x
+    return {"y": y.detach(), "dx": dx, "dgates": gates.grad}, gradients, dict(cell.named_buffers())
+
+
+def plain(cell, x, path):
+    return reference.cell(x, path, list(cell.edges.values()), cell.num_nodes)
+
+
+def compare(close, ops, dtype=torch.float32, shape=(2, 6, 5, 7), layout=torch.channels_last, affine=False, track=False, evaluate=False):
+    ops = ops if ops.dim() == 2 else ops.unsqueeze(1)
+    num_nodes = {1: 2, 3: 3, 6: 4, 10: 5}[len(ops)]
+    for seed in range(100):
+        torch.manual_seed(seed)
+        cell = OnePathCell(shape[1], num_nodes=num_nodes, affine=affine, track_running_stats=track).to(dtype)
+        for parameter in cell.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+        for buffer in cell.buffers():
+            if buffer.is_floating_point():
+                buffer.uniform_(0.5, 1.5)
+        cell.train(not evaluate)
+        x, dy = torch.randn(2, *shape, dtype=dtype).unbind()
+        gates = torch.empty(ops.shape, dtype=dtype).uniform_(0.5, 1.5)
+        truth = copy.deepcopy(cell).double()
+        if away_from_zero(copy.deepcopy(truth), x.double(), Path(ops, gates.double())):
+            break
+    else:
+        pytest.fail("every seed puts the input of a ReLU too near to 0")
+    x = x.contiguous(memory_format=layout) if layout != "strided" else torch.stack([x, x], -1)[..., 0]
+    values, gradients, buffers = run(cell, OnePathCell.__call__, x, ops, gates, dy)
+    expected = run(truth, plain, x.double(), ops, gates.double(), dy.double())
+    for name, value in values.items():
+        close(value, expected[0][name], name)
+    for name, gradient in gradients.items():
+        wanted = expected[1][name]
+        if gradient is None:  # not run, or exactly 0 in theory
+            assert wanted is None or wanted.abs().max() < 1e-10, name
+        else:
+            close(gradient, wanted, name)
+    for name, buffer in buffers.items():
+        close(buffer.double(), expected[2][name].double(), name, dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("edge", range(6))
+@pytest.mark.parametrize("op", range(len(NAS_BENCH_201)), ids=NAS_BENCH_201)
+def test_every_op_on_every_edge(close, op, edge, dtype):
+    ops = torch.full((6,), CONV)
+    ops[edge] = op
+    compare(close, ops, dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("op", range(len(NAS_BENCH_201)), ids=NAS_BENCH_201)
+def test_one_op_by_itself(close, op, dtype):
+    compare(close, torch.tensor([op]), dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("picks", [1, 2, 5])
+@pytest.mark.parametrize("seed", range(4))
+def test_sparse_two_picks_and_dense(close, picks, seed, dtype):
+    noise = torch.Generator().manual_seed(seed)
+    ops = torch.stack([torch.randperm(5, generator=noise)[:picks] for _ in range(6)])
+    compare(close, ops, dtype, affine=seed % 2 == 0)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last, "strided"], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 6, 5, 7), (2, 1, 4, 4), (2, 3, 1, 1), (1, 17, 9, 3), (3, 16, 8, 8), (2, 40, 2, 5), (2, 8, 1, 6)], ids=str
+)
+def test_shapes_and_layouts(close, shape, layout):
+    compare(close, torch.tensor([3, 1, 2, 4, 2, 3]), shape=shape, layout=layout)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("evaluate", [False, True], ids=["train", "eval"])
+@pytest.mark.parametrize("affine", [False, True], ids=["plain", "affine"])
+def test_running_statistics(close, affine, evaluate, dtype):
+    compare(close, torch.tensor([3, 2, 3, 1, 4, 2]), dtype, affine=affine, track=True, evaluate=evaluate)
+
+
+@pytest.mark.parametrize("num_edges", [1, 3, 10])
+def test_other_numbers_of_nodes(close, num_edges):
+    noise = torch.Generator().manual_seed(num_edges)
+    compare(close, torch.randint(1, 5, (num_edges,), generator=noise))
+
+
+# Edges 1<-0, 2<-0, 2<-1, 3<-0, 3<-1, 3<-2.
+@pytest.mark.parametrize("ops", [[3, 3, 3, 1, 0, 0], [3, 1, 0, 4, 0, 3], [0, 0, 0, 0, 0, 3], [3, 3, 3, 0, 0, 0], [0] * 6], ids=str)
+def test_dead_edges_and_empty_nodes(close, ops):
+    compare(close, torch.tensor(ops), affine=True)
+
+
+def test_a_dead_edge_is_not_run():
+    cell = OnePathCell(4)
+    path = Path.from_ops([CONV, CONV, CONV, 1, NONE, NONE])
+    cell(torch.randn(2, 4, 5, 5), path).sum().backward()
+    assert all(parameter.grad is None for parameter in cell.parameters())
+    assert path.gates.grad[:3].tolist() == [[0], [0], [0]]
+
+
+def test_one_case_by_hand():
+    # Node 1 = 2 x, node 2 = 3 x + 5 node 1 = 13 x, output = 7 x + 11 node 1 + node 2 = 42 x: all skips.
+    x = torch.tensor([[[[1.0, -2.0]]]])
+    gates = torch.tensor([[2.0], [3.0], [5.0], [7.0], [11.0], [1.0]], requires_grad=True)
+    y = OnePathCell(1)(x, Path(torch.ones(6, 1, dtype=torch.int64), gates))
+    assert y.flatten().tolist() == [42, -84]
+    y.backward(torch.tensor([[[[1.0, 1.0]]]]))
+    # d(sum y) / d(gate), with sum x = -1: 1<-0 (11 + 5), 2<-0 1, 2<-1 2, 3<-0 1, 3<-1 2, 3<-2 13.
+    assert gates.grad.flatten().tolist() == [-16, -1, -2, -1, -2, -13]
+
+
+def test_a_skip_has_the_advantage_of_its_formula():
+    x, dy = torch.randn(2, 2, 3, 4, 4).unbind()
+    path = Path.from_ops([1])
+    OnePathCell(3, num_nodes=2)(x, path).backward(dy)
+    torch.testing.assert_close(path.gates.grad.item(), (x * dy).sum().item())
+
+
+@pytest.mark.parametrize("ops", [[3, 1, 2, 4, 0, 3], [[3, 1], [2, 4], [0, 3], [1, 2], [4, 3], [2, 0]]], ids=["sparse", "two"])
+@pytest.mark.parametrize("affine", [False, True], ids=["plain", "affine"])
+def test_gradcheck(ops, affine):
+    torch.manual_seed(1)
+    cell = OnePathCell(2, affine=affine).double()
+    x = torch.randn(2, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    gates = torch.rand(torch.tensor(ops).reshape(6, -1).shape, dtype=torch.float64, requires_grad=True)
+    path_ops = torch.tensor(ops).reshape(6, -1)
+    weights = [parameter for parameter in cell.parameters() if parameter.dim() == 4]
+    assert torch.autograd.gradcheck(lambda x, gates, *_: cell(x, Path(path_ops, gates)), (x, gates, *weights))
+
+
+def test_bits_do_not_depend_on_threads_or_runs():
+    torch.manual_seed(0)
+    cell = OnePathCell(16)
+    x = torch.randn(5, 16, 9, 9)
+    found, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 1, 2, 4, 16):
+            torch.set_num_threads(threads)
+            path = Path.from_ops([1, 4, 1, 4, 1, 4])  # own kernels only
+            y = cell(x, path)
+            y.square().sum().backward()
+            found.append((y.sum().item(), path.gates.grad.flatten().tolist()))
+    finally:
+        torch.set_num_threads(before)
+    assert all(other == found[0] for other in found)
+
+
+def test_scale_of_the_input_does_not_matter_to_batch_norm(close):
+    # The mean is 300 times the spread: a variance as a difference of squares would be off by 1e-2 in float32.
+    torch.manual_seed(0)
+    cell = OnePathCell(4, num_nodes=2)
+    x = 300 + torch.randn(3, 4, 6, 6)
+    path = Path.from_ops([2], requires_grad=False)
+    weight = cell.edges["1<-0"][2].op[1].weight
+    with torch.no_grad():
+        weight.copy_(torch.eye(4)[:, :, None, None])
+        close(cell(x, path), plain(copy.deepcopy(cell).double(), x.double(), path))
