@@ -1,6 +1,7 @@
-"""Builds advnas_ext._C with ninja: the CPU kernels once for each instruction set, the CUDA kernels if wanted, then what knows torch.
+"""Builds advnas_ext._C with ninja: the CPU kernels for each instruction set, the CUDA kernels if wanted, then the rest.
 
-torch's own BuildExtension has no flags for a single file; here each file has the flags of its folder, and only what changed is built.
+torch's own BuildExtension has no flags for a single file; here each file has the flags of its folder, and only what
+changed is built.
 """
 
 import json
@@ -23,8 +24,9 @@ CUDA_TARGETS = (75, 80, 86, 89, 90, 100, 120)  # what nvcc 13 compiles for
 INFO = "_build.json"  # beside the extension: what advnas_ext checks at import and advnas_ext.info prints
 
 RULES = """
+warnings = -Wall -Wextra -Wno-psabi -Wno-unknown-pragmas
 rule cxx
-  command = {cxx} -MMD -MF $out.d -fPIC -std=c++20 -fvisibility=hidden -Wall -Wextra -Wno-psabi -Wno-unknown-pragmas $flags -c $in -o $out
+  command = {cxx} -MMD -MF $out.d -fPIC -std=c++20 -fvisibility=hidden $warnings $flags -c $in -o $out
   depfile = $out.d
   deps = gcc
   description = CXX $out
@@ -56,7 +58,9 @@ def find_compiler() -> str:
     for name in filter(None, wanted):
         if path := shutil.which(name.split()[0]):
             return path
-    return stop(f"no C++ compiler was found (looked for {', '.join(filter(None, wanted))}): install g++, or name one in CXX")
+    return stop(
+        f"no C++ compiler was found (looked for {', '.join(filter(None, wanted))}): install g++, or name one in CXX"
+    )
 
 
 def find_nvcc() -> Path | None:
@@ -69,15 +73,19 @@ def cuda_nvcc(torch) -> Path | None:
     """nvcc if the extension is to be built for CUDA: where torch has CUDA. ADVNAS_CUDA=0 or 1 decides by hand."""
     choice, cuda, nvcc = os.environ.get("ADVNAS_CUDA", ""), torch.version.cuda, find_nvcc()
     if choice not in ("", "0", "1"):
-        stop(f"ADVNAS_CUDA must be 0 or 1, got {choice!r}; unset it to build for CUDA where torch has CUDA and nvcc is found")
+        stop(
+            f"ADVNAS_CUDA must be 0 or 1, got {choice!r}; unset it to build for CUDA where torch has CUDA and nvcc is found"
+        )
     if choice == "0" or (choice == "" and cuda is None):
         return None
     if cuda is None:
-        stop(f"ADVNAS_CUDA=1, but torch {torch.__version__} has no CUDA: install a CUDA build of torch, or unset ADVNAS_CUDA")
+        stop(
+            f"ADVNAS_CUDA=1, but torch {torch.__version__} has no CUDA: install a CUDA build of torch, or unset ADVNAS_CUDA"
+        )
     if nvcc is None:
         stop(
-            f"torch {torch.__version__} has CUDA {cuda}, but nvcc was not found: install the CUDA toolkit and set CUDA_HOME to its "
-            "folder, or set ADVNAS_CUDA=0 to build for the CPU only"
+            f"torch {torch.__version__} has CUDA {cuda}, but nvcc was not found: install the CUDA toolkit and set "
+            "CUDA_HOME to its folder, or set ADVNAS_CUDA=0 to build for the CPU only"
         )
     return nvcc
 
@@ -108,7 +116,10 @@ class Build(build_ext):
             "machine": platform.machine(),
         }
         # A process that runs the old extension keeps its file: replace, never overwrite.
-        for name, content in ((target, (folder / "_C.so").read_bytes()), (target.parent / INFO, json.dumps(info).encode())):
+        for name, content in (
+            (target, (folder / "_C.so").read_bytes()),
+            (target.parent / INFO, json.dumps(info).encode()),
+        ):
             partial = name.with_name(name.name + ".partial")
             partial.write_bytes(content)
             partial.replace(name)
@@ -149,7 +160,9 @@ class Build(build_ext):
                 add("nvcc", source, " ".join(targets))
             libraries += ["c10_cuda", "torch_cuda", "cudart"]
         paths = " ".join(f"-L{p}" for p in library_paths(device))
-        lines.append(f"build _C.so: link {' '.join(objects)}\n  flags = {paths} {' '.join(f'-l{name}' for name in libraries)}")
+        lines.append(
+            f"build _C.so: link {' '.join(objects)}\n  flags = {paths} {' '.join(f'-l{name}' for name in libraries)}"
+        )
         return "\n".join(lines) + "\ndefault _C.so\n"
 
 

@@ -29,4 +29,6 @@ BUILD = _build_info()
 VERSION = metadata.version("advnas-ext")
 check(BUILD["torch"], torch.__version__)
 if BUILD["cuda"] and not torch.version.cuda:
-    raise ImportError(f"advnas_ext was built for CUDA {BUILD['cuda']}, but torch {torch.__version__} has no CUDA; {REBUILD}")
+    raise ImportError(
+        f"advnas_ext was built for CUDA {BUILD['cuda']}, but torch {torch.__version__} has no CUDA; {REBUILD}"
+    )

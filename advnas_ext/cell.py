@@ -17,22 +17,22 @@ from advnas_ext.path import Path
 class OnePathCell(nn.Module):
     """A densely connected cell (NAS-Bench-201, Dong & Yang 2020) that runs one path at a time.
 
-    ``num_nodes`` nodes; an edge goes from every node to every later one, in the order 1<-0, 2<-0, 2<-1, 3<-0, ... Each node is the
-    sum of the gated outputs of the operations picked on its incoming edges: see :func:`advnas_ext.reference.cell`. The forward and
-    backward passes are fused, an edge that cannot reach the output is not run, and the backward pass fills ``path.gates.grad``
-    with the advantage of every edge. Gradients that nobody asks for are not computed: of the gates for ``path.detach()``, of the
-    weights in ``loss.backward(inputs=[path.gates])``.
+    ``num_nodes`` nodes; an edge goes from every node to every later one, in the order 1<-0, 2<-0, 2<-1, 3<-0, ... Each
+    node is the sum of the gated outputs of the operations picked on its incoming edges: see
+    :func:`advnas_ext.reference.cell`. The forward and backward passes are fused, an edge that cannot reach the output is
+    not run, and the backward pass fills ``path.gates.grad`` with the advantage of every edge. Gradients that nobody asks
+    for are not computed: of the gates for ``path.detach()``, of the weights in ``loss.backward(inputs=[path.gates])``.
 
-    float32 and float64 on the host run natively. Everything else (other dtypes, autocast, other devices) runs the plain PyTorch
-    specification.
+    float32 and float64 on the host run natively. Everything else (other dtypes, autocast, other devices) runs the plain
+    PyTorch specification.
 
     Args:
         channels: of the input and of every node.
         ops: names of the candidate operations, from ``advnas_ext.operations.OPERATIONS``.
         num_nodes: nodes, input and output included; at least 2.
         affine: whether batch norm has a weight and a bias (then the convolutions have no bias).
-        track_running_stats: whether batch norm keeps running statistics for ``eval()``; without them it uses batch statistics
-            always. Statistics of operations that did not run stay as they were.
+        track_running_stats: whether batch norm keeps running statistics for ``eval()``; without them it uses batch
+            statistics always. Statistics of operations that did not run stay as they were.
 
     Raises:
         ValueError: an argument is out of range or an operation unknown.
@@ -59,7 +59,9 @@ class OnePathCell(nn.Module):
         self.track_running_stats = track_running_stats
         self.edges = nn.ModuleDict(
             {
-                f"{target}<-{source}": nn.ModuleList(OPERATIONS[op](channels, affine, track_running_stats) for op in ops)
+                f"{target}<-{source}": nn.ModuleList(
+                    OPERATIONS[op](channels, affine, track_running_stats) for op in ops
+                )
                 for target in range(1, num_nodes)
                 for source in range(target)
             }
@@ -73,8 +75,8 @@ class OnePathCell(nn.Module):
         """Run the picked operations.
 
         Args:
-            x: [batch, channels, height, width], of the dtype and on the device of the parameters. channels_last is the native
-                layout; any other is converted once.
+            x: [batch, channels, height, width], of the dtype and on the device of the parameters. channels_last is the
+                native layout; any other is converted once.
             path: picks for ``num_edges`` edges among ``len(ops)`` operations.
 
         Returns:
@@ -89,15 +91,13 @@ class OnePathCell(nn.Module):
         picked = self._picked(path)
         if _is_native(x) and all(module.piece is not None for module in picked):
             return _run_native(x, path, picked, self.num_nodes)
-        candidates = [list(candidates) for candidates in self.edges.values()]
-        return reference.cell(x, path, candidates, self.num_nodes)  # type: ignore[arg-type]
+        return reference.cell(x, path, self._candidates(), self.num_nodes)
 
     def keep_only(self, ops: Tensor) -> None:
         """Discard the parameters of every candidate but ``ops`` (int64 [num_edges]): the cell of one architecture."""
         picks = Path.from_ops(ops, requires_grad=False)
         self._check_path(picks)
-        for candidates, row in zip(self.edges.values(), picks.ops.tolist(), strict=True):
-            assert isinstance(candidates, nn.ModuleList)
+        for candidates, row in zip(self._candidates(), picks.ops.tolist(), strict=True):
             for op in range(len(candidates)):
                 if op not in row:
                     candidates[op] = Discarded()
@@ -105,11 +105,12 @@ class OnePathCell(nn.Module):
     def extra_repr(self) -> str:
         return f"channels={self.channels}, ops={self.ops}, num_nodes={self.num_nodes}"
 
+    def _candidates(self) -> list[nn.ModuleList]:
+        return list(self.edges.values())  # type: ignore[arg-type]
+
     def _picked(self, path: Path) -> list[nn.Module]:
-        modules: list[nn.Module] = []
-        for candidates, row in zip(self.edges.values(), path.ops.tolist(), strict=True):
-            modules.extend(candidates[op] for op in row)  # type: ignore[index]
-        return modules
+        rows = zip(self._candidates(), path.ops.tolist(), strict=True)
+        return [candidates[op] for candidates, row in rows for op in row]
 
     def _check(self, x: Tensor, path: Path) -> None:
         if not isinstance(path, Path):
@@ -123,7 +124,9 @@ class OnePathCell(nn.Module):
         if parameter is None:
             return
         if x.device != parameter.device:
-            raise ValueError(f"OnePathCell: x is on {x.device} and the cell on {parameter.device}; move one of them with .to()")
+            raise ValueError(
+                f"OnePathCell: x is on {x.device} and the cell on {parameter.device}; move one of them with .to()"
+            )
         if x.dtype != parameter.dtype and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(
                 f"OnePathCell: x is {x.dtype} and the cell's parameters are {parameter.dtype}; "
@@ -134,7 +137,9 @@ class OnePathCell(nn.Module):
         if path.num_edges != self.num_edges:
             raise ValueError(f"OnePathCell: path must have {self.num_edges} edges, got {path.num_edges}")
         if int(path.ops.max()) >= len(self.ops):
-            raise ValueError(f"OnePathCell: path.ops must be below {len(self.ops)}, the number of ops, got {path.ops.tolist()}")
+            raise ValueError(
+                f"OnePathCell: path.ops must be below {len(self.ops)}, the number of ops, got {path.ops.tolist()}"
+            )
 
 
 def _is_native(x: Tensor) -> bool:
@@ -151,13 +156,11 @@ def _warn_not_native(device: str) -> None:
 
 @torch.compiler.disable
 def _run_native(x: Tensor, path: Path, picked: list[nn.Module], num_nodes: int) -> Tensor:
-    convolutions = [op.op for op in picked if isinstance(op, ReLUConvBN)]
     tensors: list[Tensor | None] = []
     use_running_stats, eps, momentum = False, 0.0, 0.0
-    for _, convolution, norm in convolutions:
-        tensors += (convolution.weight, convolution.bias, norm.weight, norm.bias)
-        tensors += (norm.running_mean, norm.running_var, norm.num_batches_tracked)
-        use_running_stats = norm.running_mean is not None and not norm.training
-        eps, momentum = norm.eps, norm.momentum
+    for op in picked:
+        if isinstance(op, ReLUConvBN):
+            tensors += op.tensors()
+            use_running_stats, eps, momentum = op.uses_running_stats, op.norm.eps, op.norm.momentum or 0.0
     pieces = [op.piece for op in picked]
     return _C.cell(x, path.gates, pieces, num_nodes, tensors, use_running_stats, eps, momentum)

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-
 import advnas_ext._C  # noqa: F401  (registers the operators)
 
 

@@ -1,7 +1,8 @@
 """The candidate operations: a module each, in plain PyTorch. They hold the parameters and say what the operation is.
 
-Parameter names are those of xautodl's NAS-Bench-201 operations, so that its checkpoints load. ``piece`` names the native piece that
-the fused executor runs in place of ``forward``; a module without one runs as it is written, through the plain executor.
+Parameter names are those of xautodl's NAS-Bench-201 operations, so that its checkpoints load. ``piece`` names the native
+piece that the fused executor runs in place of ``forward``; a module without one runs as it is written, through the plain
+executor.
 """
 
 from collections.abc import Callable
@@ -61,6 +62,27 @@ class ReLUConvBN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
+
+    @property
+    def norm(self) -> nn.BatchNorm2d:
+        return self.op[2]  # type: ignore[return-value]
+
+    @property
+    def uses_running_stats(self) -> bool:
+        return self.norm.running_mean is not None and not self.norm.training
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """What the native piece takes, in the order of ``ConvolutionTensor`` in csrc/cell.h."""
+        convolution, norm = self.op[1], self.norm
+        return (
+            convolution.weight,  # type: ignore[return-value]
+            convolution.bias,
+            norm.weight,
+            norm.bias,
+            norm.running_mean,
+            norm.running_var,
+            norm.num_batches_tracked,
+        )
 
 
 class Discarded(nn.Module):

@@ -34,7 +34,9 @@ class Path:
         if not isinstance(ops, Tensor) or ops.dtype != torch.int64:
             raise TypeError(f"Path: ops must be an int64 tensor, got {getattr(ops, 'dtype', type(ops).__name__)}")
         if not isinstance(gates, Tensor) or not gates.is_floating_point():
-            raise TypeError(f"Path: gates must be a floating point tensor, got {getattr(gates, 'dtype', type(gates).__name__)}")
+            raise TypeError(
+                f"Path: gates must be a floating point tensor, got {getattr(gates, 'dtype', type(gates).__name__)}"
+            )
         if ops.dim() != 2 or ops.shape[1] == 0:
             raise ValueError(f"Path: ops must have shape [num_edges, picks] with picks >= 1, got {list(ops.shape)}")
         if gates.shape != ops.shape:

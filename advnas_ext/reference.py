@@ -14,7 +14,7 @@ def gate(h: Tensor, gate: Tensor) -> Tensor:
     return h * gate.reshape(()).to(h)
 
 
-def cell(x: Tensor, path: Path, edges: Sequence[Sequence[nn.Module]], num_nodes: int) -> Tensor:
+def cell(x: Tensor, path: Path, edges: Sequence[nn.ModuleList], num_nodes: int) -> Tensor:
     """A cell on one path: every node is the sum, over its incoming edges, of the gated outputs of the picked operations.
 
         node_0 = x,    node_t = sum_{s < t} sum_k gates[e, k] * op_{ops[e, k]}(node_s),    e the edge t <- s

@@ -10,13 +10,17 @@ import torch
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
-def assert_close(actual: torch.Tensor, expected: torch.Tensor, what: str = "", dtype: torch.dtype | None = None) -> None:
+def assert_close(
+    actual: torch.Tensor, expected: torch.Tensor, what: str = "", dtype: torch.dtype | None = None
+) -> None:
     """Equal within the tolerance of ``dtype`` (default: that of ``actual``), relative to the largest entry of ``expected``."""
     assert actual.shape == expected.shape, f"{what}: shape {list(actual.shape)}, expected {list(expected.shape)}"
     scale = expected.abs().max().item() if expected.numel() else 0.0
     # Where every entry is 0 in theory (batch norm cancels the scale of a weight), both sides hold rounding errors of terms near 1.
     tolerance = TOLERANCE[dtype or actual.dtype] * max(scale, 3e-2)
-    torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=tolerance, msg=lambda text: f"{what}: {text}")
+    torch.testing.assert_close(
+        actual.double(), expected.double(), rtol=0, atol=tolerance, msg=lambda text: f"{what}: {text}"
+    )
 
 
 @pytest.fixture

@@ -40,7 +40,16 @@ def plain(cell, x, path):
     return reference.cell(x, path, list(cell.edges.values()), cell.num_nodes)
 
 
-def compare(close, ops, dtype=torch.float32, shape=(2, 6, 5, 7), layout=torch.channels_last, affine=False, track=False, evaluate=False):
+def compare(
+    close,
+    ops,
+    dtype=torch.float32,
+    shape=(2, 6, 5, 7),
+    layout=torch.channels_last,
+    affine=False,
+    track=False,
+    evaluate=False,
+):
     ops = ops if ops.dim() == 2 else ops.unsqueeze(1)
     num_nodes = {1: 2, 3: 3, 6: 4, 10: 5}[len(ops)]
     for seed in range(100):
@@ -100,7 +109,9 @@ def test_sparse_two_picks_and_dense(close, picks, seed, dtype):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last, "strided"], ids=str)
 @pytest.mark.parametrize(
-    "shape", [(1, 6, 5, 7), (2, 1, 4, 4), (2, 3, 1, 1), (1, 17, 9, 3), (3, 16, 8, 8), (2, 40, 2, 5), (2, 8, 1, 6)], ids=str
+    "shape",
+    [(1, 6, 5, 7), (2, 1, 4, 4), (2, 3, 1, 1), (1, 17, 9, 3), (3, 16, 8, 8), (2, 40, 2, 5), (2, 8, 1, 6)],
+    ids=str,
 )
 def test_shapes_and_layouts(close, shape, layout):
     compare(close, torch.tensor([3, 1, 2, 4, 2, 3]), shape=shape, layout=layout)
@@ -120,7 +131,9 @@ def test_other_numbers_of_nodes(close, num_edges):
 
 
 # Edges 1<-0, 2<-0, 2<-1, 3<-0, 3<-1, 3<-2.
-@pytest.mark.parametrize("ops", [[3, 3, 3, 1, 0, 0], [3, 1, 0, 4, 0, 3], [0, 0, 0, 0, 0, 3], [3, 3, 3, 0, 0, 0], [0] * 6], ids=str)
+@pytest.mark.parametrize(
+    "ops", [[3, 3, 3, 1, 0, 0], [3, 1, 0, 4, 0, 3], [0, 0, 0, 0, 0, 3], [3, 3, 3, 0, 0, 0], [0] * 6], ids=str
+)
 def test_dead_edges_and_empty_nodes(close, ops):
     compare(close, torch.tensor(ops), affine=True)
 
@@ -151,7 +164,9 @@ def test_a_skip_has_the_advantage_of_its_formula():
     torch.testing.assert_close(path.gates.grad.item(), (x * dy).sum().item())
 
 
-@pytest.mark.parametrize("ops", [[3, 1, 2, 4, 0, 3], [[3, 1], [2, 4], [0, 3], [1, 2], [4, 3], [2, 0]]], ids=["sparse", "two"])
+@pytest.mark.parametrize(
+    "ops", [[3, 1, 2, 4, 0, 3], [[3, 1], [2, 4], [0, 3], [1, 2], [4, 3], [2, 0]]], ids=["sparse", "two"]
+)
 @pytest.mark.parametrize("affine", [False, True], ids=["plain", "affine"])
 def test_gradcheck(ops, affine):
     torch.manual_seed(1)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from advnas_ext import NAS_BENCH_201, OnePathCell, Path, cell as cell_module, reference
+from advnas_ext import NAS_BENCH_201, OnePathCell, Path, reference
+from advnas_ext import cell as cell_module
 from advnas_ext.operations import OPERATIONS
 
 OPS = [3, 1, 2, 4, 2, 3]
@@ -26,7 +27,9 @@ def cell():
 
 @pytest.fixture
 def x():
-    return torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(1)).contiguous(memory_format=torch.channels_last)
+    return torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(1)).contiguous(
+        memory_format=torch.channels_last
+    )
 
 
 def test_bfloat16(cell, x, close):
@@ -119,7 +122,10 @@ def test_state_dict_has_the_names_of_xautodl():
     convolutions = [f"edges.{edge}.{op}.op.1.{kind}" for edge in edges for op in (2, 3) for kind in ("weight", "bias")]
     assert list(OnePathCell(4).state_dict()) == convolutions
     affine = OnePathCell(4, affine=True, track_running_stats=True).state_dict()
-    kinds = ["op.1.weight", *(f"op.2.{kind}" for kind in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"))]
+    kinds = [
+        "op.1.weight",
+        *(f"op.2.{kind}" for kind in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")),
+    ]
     assert list(affine) == [f"edges.{edge}.{op}.{kind}" for edge in edges for op in (2, 3) for kind in kinds]
 
 
@@ -223,16 +229,26 @@ def test_empty_batch(cell, x):
 def test_without_a_native_device_it_warns_once(cell):
     cell_module._warn_not_native.cache_clear()
     with pytest.warns(UserWarning, match="no native kernels for meta"):
-        y = copy.deepcopy(cell).to("meta")(torch.empty(2, 8, 6, 6, device="meta"), Path.from_ops([1] * 6, requires_grad=False))
+        y = copy.deepcopy(cell).to("meta")(
+            torch.empty(2, 8, 6, 6, device="meta"), Path.from_ops([1] * 6, requires_grad=False)
+        )
     assert y.device.type == "meta"
 
 
 @pytest.mark.parametrize(
     "arguments, error, text",
     [
-        ({"x": torch.ones(2, 4, 6, 6)}, ValueError, r"x must have shape \[batch, 8, height, width\], got \[2, 4, 6, 6\]"),
+        (
+            {"x": torch.ones(2, 4, 6, 6)},
+            ValueError,
+            r"x must have shape \[batch, 8, height, width\], got \[2, 4, 6, 6\]",
+        ),
         ({"x": torch.ones(8, 6, 6)}, ValueError, r"got \[8, 6, 6\]"),
-        ({"x": torch.ones(2, 8, 6, 6, dtype=torch.float64)}, TypeError, "x is torch.float64 and the cell's parameters are"),
+        (
+            {"x": torch.ones(2, 8, 6, 6, dtype=torch.float64)},
+            TypeError,
+            "x is torch.float64 and the cell's parameters are",
+        ),
         ({"x": torch.ones(2, 8, 6, 6, dtype=torch.int64)}, TypeError, "x is torch.int64"),
         ({"x": torch.ones(2, 8, 6, 6, device="meta")}, ValueError, "x is on meta and the cell on cpu"),
         ({"x": torch.ones(1, 8, 1, 1)}, ValueError, "more than one value per channel"),
