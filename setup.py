@@ -65,8 +65,8 @@ def find_compiler() -> str:
 
 def find_nvcc() -> Path | None:
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    found = Path(home, "bin", "nvcc") if home else shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-    return Path(found) if Path(found).exists() else None
+    candidates = [f"{home}/bin/nvcc"] if home else ["/usr/local/cuda/bin/nvcc", shutil.which("nvcc") or ""]
+    return next((Path(nvcc).resolve() for nvcc in candidates if Path(nvcc).is_file()), None)
 
 
 def cuda_nvcc(torch) -> Path | None:
@@ -146,9 +146,11 @@ class Build(build_ext):
                 continue
             for isa, flags in ISA_FLAGS.items():
                 add("cxx", source, f"-O3 -DADVNAS_ISA={isa} {flags}", f"{isa}.")
-        device = "cuda" if nvcc else "cpu"
-        includes = [f"-isystem {p}" for p in (*include_paths(device), sysconfig.get_path("include"))]
-        # OpenMP for at::parallel_for. No -fopenmp when linking: the symbols are those of the one runtime that torch has loaded.
+        include = [*include_paths("cpu"), sysconfig.get_path("include")]
+        if nvcc:  # of the toolkit, or of the packages that torch brings
+            include += [nvcc.parents[1] / "include", *Path(torch.__file__).parents[1].glob("nvidia/cu*/include")]
+        includes = [f"-isystem {p}" for p in include]
+        # OpenMP for at::parallel_for. Neither it nor the CUDA runtime is linked: the symbols are those that torch has loaded.
         flags = f"-O2 -fopenmp -DTORCH_EXTENSION_NAME=_C {'-DADVNAS_CUDA' if nvcc else ''} {' '.join(includes)}"
         for source in sorted(csrc.glob("*.cpp")):
             add("cxx", source, flags)
@@ -158,12 +160,13 @@ class Build(build_ext):
             targets.append(f"-gencode arch=compute_{CUDA_TARGETS[-1]},code=compute_{CUDA_TARGETS[-1]}")
             for source in sorted((csrc / "kernels" / "cuda").glob("*.cu")):
                 add("nvcc", source, " ".join(targets))
-            libraries += ["c10_cuda", "torch_cuda", "cudart"]
-        paths = " ".join(f"-L{p}" for p in library_paths(device))
+            libraries += ["c10_cuda", "torch_cuda"]
+        paths = " ".join(f"-L{p}" for p in library_paths("cpu"))
         lines.append(
             f"build _C.so: link {' '.join(objects)}\n  flags = {paths} {' '.join(f'-l{name}' for name in libraries)}"
         )
         return "\n".join(lines) + "\ndefault _C.so\n"
 
 
-setup(ext_modules=[Extension("advnas_ext._C", [])], cmdclass={"build_ext": Build})
+if __name__ == "__main__":
+    setup(ext_modules=[Extension("advnas_ext._C", [])], cmdclass={"build_ext": Build})

@@ -10,6 +10,8 @@
 #ifdef ADVNAS_CUDA
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #endif
 
 #include "kernels/cpu/isa.h"

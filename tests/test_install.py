@@ -1,0 +1,133 @@
+"""Installation as users do it, and what they read when something is missing."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from advnas_ext import _load, info
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def setup_py():
+    spec = importlib.util.spec_from_file_location("advnas_setup", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def build_ext(tmp_path, **environment):
+    """What `python setup.py build_ext` prints on stderr at the end; the build is expected to stop."""
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-temp", tmp_path / "temp", "--build-lib", tmp_path / "lib"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    return done.stderr.strip().split("\n")[-1]
+
+
+def test_without_torch(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('no torch here')")
+    assert build_ext(tmp_path, PYTHONPATH=str(tmp_path)) == (
+        "advnas-ext: torch is needed to build: pip install torch, then pip install --no-build-isolation ."
+    )
+
+
+def test_without_a_compiler(tmp_path):
+    assert build_ext(tmp_path, CXX="/nowhere/g++") == (
+        "advnas-ext: no C++ compiler was found (looked for /nowhere/g++): install g++, or name one in CXX"
+    )
+
+
+CUDA_TORCH = SimpleNamespace(__version__="2.14.1", version=SimpleNamespace(cuda="13.0"))
+CPU_TORCH = SimpleNamespace(__version__="2.13.0", version=SimpleNamespace(cuda=None))
+
+
+@pytest.fixture
+def toolkit(tmp_path, monkeypatch):
+    """A folder that CUDA_HOME names, with an nvcc in it."""
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.touch()
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.delenv("ADVNAS_CUDA", raising=False)
+    return nvcc.resolve()
+
+
+def test_cuda_exactly_where_torch_has_it(setup_py, toolkit, monkeypatch):
+    assert setup_py.cuda_nvcc(CUDA_TORCH) == toolkit
+    assert setup_py.cuda_nvcc(CPU_TORCH) is None
+    monkeypatch.setenv("ADVNAS_CUDA", "0")
+    assert setup_py.cuda_nvcc(CUDA_TORCH) is None
+    monkeypatch.setenv("ADVNAS_CUDA", "1")
+    assert setup_py.cuda_nvcc(CUDA_TORCH) == toolkit
+
+
+@pytest.mark.parametrize(
+    "fake, choice, text",
+    [
+        (CUDA_TORCH, "", "torch 2.14.1 has CUDA 13.0, but nvcc was not found: install the CUDA toolkit"),
+        (CUDA_TORCH, "1", "nvcc was not found"),
+        (CPU_TORCH, "1", "ADVNAS_CUDA=1, but torch 2.13.0 has no CUDA: install a CUDA build of torch, or unset ADVNAS_CUDA"),
+        (CPU_TORCH, "yes", "ADVNAS_CUDA must be 0 or 1, got 'yes'"),
+    ],
+)
+def test_cuda_that_cannot_be_built(setup_py, toolkit, monkeypatch, fake, choice, text):
+    toolkit.unlink()
+    monkeypatch.setenv("ADVNAS_CUDA", choice)
+    with pytest.raises(SystemExit, match=text):
+        setup_py.cuda_nvcc(fake)
+
+
+def test_another_torch_is_named_at_import():
+    _load.check("2.13.0+cpu", "2.13.0+cu130")
+    with pytest.raises(ImportError, match=r"was built for torch 2\.13\.0, but torch 2\.14\.1 is installed; rebuild it: pip install"):
+        _load.check("2.13.0", "2.14.1")
+
+
+def test_info_names_what_was_built():
+    report = info.report()
+    for fact in (torch.__version__, "instruction set", "compiled:", "CUDA kernels", "threads"):
+        assert fact in report
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    out = tmp_path_factory.mktemp("sdist")
+    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", out, ROOT]
+    subprocess.run(command, check=True, capture_output=True)
+    [archive] = out.glob("*.tar.gz")
+    return archive
+
+
+def test_sdist_holds_every_source(sdist):
+    tracked = subprocess.run(["git", "ls-files", "csrc", "advnas_ext", "python"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode != 0:
+        pytest.skip("not a git checkout")
+    with tarfile.open(sdist) as archive:
+        inside = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    assert set(tracked.stdout.split()) <= inside
+
+
+def test_installed_from_the_sdist_it_works_elsewhere(sdist, tmp_path):
+    target = tmp_path / "site"
+    command = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--quiet", "--target", target, sdist]
+    subprocess.run(command, check=True, capture_output=True)
+    program = (
+        "import advnas, advnas_ext, torch;"
+        "path = advnas_ext.Path.from_ops([3, 1, 2, 4, 2, 3]);"
+        "advnas_ext.OnePathCell(8)(torch.randn(2, 8, 6, 6), path).square().sum().backward();"
+        "assert path.gates.grad.isfinite().all();"
+        "print(advnas_ext.__file__)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(target)}
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(target))
