@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "buffers.h"
 #include "kernels/cpu/isa.h"
 
 namespace advnas {
@@ -78,7 +79,7 @@ Row sum_images(const Row& partial, int64_t batch, int64_t width) {
 }  // namespace
 
 Tensor node_forward(const Tensor& like, const std::vector<Scaled>& scaled, const std::vector<Pooled>& pooled, const Row& bias) {
-  const Tensor y = at::empty_like(like, at::MemoryFormat::ChannelsLast);
+  const Tensor y = empty_buffer(like.sizes(), like.scalar_type());
   const ImageShape shape = shape_of(y);
   AT_DISPATCH_FLOATING_TYPES(y.scalar_type(), "node_forward", [&] {
     const Gathered<scalar_t> gathered(scaled, pooled, {});
@@ -98,7 +99,7 @@ Tensor node_forward(const Tensor& like, const std::vector<Scaled>& scaled, const
 
 NodeGradient node_backward(const Tensor& like, const Tensor& x, const std::vector<Scaled>& scaled,
                            const std::vector<Pooled>& pooled, const std::vector<Tensor>& masked, bool want_gate_grad) {
-  const Tensor dx = at::empty_like(like, at::MemoryFormat::ChannelsLast);
+  const Tensor dx = empty_buffer(like.sizes(), like.scalar_type());
   const ImageShape shape = shape_of(dx);
   const int64_t batch = dx.size(0), num_scaled = int64_t(scaled.size()), num_pooled = int64_t(pooled.size());
   Row scaled_partial(want_gate_grad ? batch * num_scaled : 0), pooled_partial(want_gate_grad ? batch * num_pooled : 0);
@@ -170,7 +171,7 @@ BatchNormSums batch_norm_sums(const Tensor& dy, const std::vector<Tensor>& z, co
 }
 
 Tensor batch_norm_input_gradient(const Tensor& dy, const Tensor& z, const Row& of_dy, const Row& of_z, const Row& constant) {
-  const Tensor dz = at::empty_like(dy, at::MemoryFormat::ChannelsLast);
+  const Tensor dz = empty_buffer(dy.sizes(), dy.scalar_type());
   const int64_t channels = dy.size(1), pixels = dy.size(2) * dy.size(3);
   AT_DISPATCH_FLOATING_TYPES(dy.scalar_type(), "batch_norm_input_gradient", [&] {
     const auto a = cast<scalar_t>(of_dy), b = cast<scalar_t>(of_z), c = cast<scalar_t>(constant);

@@ -1,0 +1,76 @@
+#include "buffers.h"
+
+#include <ATen/EmptyTensor.h>
+#include <c10/core/Allocator.h>
+#include <c10/core/impl/alloc_cpu.h>
+
+#include <algorithm>
+#include <deque>
+#include <mutex>
+#include <memory>
+
+namespace advnas {
+namespace {
+
+class BufferAllocator final : public c10::Allocator {
+ public:
+  c10::DataPtr allocate(size_t bytes) override {
+    void* data = take(bytes);
+    return {data, new Lease{data, bytes}, &BufferAllocator::give_back, at::Device(at::kCPU)};
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
+  void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
+
+  // Never destroyed: tensors may outlive every static object.
+  static BufferAllocator& get() {
+    static auto* const allocator = new BufferAllocator;
+    return *allocator;
+  }
+
+ private:
+  struct Lease {
+    void* data;
+    size_t bytes;
+  };
+
+  void* take(size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    in_use_ += bytes;
+    peak_ = std::max(peak_, in_use_);
+    for (auto it = kept_.rbegin(); it != kept_.rend(); ++it) {  // the last returned is the warmest
+      if (it->bytes != bytes) continue;
+      void* const data = it->data;
+      kept_bytes_ -= bytes;
+      kept_.erase(std::next(it).base());
+      return data;
+    }
+    return c10::alloc_cpu(bytes);
+  }
+
+  static void give_back(void* context) {
+    const std::unique_ptr<Lease> lease(static_cast<Lease*>(context));
+    BufferAllocator& self = get();
+    const std::lock_guard lock(self.mutex_);
+    self.in_use_ -= lease->bytes;
+    self.kept_bytes_ += lease->bytes;
+    self.kept_.push_back(*lease);
+    while (self.kept_bytes_ > self.peak_) {
+      self.kept_bytes_ -= self.kept_.front().bytes;
+      c10::free_cpu(self.kept_.front().data);
+      self.kept_.pop_front();
+    }
+  }
+
+  std::mutex mutex_;
+  std::deque<Lease> kept_;  // oldest first; some dozens
+  size_t in_use_ = 0, peak_ = 0, kept_bytes_ = 0;
+};
+
+}  // namespace
+
+at::Tensor empty_buffer(at::IntArrayRef sizes, at::ScalarType type) {
+  const auto format = sizes.size() == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+  return at::detail::empty_generic(sizes, &BufferAllocator::get(), c10::DispatchKeySet(c10::DispatchKey::CPU), type, format);
+}
+
+}  // namespace advnas
