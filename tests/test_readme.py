@@ -1,0 +1,24 @@
+"""The README's example runs as it stands."""
+
+import re
+from pathlib import Path
+
+import torch
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_drop_in_example():
+    [code] = re.findall(r"<!-- example: .*? -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
+    names: dict = {}
+    exec(compile(code, str(README), "exec"), names)
+    assert names["est"].logits.shape == (6, 5)
+    assert names["est"].logits.abs().sum() > 0
+    assert names["path"].gates.grad.shape == (6, 1)
+    assert names["est"].argmax().dtype == torch.int64
+
+
+def test_make_targets_exist():
+    makefile = (README.parent / "Makefile").read_text()
+    for target in re.findall(r"`?make ([a-z-]+)", README.read_text()):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"README names make {target}"
