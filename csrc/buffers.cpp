@@ -6,8 +6,8 @@
 
 #include <algorithm>
 #include <deque>
-#include <mutex>
 #include <memory>
+#include <mutex>
 
 namespace advnas {
 namespace {

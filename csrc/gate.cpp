@@ -35,9 +35,7 @@ Gradients backward_plain(const Tensor& h, const Tensor& dy, const Tensor& gate) 
 }
 
 // The kernel walks both arrays in h's order.
-Tensor in_order_of(const Tensor& h, const Tensor& dy) {
-  return dy.strides() == h.strides() ? dy : at::empty_like(h).copy_(dy);
-}
+Tensor in_order_of(const Tensor& h, const Tensor& dy) { return dy.strides() == h.strides() ? dy : at::empty_like(h).copy_(dy); }
 
 bool has_cpu_kernel(const Tensor& h) {
   return (h.scalar_type() == at::kFloat || h.scalar_type() == at::kDouble) && h.is_non_overlapping_and_dense();
@@ -107,13 +105,14 @@ Tensor forward_cuda(const Tensor& h, const Tensor& gate) {
   const c10::cuda::CUDAGuard guard(h.device());
   Tensor y = at::empty_like(h);
   AT_DISPATCH_SWITCH(h.scalar_type(), "gate", AT_DISPATCH_CASE(at::kFloat, [&] {
-    cuda::gate_forward(h.const_data_ptr<float>(), gate.item<float>(), y.mutable_data_ptr<float>(), h.numel(),
-                       c10::cuda::getCurrentCUDAStream().stream());
-  }) AT_DISPATCH_CASE_REDUCED_FLOATING_TYPES([&] {
-    using T = typename DeviceType<scalar_t>::type;
-    cuda::gate_forward(reinterpret_cast<const T*>(h.const_data_ptr()), gate.item<float>(),
-                       reinterpret_cast<T*>(y.mutable_data_ptr()), h.numel(), c10::cuda::getCurrentCUDAStream().stream());
-  }));
+                       cuda::gate_forward(h.const_data_ptr<float>(), gate.item<float>(), y.mutable_data_ptr<float>(), h.numel(),
+                                          c10::cuda::getCurrentCUDAStream().stream());
+                     }) AT_DISPATCH_CASE_REDUCED_FLOATING_TYPES([&] {
+                       using T = typename DeviceType<scalar_t>::type;
+                       cuda::gate_forward(reinterpret_cast<const T*>(h.const_data_ptr()), gate.item<float>(),
+                                          reinterpret_cast<T*>(y.mutable_data_ptr()), h.numel(),
+                                          c10::cuda::getCurrentCUDAStream().stream());
+                     }));
   return y;
 }
 
@@ -130,10 +129,10 @@ Gradients backward_cuda(const Tensor& h, const Tensor& dy, const Tensor& gate) {
                         gate.item<float>(), reinterpret_cast<T*>(dh.mutable_data_ptr()), dg.mutable_data_ptr<float>(),
                         workspace.mutable_data_ptr<float>(), h.numel(), c10::cuda::getCurrentCUDAStream().stream());
   };
-  AT_DISPATCH_SWITCH(h.scalar_type(), "gate_backward",
-                     AT_DISPATCH_CASE(at::kFloat, [&] { run(static_cast<float*>(nullptr)); })
-                         AT_DISPATCH_CASE_REDUCED_FLOATING_TYPES(
-                             [&] { run(static_cast<typename DeviceType<scalar_t>::type*>(nullptr)); }));
+  AT_DISPATCH_SWITCH(
+      h.scalar_type(), "gate_backward", AT_DISPATCH_CASE(at::kFloat, [&] {
+        run(static_cast<float*>(nullptr));
+      }) AT_DISPATCH_CASE_REDUCED_FLOATING_TYPES([&] { run(static_cast<typename DeviceType<scalar_t>::type*>(nullptr)); }));
   return {dh, dg.to(gate.options()).reshape(gate.sizes())};
 }
 #endif
@@ -144,7 +143,8 @@ Gradients backward_meta(const Tensor& h, const Tensor&, const Tensor& gate) { re
 template <class... Arguments>
 auto call(const char* name, const Arguments&... arguments) {
   using Result = std::conditional_t<sizeof...(Arguments) == 2, Tensor, Gradients>;
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").template typed<Result(const Arguments&...)>().call(arguments...);
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").template typed<Result(const Arguments&...)>().call(
+      arguments...);
 }
 
 class Gate : public torch::autograd::Function<Gate> {

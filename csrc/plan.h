@@ -25,8 +25,8 @@ struct Plan {
   std::vector<Term> out_of(int64_t source) const;
 };
 
-// pieces: [num_edges * picks], edges in the order 1<-0, 2<-0, 2<-1, 3<-0, ... Drops what contributes nothing: zeros, and edges into
-// a node that reaches the output by no path.
+// pieces: [num_edges * picks], edges in the order 1<-0, 2<-0, 2<-1, 3<-0, ... Drops what contributes nothing: zeros, and edges
+// into a node that reaches the output by no path.
 Plan make_plan(const std::vector<Piece>& pieces, int64_t num_nodes);
 
 }  // namespace advnas

@@ -11,16 +11,21 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
 def assert_close(
-    actual: torch.Tensor, expected: torch.Tensor, what: str = "", dtype: torch.dtype | None = None
+    actual: torch.Tensor,
+    expected: torch.Tensor,
+    what: str = "",
+    *,
+    dtype: torch.dtype | None = None,
+    at_least: float = 1e-3,
 ) -> None:
-    """Equal within the tolerance of ``dtype`` (default: that of ``actual``), relative to the largest entry of ``expected``."""
+    """Equal within the tolerance of ``dtype`` (default: that of ``actual``).
+
+    The tolerance is relative to the largest entry of ``expected``, or to ``at_least`` where that is larger.
+    """
     assert actual.shape == expected.shape, f"{what}: shape {list(actual.shape)}, expected {list(expected.shape)}"
     scale = expected.abs().max().item() if expected.numel() else 0.0
-    # Where every entry is 0 in theory (batch norm cancels the scale of a weight), both sides hold rounding errors of terms near 1.
-    tolerance = TOLERANCE[dtype or actual.dtype] * max(scale, 3e-2)
-    torch.testing.assert_close(
-        actual.double(), expected.double(), rtol=0, atol=tolerance, msg=lambda text: f"{what}: {text}"
-    )
+    tolerance = TOLERANCE[dtype or actual.dtype] * max(scale, at_least)
+    torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=tolerance, msg=lambda text: f"{what}: {text}")
 
 
 @pytest.fixture

@@ -73,14 +73,16 @@ def compare(
     expected = run(truth, plain, x.double(), ops, gates.double(), dy.double())
     for name, value in values.items():
         close(value, expected[0][name], name)
+    largest = max((g.abs().max().item() for g in expected[1].values() if g is not None), default=0.0)
     for name, gradient in gradients.items():
         wanted = expected[1][name]
         if gradient is None:  # not run, or exactly 0 in theory
             assert wanted is None or wanted.abs().max() < 1e-10, name
         else:
-            close(gradient, wanted, name)
+            # Batch norm cancels the scale of a weight: a gradient may be 0 in theory, as a sum of terms that are not.
+            close(gradient, wanted, name, at_least=0.1 * largest)
     for name, buffer in buffers.items():
-        close(buffer.double(), expected[2][name].double(), name, dtype)
+        close(buffer.double(), expected[2][name].double(), name, dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

@@ -101,7 +101,7 @@ def test_gates_of_several_cells_add_up(cell, x, close):
         path = Path.from_ops(OPS)
         call(other, call(cell, x, path), path).square().mean().backward()
         gradients.append(path.gates.grad)
-    close(*gradients)
+    close(gradients[0], gradients[1])
 
 
 def test_deepcopy_pickle_and_state_dict(cell, x):

@@ -5,6 +5,7 @@
 // Sums over pixels are taken in T over runs of kRun pixels and then in double, so that the error does not grow with the image.
 #include "../cell.h"
 
+#include "channels.h"
 #include "isa.h"
 #include "vec.h"
 
@@ -13,24 +14,6 @@ namespace {
 
 constexpr int64_t kRun = 64;
 
-// Calls block(c, V{}) for every block of lanes and block(c, T{}) for every channel of the rest: one body serves both.
-template <class T, class Body>
-inline void for_channels(int64_t channels, const Body& body) {
-  int64_t c = 0;
-  for (; c + kLanes<T> <= channels; c += kLanes<T>) body(c, Vec<T>{});
-  for (; c < channels; ++c) body(c, T{});
-}
-
-template <class V, class T>
-inline V load_as(const T* p) {
-  V v;
-  std::memcpy(&v, p, sizeof(v));
-  return v;
-}
-template <class V, class T>
-inline void store_as(T* p, V v) {
-  std::memcpy(p, &v, sizeof(v));
-}
 inline void add_to(double* sum, float v) { *sum += v; }
 inline void add_to(double* sum, double v) { *sum += v; }
 template <class V>
@@ -51,8 +34,8 @@ inline T window(int64_t i, int64_t size) {
   return T((i > 0) + 1 + (i + 1 < size));
 }
 
-// One row of avg_pool_3x3 (mean over the pixels that exist), or of its transpose, into `out` [width, channels]. The count is a product of a
-// count of rows and one of columns, so both are separable: forward divides after each sum, the transpose before.
+// One row of avg_pool_3x3 (mean over the pixels that exist), or of its transpose, into `out` [width, channels]. The count is a
+// product of a count of rows and one of columns, so both are separable: forward divides after each sum, the transpose before.
 // row: [width + 2, channels] of vertical sums with a zero pixel at both ends.
 template <class T, bool kTransposed>
 void pool_row(const T* in, int64_t h, const ImageShape& shape, T* row, T* out) {
@@ -120,13 +103,7 @@ void node_backward(const Sources<T>& sources, const T* x, T* dx, double* scaled_
     T* out = dx + offset;
     for_channels<T>(channels, [&](int64_t c, auto zero) {
       using V = decltype(zero);
-      for (int64_t w = 0; w < width; ++w) {
-        const int64_t at = w * channels + c;
-        V sum{};
-        for (int64_t m = 0; m < sources.num_masked; ++m) sum += load_as<V>(sources.masked[m] + offset + at);
-        if (sources.num_masked > 0) sum = load_as<V>(x + offset + at) > zero ? sum : zero;
-        store_as(out + at, sum);
-      }
+      for (int64_t w = 0; w < width; ++w) store_as(out + w * channels + c, zero);
       for (int64_t k = 0; k < sources.num_scaled; ++k) {
         const V scale = load_as<V>(sources.scale[k] + c);
         V product{};
@@ -185,7 +162,7 @@ void channel_moments(const T* z, int64_t pixels, int64_t channels, double* mean,
 
 template <class T>
 void node_sums(const T* dy, const T* const* z, const T* const* mean, int64_t num, int64_t pixels, int64_t channels, double* s1,
-                   double* const* s2) {
+               double* const* s2) {
   for (int64_t c = 0; c < channels; ++c) s1[c] = 0;
   for (int64_t k = 0; k < num; ++k) {
     for (int64_t c = 0; c < channels; ++c) s2[k][c] = 0;
@@ -210,25 +187,11 @@ void node_sums(const T* dy, const T* const* z, const T* const* mean, int64_t num
 }
 
 template <class T>
-void batch_norm_input_gradient(const T* dy, const T* z, const T* of_dy, const T* of_z, const T* constant, T* dz, int64_t pixels,
-                               int64_t channels) {
-  for (int64_t i = 0; i < pixels; ++i) {
-    for_channels<T>(channels, [&](int64_t c, auto zero) {
-      using V = decltype(zero);
-      const int64_t at = i * channels + c;
-      store_as(dz + at, load_as<V>(of_dy + c) * load_as<V>(dy + at) + load_as<V>(of_z + c) * load_as<V>(z + at) +
-                            load_as<V>(constant + c));
-    });
-  }
-}
-
-template <class T>
 void fill_cell(Kernels<T>* table) {
   table->node_forward = node_forward<T>;
   table->node_backward = node_backward<T>;
   table->channel_moments = channel_moments<T>;
   table->node_sums = node_sums<T>;
-  table->batch_norm_input_gradient = batch_norm_input_gradient<T>;
 }
 template void fill_cell(Kernels<float>*);
 template void fill_cell(Kernels<double>*);

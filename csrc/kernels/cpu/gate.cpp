@@ -1,5 +1,6 @@
-// Bound by memory: backward reads h and dy once and writes dh once, with the product for dg on the way. Four sums hide the latency
-// of the fused multiply-add; each run of kRun elements then goes to a double, so that the error does not grow with the size.
+// Bound by memory: backward reads h and dy once and writes dh once, with the product for dg on the way. Four sums hide the
+// latency of the fused multiply-add; each run of kRun elements then goes to a double, so that the error does not grow with the
+// size.
 #include "../gate_math.h"
 #include "isa.h"
 #include "vec.h"

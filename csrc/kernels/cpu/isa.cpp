@@ -21,12 +21,10 @@ struct Isa {
 #define ADVNAS_FILL_FAMILY(family) \
   fill_##family(float32);          \
   fill_##family(float64);
-#define ADVNAS_DECLARE_ISA(isa)                                         \
-  namespace isa {                                                       \
-  ADVNAS_KERNEL_FAMILIES(ADVNAS_DECLARE_FAMILY)                         \
-  static void fill(Kernels<float>* float32, Kernels<double>* float64) { \
-    ADVNAS_KERNEL_FAMILIES(ADVNAS_FILL_FAMILY)                          \
-  }                                                                     \
+#define ADVNAS_DECLARE_ISA(isa)                                                                                      \
+  namespace isa {                                                                                                    \
+  ADVNAS_KERNEL_FAMILIES(ADVNAS_DECLARE_FAMILY)                                                                      \
+  static void fill(Kernels<float>* float32, Kernels<double>* float64) { ADVNAS_KERNEL_FAMILIES(ADVNAS_FILL_FAMILY) } \
   }
 
 ADVNAS_DECLARE_ISA(baseline)

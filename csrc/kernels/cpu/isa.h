@@ -8,9 +8,10 @@
 #pragma once
 
 #include "../cell.h"
+#include "../convolution.h"
 #include "../gate.h"
 
-#define ADVNAS_KERNEL_FAMILIES(family) family(gate) family(cell)
+#define ADVNAS_KERNEL_FAMILIES(family) family(gate) family(cell) family(convolution)
 
 namespace advnas::cpu {
 
@@ -23,7 +24,12 @@ struct Kernels {
   NodeBackward<T>* node_backward;
   ChannelMoments<T>* channel_moments;
   NodeSums<T>* node_sums;
-  BatchNormInputGradient<T>* batch_norm_input_gradient;
+
+  PadRelu<T>* pad_relu;
+  PadGradient<T>* pad_gradient;
+  Convolve<T>* convolve;
+  ConvolveWeightGradient<T>* convolve_weight_gradient;
+  AddMasked<T>* add_masked;
 };
 
 // T: float or double.
