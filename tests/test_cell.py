@@ -112,7 +112,7 @@ def test_sparse_two_picks_and_dense(close, picks, seed, dtype):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last, "strided"], ids=str)
 @pytest.mark.parametrize(
     "shape",
-    [(1, 6, 5, 7), (2, 1, 4, 4), (2, 3, 1, 1), (1, 17, 9, 3), (3, 16, 8, 8), (2, 40, 2, 5), (2, 8, 1, 6)],
+    [(1, 6, 5, 7), (2, 1, 4, 4), (5, 3, 1, 1), (1, 17, 9, 3), (3, 16, 8, 8), (2, 40, 2, 5), (2, 8, 1, 6)],
     ids=str,
 )
 def test_shapes_and_layouts(close, shape, layout):
