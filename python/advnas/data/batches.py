@@ -1,0 +1,96 @@
+"""Batches of images in memory, in an order that can be saved and resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from advnas.data.images import Augment, Images, normalise
+
+
+def split_halves(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Two stratified halves: indices into ``labels`` (int64 [count]) for the weights and for the architecture.
+
+    Every class is split in two, up to one image; the order within a half is by index.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    first, second = [], []
+    for members in (torch.nonzero(labels == label).flatten() for label in labels.unique()):
+        shuffled = members[torch.randperm(len(members), generator=generator)]
+        # The odd image goes to the half that has fewer so far.
+        half = (len(shuffled) + (sum(map(len, first)) <= sum(map(len, second)))) // 2
+        first.append(shuffled[:half])
+        second.append(shuffled[half:])
+    return torch.cat(first).sort().values, torch.cat(second).sort().values
+
+
+class Batches:
+    """Shuffled, augmented, normalised batches: an iteration is one pass over ``index``.
+
+    The state (order, position, random generator) can be saved in the middle of a pass; an iteration that begins afterwards goes
+    on from there, bit for bit.
+
+    Args:
+        images: where the pixels are.
+        index: int64 [count], the images of a pass.
+        batch_size: images in a batch; the last of a pass may have fewer.
+        generator: of the order and of the augmentation.
+        augment: None for none.
+        mean, std: see :class:`ImageData`.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        index: Tensor,
+        batch_size: int,
+        *,
+        generator: torch.Generator,
+        augment: Augment | None,
+        mean: Tensor,
+        std: Tensor,
+    ) -> None:
+        self.images = images
+        self.index = index
+        self.batch_size = batch_size
+        self.generator = generator
+        self.augment = augment
+        self.mean = mean
+        self.std = std
+        self._order = index[:0]
+        self._position = 0
+
+    def __len__(self) -> int:
+        return -(-len(self.index) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches ``(x, y)``: x float32 [batch, channels, height, width] in channels_last layout, y int64 [batch]."""
+        if self._position >= len(self._order):
+            self._order = self.index[torch.randperm(len(self.index), generator=self.generator)]
+            self._position = 0
+        while self._position < len(self._order):
+            chosen = self._order[self._position : self._position + self.batch_size]
+            pixels = self.images.pixels[chosen]
+            if self.augment is not None:
+                pixels = self.augment(pixels, self.generator)
+            self._position += len(chosen)  # before the batch is out: a state that is saved then has it behind it
+            yield normalise(pixels, self.mean, self.std), self.images.labels[chosen]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"order": self._order, "position": self._position, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._order = state["order"]
+        self._position = state["position"]
+        self.generator.set_state(state["generator"])
+
+
+def evaluation_batches(
+    images: Images, index: Tensor, batch_size: int, mean: Tensor, std: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Normalised batches ``(x, y)`` of the images at ``index``, in its order, without augmentation."""
+    for chosen in index.split(batch_size):
+        yield normalise(images.pixels[chosen], mean, std), images.labels[chosen]

@@ -1,0 +1,98 @@
+"""Images in memory, and the augmentation of a whole batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Images:
+    """Decoded images with their classes.
+
+    Attributes:
+        pixels: uint8 [count, height, width, channels].
+        labels: int64 [count], from 0.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random shifts and flips, drawn for each image.
+
+    Attributes:
+        pad: zero pixels added on every side before a crop of the original size.
+        flip: whether half of the images are mirrored left to right.
+    """
+
+    pad: int
+    flip: bool
+
+    def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """Augmented copies of uint8 ``pixels`` [batch, height, width, channels]."""
+        batch, height, width, channels = pixels.shape
+        padded = torch.nn.functional.pad(pixels, (0, 0, self.pad, self.pad, self.pad, self.pad))
+        shift = torch.randint(2 * self.pad + 1, (2, batch, 1), generator=generator)
+        rows = shift[0] + torch.arange(height)
+        columns = torch.arange(width).expand(batch, width)
+        if self.flip:
+            mirrored = torch.randint(2, (batch, 1), generator=generator).bool()
+            columns = torch.where(mirrored, columns.flip(1), columns)
+        columns = shift[1] + columns
+        row_length = width + 2 * self.pad
+        image = torch.arange(batch).unsqueeze(1) * (height + 2 * self.pad)
+        index = ((image + rows) * row_length).unsqueeze(2) + columns.unsqueeze(1)  # [batch, height, width]
+        return padded.reshape(-1, channels).index_select(0, index.flatten()).reshape(pixels.shape)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set.
+
+    Attributes:
+        train, test: the images.
+        classes: names, by label.
+        mean, std: float32 [channels], of the pixels as fractions of 255; what batches are normalised with.
+        augment: of training batches.
+    """
+
+    train: Images
+    test: Images
+    classes: tuple[str, ...]
+    mean: Tensor
+    std: Tensor
+    augment: Augment
+
+    @property
+    def in_channels(self) -> int:
+        return self.train.pixels.shape[3]
+
+    @property
+    def image_size(self) -> int:
+        return self.train.pixels.shape[1]
+
+
+def pixel_statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of uint8 [count, height, width, channels], by channel, as fractions of 255."""
+    counts = torch.stack(
+        [torch.bincount(pixels[..., c].flatten().long(), minlength=256) for c in range(pixels.shape[3])]
+    )
+    values = torch.arange(256, dtype=torch.float64) / 255
+    total = counts.sum(1)
+    mean = (counts * values).sum(1) / total
+    variance = (counts * values.square()).sum(1) / total - mean.square()
+    return mean.float(), variance.clamp_min(1e-12).sqrt().float()
+
+
+def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """float32 [batch, channels, height, width] in channels_last layout, from uint8 [batch, height, width, channels]."""
+    scale = 1 / (255 * std)
+    return torch.addcmul(-mean / std, pixels.float(), scale).permute(0, 3, 1, 2)

@@ -1,0 +1,192 @@
+"""NAS-Bench-201 (Dong & Yang, ICLR 2020): cells of four nodes, six edges and five operations, and the network around them.
+
+Parameter names are those of xautodl's TinyNetwork, so that its supernets load.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from advnas_ext import NAS_BENCH_201, OnePathCell, Path
+
+OPS = NAS_BENCH_201
+NUM_NODES = 4
+EDGES = tuple((target, source) for target in range(1, NUM_NODES) for source in range(target))
+NUM_EDGES = len(EDGES)
+ZERO_OP = OPS.index("none")
+
+_FORM = "|op~0|+|op~0|op~1|+|op~0|op~1|op~2|"
+_PATTERN = re.escape(_FORM).replace("op", "[^|~+]+")
+
+
+def parse_arch(arch: str) -> Tensor:
+    """The operations of a cell given as a string.
+
+    Args:
+        arch: such as ``|nor_conv_3x3~0|+|none~0|skip_connect~1|+|skip_connect~0|none~1|none~2|``: for each node after the input,
+            the operation on its edge from every earlier node.
+
+    Returns:
+        int64 [6], indices into ``OPS``, edges in the order 1<-0, 2<-0, 2<-1, 3<-0, 3<-1, 3<-2.
+
+    Raises:
+        ValueError: the string is malformed or names an unknown operation.
+    """
+    if not re.fullmatch(_PATTERN, arch):
+        raise ValueError(f"architecture: must have the form {_FORM}, got {arch!r}")
+    names = re.findall(r"([^|~+]+)~", arch)
+    for op in names:
+        if op not in OPS:
+            close = difflib.get_close_matches(op, OPS, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"choose among {', '.join(OPS)}"
+            raise ValueError(f"architecture: unknown operation {op!r}; {hint}")
+    return torch.tensor([OPS.index(op) for op in names])
+
+
+def format_arch(ops: Tensor) -> str:
+    """The string of a cell: the inverse of :func:`parse_arch`.
+
+    Args:
+        ops: integers [6], indices into ``OPS``.
+
+    Raises:
+        ValueError: the shape is another or an index out of range.
+    """
+    if ops.shape != (NUM_EDGES,) or not all(0 <= op < len(OPS) for op in ops.tolist()):
+        raise ValueError(f"architecture: needs {NUM_EDGES} operations below {len(OPS)}, got {ops.tolist()}")
+    names = {edge: OPS[op] for edge, op in zip(EDGES, ops.tolist(), strict=True)}
+    nodes = ["".join(f"{names[t, s]}~{s}|" for s in range(t)) for t in range(1, NUM_NODES)]
+    return "+".join(f"|{node}" for node in nodes)
+
+
+class _ReLUConvBN(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, stride: int, affine: bool, track: bool) -> None:
+        super().__init__()
+        self.op = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=not affine),
+            nn.BatchNorm2d(out_channels, affine=affine, track_running_stats=track),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Reduction(nn.Module):
+    """The residual block between stages: halves the image, doubles the channels."""
+
+    def __init__(self, channels: int, affine: bool, track: bool) -> None:
+        super().__init__()
+        self.conv_a = _ReLUConvBN(channels, 2 * channels, 2, affine, track)
+        self.conv_b = _ReLUConvBN(2 * channels, 2 * channels, 1, affine, track)
+        # ceil_mode: an odd image loses its last row neither here nor in conv_a.
+        pool = nn.AvgPool2d(2, stride=2, ceil_mode=True)
+        self.downsample = nn.Sequential(pool, nn.Conv2d(channels, 2 * channels, 1, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_b(self.conv_a(x)) + self.downsample(x)
+
+
+class Network(nn.Module):
+    """The supernet: a stem, three stages of cells with a residual reduction block between them, and a linear classifier.
+
+    Args:
+        channels: of the first stage; the second and third have two and four times as many.
+        cells: in each stage.
+        in_channels: of the images.
+        num_classes: of the output.
+        affine, track_running_stats: of batch norm in the cells and reduction blocks.
+    """
+
+    def __init__(
+        self,
+        channels: int = 16,
+        cells: int = 5,
+        in_channels: int = 3,
+        num_classes: int = 10,
+        affine: bool = False,
+        track_running_stats: bool = False,
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+        self.cells = nn.ModuleList()
+        for stage in range(3):
+            width = channels << stage
+            if stage > 0:
+                self.cells.append(Reduction(width // 2, affine, track_running_stats))
+            self.cells.extend(OnePathCell(width, OPS, NUM_NODES, affine, track_running_stats) for _ in range(cells))
+        self.lastact = nn.Sequential(nn.BatchNorm2d(4 * channels), nn.ReLU())
+        self.global_pooling = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(4 * channels, num_classes)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, path: Path) -> Tensor:
+        """Class scores [batch, num_classes] of images [batch, in_channels, height, width], through the cells on ``path``."""
+        x = self.stem(x)
+        for cell in self.cells:
+            x = cell(x, path) if isinstance(cell, OnePathCell) else cell(x)
+        return self.classifier(self.global_pooling(self.lastact(x)).flatten(1))
+
+
+class FixedNetwork(Network):
+    """The network of one architecture, to be trained from scratch: batch norm is affine and keeps running statistics."""
+
+    def __init__(
+        self, arch: str, channels: int = 16, cells: int = 5, in_channels: int = 3, num_classes: int = 10
+    ) -> None:
+        ops = parse_arch(arch)
+        super().__init__(channels, cells, in_channels, num_classes, affine=True, track_running_stats=True)
+        self.path = Path.from_ops(ops, requires_grad=False)
+        for cell in self.cells:
+            if isinstance(cell, OnePathCell):
+                cell.keep_only(ops)
+
+    def forward(self, x: Tensor, path: Path | None = None) -> Tensor:
+        """Class scores [batch, num_classes] of images [batch, in_channels, height, width]."""
+        return super().forward(x, self.path if path is None else path)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs: trainable parameters, and multiply-adds for one image, the benchmark's FLOPs."""
+
+    params: int
+    flops: int
+
+
+def cost(
+    arch: str, channels: int = 16, cells: int = 5, image_size: int = 32, in_channels: int = 3, num_classes: int = 10
+) -> Cost:
+    """Parameters and FLOPs of :class:`FixedNetwork`, counted as NAS-Bench-201 does: convolutions and the classifier, one
+    FLOP for a multiplication and its addition."""
+    ops = [OPS[op] for op in parse_arch(arch).tolist()]
+    params = flops = 0
+    size, width = image_size, channels
+
+    def convolution(inputs: int, outputs: int, kernel: int, norm: bool = True) -> None:
+        nonlocal params, flops
+        weights = inputs * outputs * kernel**2
+        params += weights + 2 * outputs * norm
+        flops += weights * size**2
+
+    convolution(in_channels, width, 3)
+    for stage in range(3):
+        if stage > 0:
+            size, width = (size + 1) // 2, 2 * width
+            convolution(width // 2, width, 3)
+            convolution(width, width, 3)
+            convolution(width // 2, width, 1, norm=False)
+        for op in ops * cells:
+            if op.startswith("nor_conv"):
+                convolution(width, width, int(op[-1]))
+    params += 2 * width + width * num_classes + num_classes
+    flops += width * num_classes + num_classes
+    return Cost(params, flops)
