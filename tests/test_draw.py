@@ -1,0 +1,50 @@
+import itertools
+import xml.etree.ElementTree as ET
+
+import pytest
+from advnas.draw import NAMES, cell_svg
+from advnas.spaces.nasbench201 import OPS
+
+SVG = "{http://www.w3.org/2000/svg}"
+ARCH = "|nor_conv_3x3~0|+|nor_conv_1x1~0|avg_pool_3x3~1|+|skip_connect~0|none~1|nor_conv_3x3~2|"
+
+
+def texts(root: ET.Element) -> list[str]:
+    return [text.text or "" for text in root.iter(f"{SVG}text")]
+
+
+def test_every_edge_is_labelled_with_its_operation():
+    root = ET.fromstring(cell_svg(ARCH))
+    labels = ["conv 3×3", "conv 1×1", "avg pool 3×3", "skip", "none", "conv 3×3"]
+    assert texts(root)[:6] == labels
+    arrows = [path for path in root.iter(f"{SVG}path") if "marker-end" in path.attrib]
+    ops = ["nor_conv_3x3", "nor_conv_1x1", "avg_pool_3x3", "skip_connect", "none", "nor_conv_3x3"]
+    assert [arrow.get("marker-end") for arrow in arrows] == [f"url(#{op})" for op in ops]
+    assert [arrow.get("stroke-dasharray") is not None for arrow in arrows] == [op == "none" for op in ops]
+
+
+def test_picture_names_the_cell_its_nodes_and_every_operation():
+    root = ET.fromstring(cell_svg(ARCH))
+    assert root.findtext(f"{SVG}title") == ARCH
+    assert {"input", "1", "2", "output", *OPS} <= set(texts(root))
+    assert len({path.get("stroke") for path in root.iter(f"{SVG}path") if path.get("stroke")}) == len(OPS)
+
+
+def test_labels_and_nodes_lie_apart_and_inside_the_picture():
+    longest = max(NAMES, key=lambda op: len(NAMES[op]))
+    root = ET.fromstring(cell_svg(f"|{longest}~0|+|{longest}~0|{longest}~1|+|{longest}~0|{longest}~1|{longest}~2|"))
+    width, height = (float(root.attrib[side]) for side in ("width", "height"))
+    boxes = [[float(rect.attrib[key]) for key in ("x", "y", "width", "height")] for rect in root.iter(f"{SVG}rect")]
+    assert len(boxes) == 6 + 4
+    for x, y, w, h in boxes:
+        assert x >= 0
+        assert y >= 0
+        assert x + w <= width
+        assert y + h <= height
+    for (x1, y1, w1, h1), (x2, y2, w2, h2) in itertools.combinations(boxes, 2):
+        assert x1 + w1 <= x2 or x2 + w2 <= x1 or y1 + h1 <= y2 or y2 + h2 <= y1
+
+
+def test_malformed_architecture_is_refused():
+    with pytest.raises(ValueError, match="must have the form"):
+        cell_svg("conv")
