@@ -1,0 +1,69 @@
+"""AdvantageNAS (Sato, Sakuma & Akimoto, AAAI 2021, arXiv 2012.06138): credit for each edge on its own.
+
+    A_e = dL/dgate_e = <dL/dy_e, op_{a_e}(x_e)>            the advantage of edge e on the path a
+    dE[L]/dlogits_e ~ A_e (onehot(a_e) - p_e)
+
+A_e is the first-order Taylor value of L(a) - L(a with y_e = 0): REINFORCE with a baseline of its own for each edge. The
+baseline does not depend on a_e, so the estimate is unbiased where L is linear in each y_e; elsewhere its bias is that of the Taylor
+step.
+
+Zero operation. Its output is 0, so the rule gives it A_e = 0, which is no statement about it. With ``zero_op`` = k a moving average
+of A is kept for every operation k' != k of every edge, over the steps that picked it:
+
+    average[e, k'] <- A_e                                   the first time
+    average[e, k'] <- average[e, k'] + 0.05 (A_e - average[e, k'])    later
+
+and where k is picked, A_e := max(0, max_k' average[e, k']): dropping an edge is judged as its worst operation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from advnas_ext.estimators.base import Estimator
+from advnas_ext.path import Path
+
+
+class AdvantageEstimator(Estimator):
+    """One operation an edge; gradient A_e (onehot(a_e) - p_e). See the module for the formulas.
+
+    Args:
+        zero_op: operation whose advantage is replaced by the worst average of its edge; None: no operation is special.
+        coefficient: of the moving average, in (0, 1].
+        Others: see :class:`Estimator`.
+    """
+
+    average: Tensor  # [num_edges, num_ops], 0 where never picked and for zero_op
+    picked: Tensor  # bool [num_edges, num_ops]
+
+    def __init__(
+        self,
+        num_edges: int,
+        num_ops: int,
+        zero_op: int | None = None,
+        *,
+        coefficient: float = 0.05,
+        total_steps: int | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(num_edges, num_ops, zero_op, total_steps=total_steps, dtype=dtype)
+        self._require("coefficient must be in (0, 1]", coefficient, 0 < coefficient <= 1)
+        self.coefficient = coefficient
+        self.register_buffer("average", torch.zeros(num_edges, num_ops, dtype=dtype))
+        self.register_buffer("picked", torch.zeros(num_edges, num_ops, dtype=torch.bool))
+
+    def _sample(self, generator: torch.Generator | None) -> Path:
+        return self._draw(generator)
+
+    def _estimate(self, path: Path, gate_grad: Tensor, loss: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
+        advantage, remembered = gate_grad, {}
+        if self.zero_op is not None:
+            old = self.average.gather(1, path.ops)
+            seen = self.picked.gather(1, path.ops)
+            new = torch.where(seen, old + self.coefficient * (advantage - old), advantage)
+            is_zero = path.ops == self.zero_op
+            average = self.average.scatter(1, path.ops, torch.where(is_zero, 0, new))
+            advantage = torch.where(is_zero, average.amax(1, keepdim=True), advantage)
+            remembered = {"average": average, "picked": self.picked.scatter(1, path.ops, True)}
+        return advantage * self._score(path.ops[:, 0]), remembered

@@ -1,0 +1,36 @@
+"""NASP (Yao, Xu, Tu & Zhu, AAAI 2020, arXiv 1905.13577): proximal iterations.
+
+a_e = argmax_k logits_{e,k},   gate_{e,k} = 1 for k = a_e, else 0           (projection on the one-hot vectors)
+gradient_{e,k} = dL/dgate_{e,k} for every k
+logits <- min(max(logits - step, 0), 1)                                     (projection on the box)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from advnas_ext.estimators.base import Estimator
+from advnas_ext.path import Path
+
+
+class NaspEstimator(Estimator):
+    """All operations of every edge, with a gate of 1 for the largest logit and 0 for the others. Nothing is random.
+
+    Only the gradients of the gates need the other operations; a weight step can take ``Path.from_ops(estimator.argmax())``,
+    which runs one. Arguments: see :class:`Estimator`.
+    """
+
+    @property
+    def picks(self) -> int:
+        return self.num_ops
+
+    def _sample(self, generator: torch.Generator | None) -> Path:
+        gates = nn.functional.one_hot(self.argmax(), self.num_ops).to(self.logits.dtype)
+        return Path(self._all_ops(), gates.requires_grad_())
+
+    def _estimate(self, path: Path, gate_grad: Tensor, loss: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
+        return self._by_op(path, gate_grad), {}
+
+    def _after_step(self, path: Path) -> None:
+        self.logits.clamp_(0, 1)
