@@ -163,4 +163,4 @@ def _run_native(x: Tensor, path: Path, picked: list[nn.Module], num_nodes: int) 
             tensors += op.tensors()
             use_running_stats, eps, momentum = op.uses_running_stats, op.norm.eps, op.norm.momentum or 0.0
     pieces = [op.piece for op in picked]
-    return _C.cell(x, path.gates, pieces, num_nodes, tensors, use_running_stats, eps, momentum)
+    return _C.cell(x, path.gates, path.offsets, pieces, num_nodes, tensors, use_running_stats, eps, momentum)

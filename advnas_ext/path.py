@@ -18,7 +18,9 @@ class Path:
             operations of one edge differ from each other.
         gates: floating point [num_edges, picks]. After ``loss.backward()`` its ``grad`` holds, for each picked operation,
             <dL/dy, op(x)> summed over every place that shares the edge; with a gate of 1 that is the edge's advantage
-            (Sato et al. 2021).
+            (Sato et al. 2021). Where gates do not require a gradient, an operation with a gate of 0 does not run.
+        offsets: zeros [num_edges], added to the output of each edge, or None. Their ``grad`` holds the sum of dL/dy over the
+            edge's output: what GDAS gives to operations that did not run.
 
     Raises:
         TypeError: ``ops`` is not an int64 tensor, or ``gates`` is not a floating point tensor.
@@ -28,6 +30,7 @@ class Path:
 
     ops: Tensor
     gates: Tensor
+    offsets: Tensor | None = None
 
     def __post_init__(self) -> None:
         ops, gates = self.ops, self.gates
@@ -46,6 +49,8 @@ class Path:
                 f"Path: ops and gates live on the host, got {ops.device} and {gates.device}; call .cpu() on them, "
                 "the cell moves what it needs"
             )
+        if self.offsets is not None and self.offsets.shape != ops.shape[:1]:
+            raise ValueError(f"Path: offsets must have shape [{ops.shape[0]}], got {list(self.offsets.shape)}")
         rows = ops.tolist()
         if any(op < 0 for row in rows for op in row):
             raise ValueError(f"Path: ops must not be negative, got {rows}")
@@ -81,6 +86,10 @@ class Path:
     @property
     def picks(self) -> int:
         return self.ops.shape[1]
+
+    def with_offsets(self) -> Path:
+        """The same path with offsets that require a gradient."""
+        return Path(self.ops, self.gates, torch.zeros(self.num_edges, dtype=self.gates.dtype, requires_grad=True))
 
     def detach(self) -> Path:
         """The same path for a weight step: no gradient of the gates is computed."""

@@ -17,7 +17,7 @@ def gate(h: Tensor, gate: Tensor) -> Tensor:
 def cell(x: Tensor, path: Path, edges: Sequence[nn.ModuleList], num_nodes: int) -> Tensor:
     """A cell on one path: every node is the sum, over its incoming edges, of the gated outputs of the picked operations.
 
-        node_0 = x,    node_t = sum_{s < t} sum_k gates[e, k] * op_{ops[e, k]}(node_s),    e the edge t <- s
+        node_0 = x,    node_t = sum_{s < t} (offsets[e] + sum_k gates[e, k] * op_{ops[e, k]}(node_s)),    e the edge t <- s
 
     Args:
         x: [batch, channels, height, width].
@@ -36,6 +36,8 @@ def cell(x: Tensor, path: Path, edges: Sequence[nn.ModuleList], num_nodes: int) 
         for source in nodes:
             for pick, op in enumerate(ops[edge]):
                 terms.append(gate(edges[edge][op](source), path.gates[edge, pick]))
+            if path.offsets is not None:
+                terms.append(path.offsets[edge].to(x))
             edge += 1
         nodes.append(sum(terms[1:], start=terms[0]))
     return nodes[-1]

@@ -13,8 +13,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .value("IDENTITY", Piece::kIdentity)
       .value("AVG_POOL", Piece::kAvgPool)
       .value("RELU_CONV_BN", Piece::kReluConvBn);
-  m.def("cell", &advnas::cell, py::arg("x"), py::arg("gates"), py::arg("pieces"), py::arg("num_nodes"), py::arg("tensors"),
-        py::arg("use_running_stats"), py::arg("eps"), py::arg("momentum"), py::call_guard<py::gil_scoped_release>());
+  m.def("cell", &advnas::cell, py::arg("x"), py::arg("gates"), py::arg("offsets"), py::arg("pieces"), py::arg("num_nodes"),
+        py::arg("tensors"), py::arg("use_running_stats"), py::arg("eps"), py::arg("momentum"),
+        py::call_guard<py::gil_scoped_release>());
   m.def("isa", &advnas::cpu::isa_name);
   m.def("isas", &advnas::cpu::isa_names);
 }

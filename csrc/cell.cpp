@@ -25,6 +25,7 @@ struct Call : torch::CustomClassHolder {
   std::vector<std::array<int64_t, kNumConvolutionTensors>> place;
   at::ScalarType gates_type = at::kFloat;
   std::vector<int64_t> gates_shape;
+  int64_t offsets_place = -1;
   bool save = false;
 };
 
@@ -85,17 +86,18 @@ class Cell : public torch::autograd::Function<Cell> {
     const auto wants = [&](size_t k, ConvolutionTensor which) {
       return call->place[k][which] >= 0 && ctx->needs_input_grad(size_t(call->place[k][which]));
     };
-    Wanted wanted{ctx->needs_input_grad(0), ctx->needs_input_grad(1), {}};
+    Wanted wanted{ctx->needs_input_grad(0), ctx->needs_input_grad(1), call->offsets_place >= 0 && ctx->needs_input_grad(2), {}};
     for (size_t k = 0; k < call->place.size(); ++k) wanted.weight.push_back(wants(k, kWeight));
 
     const Gradients gradients = run_backward(pass, grads[0].contiguous(kLayout), wanted);
 
-    int64_t inputs = 2;
+    int64_t inputs = call->offsets_place >= 0 ? 3 : 2;
     for (const auto& places : call->place)
       inputs += std::count_if(places.begin(), places.end(), [](int64_t at) { return at >= 0; });
     variable_list result(inputs + 1);  // the call itself is an input too
     result[0] = gradients.x;
     if (wanted.gates) result[1] = tensor_of(gradients.gates, call->gates_type).reshape(call->gates_shape);
+    if (wanted.offsets) result[2] = tensor_of(gradients.offsets, call->gates_type);
     for (size_t k = 0; k < call->place.size(); ++k) {
       const auto type = grads[0].scalar_type();
       const auto put = [&](ConvolutionTensor which, const Row& row) {
@@ -112,12 +114,15 @@ class Cell : public torch::autograd::Function<Cell> {
 
 }  // namespace
 
-Tensor cell(const Tensor& x, const Tensor& gates, const std::vector<Piece>& pieces, int64_t num_nodes,
-            const std::vector<std::optional<Tensor>>& tensors, bool use_running_stats, double eps, double momentum) {
+Tensor cell(const Tensor& x, const Tensor& gates, const std::optional<Tensor>& offsets, const std::vector<Piece>& pieces,
+            int64_t num_nodes, const std::vector<std::optional<Tensor>>& tensors, bool use_running_stats, double eps,
+            double momentum) {
   const auto call = c10::make_intrusive<Call>();
   Pass& pass = call->pass;
-  pass.plan = make_plan(pieces, num_nodes);
   pass.gates = row_of(gates.reshape(-1));
+  std::vector<bool> silent;
+  for (const double gate : pass.gates) silent.push_back(gate == 0 && !gates.requires_grad());
+  pass.plan = make_plan(pieces, silent, num_nodes);
   pass.use_running_stats = use_running_stats;
   pass.eps = eps;
   pass.momentum = momentum;
@@ -125,6 +130,11 @@ Tensor cell(const Tensor& x, const Tensor& gates, const std::vector<Piece>& piec
   call->gates_shape = gates.sizes().vec();
   std::vector<Tensor> inputs;
   bool differentiable = x.requires_grad() || gates.requires_grad();
+  if (offsets) {
+    call->offsets_place = 2;
+    inputs.push_back(*offsets);
+    differentiable |= offsets->requires_grad();
+  }
   for (size_t first = 0; first < tensors.size(); first += kNumConvolutionTensors) {
     const auto at = [&](ConvolutionTensor which) { return tensors[first + which].value_or(Tensor()); };
     const auto row_or = [&](ConvolutionTensor which, double value) {

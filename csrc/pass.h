@@ -45,13 +45,13 @@ struct Pass {
 void run_forward(Pass& pass);
 
 struct Wanted {
-  bool x, gates;
+  bool x, gates, offsets;
   std::vector<bool> weight;  // of each convolution
 };
 
 struct Gradients {
   at::Tensor x;                        // undefined if not wanted
-  Row gates;                           // complete only if wanted
+  Row gates, offsets;                  // complete only if wanted
   std::vector<at::Tensor> weight;      // undefined if not wanted or not run
   std::vector<Row> gamma, beta, bias;  // empty if not run
 };

@@ -2,6 +2,8 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 
+#include <numeric>
+
 #include "buffers.h"
 #include "images.h"
 #include "kernels/batch_norm_math.h"
@@ -32,14 +34,14 @@ class Backward {
         coefficients_(pass.convolutions.size()) {
     gradient_[last_] = dy;
     result_.gates.resize(pass.gates.size());
+    result_.offsets.resize(pass.plan.num_nodes * last_ / 2);
     result_.weight.resize(pass.convolutions.size());
     for (auto* rows : {&result_.gamma, &result_.beta, &result_.bias}) rows->resize(pass.convolutions.size());
   }
 
   Gradients run() {
-    run_node(last_);
-    for (int64_t node = last_ - 1; node > 0; --node) {
-      if (!pass_.plan.out_of(node).empty()) run_node(node);
+    for (int64_t node = last_; node > 0; --node) {
+      if (pass_.plan.live[node]) run_node(node);
     }
     if (wanted_.x || wanted_.gates || any_weight(0)) run_node(0);
     if (wanted_.x) result_.x = gradient_[0];
@@ -121,7 +123,7 @@ class Backward {
       const Tensor& weight = pass_.convolutions[out.convolution].weight;
       result_.weight[out.convolution] = at::empty_like(weight).copy_(out.dweight.sum(0).permute({3, 2, 0, 1}));
     }
-    finish_arriving(arriving);
+    if (!arriving.partial.empty()) finish_arriving(arriving, node);
   }
 
   // The gradient of `node` but for its convolutions: each term's gradient is that of its target.
@@ -163,12 +165,13 @@ class Backward {
       arriving.terms.push_back(term);
       arriving.means.push_back(cast<T>(of(term).mean));
     }
-    if (!arriving.terms.empty()) arriving.partial.resize(batch_ * (1 + arriving.terms.size()) * channels_);
+    if (node > 0 && (wanted_.offsets || !arriving.terms.empty()))
+      arriving.partial.resize(batch_ * (1 + arriving.terms.size()) * channels_);
     return arriving;
   }
 
   void sum_arriving(Arriving& arriving, int64_t node, int64_t i) const {
-    if (arriving.terms.empty()) return;
+    if (arriving.partial.empty()) return;
     std::vector<const T*> z, means;
     std::vector<double*> s2;
     double* const s1 = arriving.partial.data() + i * (1 + arriving.terms.size()) * channels_;
@@ -186,9 +189,12 @@ class Backward {
     for (size_t k = 0; k < gates.size(); ++k) result_.gates[gates[k]] += sums[k];
   }
 
-  // Batch norm of the convolutions that arrive: gradients of gates and parameters, and what their own gradients need.
-  void finish_arriving(const Arriving& arriving) {
+  // Offsets of the edges into `node`, and batch norm of the convolutions that arrive: gradients of gates and parameters, and what
+  // their own gradients need.
+  void finish_arriving(const Arriving& arriving, int64_t node) {
     const Row sums = sum_images(arriving.partial, int64_t(1 + arriving.terms.size()) * channels_);
+    const auto first_edge = result_.offsets.begin() + node * (node - 1) / 2;
+    std::fill_n(first_edge, node, std::accumulate(sums.begin(), sums.begin() + channels_, 0.0));
     const double count = double(std::max<int64_t>(1, batch_ * pixels_));
     for (size_t k = 0; k < arriving.terms.size(); ++k) {
       const Term& term = arriving.terms[k];

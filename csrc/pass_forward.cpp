@@ -153,12 +153,11 @@ void run_node(Pass& pass, int64_t node) {
 }  // namespace
 
 void run_forward(Pass& pass) {
-  const int64_t last = pass.plan.num_nodes - 1;
   pass.nodes.resize(pass.plan.num_nodes);
   pass.z.resize(pass.convolutions.size());
   AT_DISPATCH_FLOATING_TYPES(pass.nodes[0].scalar_type(), "cell_forward", [&] {
-    for (int64_t node = 0; node <= last; ++node) {
-      if (node == last || !pass.plan.out_of(node).empty()) run_node<scalar_t>(pass, node);
+    for (int64_t node = 0; node < pass.plan.num_nodes; ++node) {
+      if (pass.plan.live[node]) run_node<scalar_t>(pass, node);
     }
   });
 }

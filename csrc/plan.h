@@ -20,13 +20,14 @@ struct Term {
 struct Plan {
   int64_t num_nodes;
   std::vector<Term> terms;
+  std::vector<bool> live;  // of each node: whether the output depends on it
 
   std::vector<Term> into(int64_t target) const;
   std::vector<Term> out_of(int64_t source) const;
 };
 
-// pieces: [num_edges * picks], edges in the order 1<-0, 2<-0, 2<-1, 3<-0, ... Drops what contributes nothing: zeros, and edges
-// into a node that reaches the output by no path.
-Plan make_plan(const std::vector<Piece>& pieces, int64_t num_nodes);
+// pieces: [num_edges * picks], edges in the order 1<-0, 2<-0, 2<-1, 3<-0, ... silent: which have a gate of 0 whose gradient
+// nobody wants. Drops what contributes nothing: zeros, silent ones, and edges into a node that does not reach the output.
+Plan make_plan(const std::vector<Piece>& pieces, const std::vector<bool>& silent, int64_t num_nodes);
 
 }  // namespace advnas
