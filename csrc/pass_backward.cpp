@@ -1,10 +1,9 @@
 #include <ATen/Dispatch.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
 
 #include <numeric>
 
 #include "buffers.h"
+#include "convolver.h"
 #include "images.h"
 #include "kernels/batch_norm_math.h"
 
@@ -51,9 +50,7 @@ class Backward {
  private:
   // A convolution that leaves the node.
   struct Leaving {
-    ConvolutionShape shape;
-    Tensor rotated;  // weight of the input gradient; undefined if that is not wanted
-    Tensor dweight;  // [ranges, size, size, in, out]; undefined if not wanted
+    Convolver<T> convolver;
     int64_t convolution;
     Tensor dy;
   };
@@ -81,14 +78,15 @@ class Backward {
     std::vector<Leaving> leaving = convolutions_that_leave(node);
     Arriving arriving = convolutions_that_arrive(node);
     if (gather) gradient_[node] = empty_buffer(gradient_[last_].sizes(), gradient_[last_].scalar_type());
-    int64_t frame_size = 0;
+    int64_t frame_size = 0, workspace_size = 0;
     for (const Leaving& out : leaving) {
-      frame_size = std::max(frame_size, frame_elements(shape_.height, shape_.width, channels_, out.shape.size));
+      frame_size = std::max(frame_size, out.convolver.frame());
+      workspace_size = std::max(workspace_size, out.convolver.workspace());
     }
 
     for_ranges(batch_, [&](int64_t range, int64_t begin, int64_t end) {
-      std::vector<T> row(sources.workspace(shape_)), frame(frame_size), dz(frame_size),
-          drelu(leaving.empty() ? 0 : pixels_ * channels_);
+      std::vector<T> row(sources.workspace(shape_)), frame(frame_size), dz(frame_size), workspace(workspace_size);
+      std::vector<T> drelu(leaving.empty() ? 0 : pixels_ * channels_);
       for (int64_t i = begin; i < end; ++i) {
         const T* const x = gather && pass_.nodes[node].defined() ? image<T>(pass_.nodes[node], i) : nullptr;
         if (gather) {
@@ -100,16 +98,16 @@ class Backward {
         }
         for (const Leaving& out : leaving) {
           const Coefficients<T>& of = coefficients_[out.convolution];
+          const int64_t size = out.convolver.shape().size;
           kernels.pad_gradient(image<T>(out.dy, i), image<T>(pass_.z[out.convolution], i), of.of_dy.data(), of.of_z.data(),
-                               of.constant.data(), dz.data(), shape_.height, shape_.width, channels_, out.shape.size);
-          if (out.rotated.defined()) {
-            kernels.convolve(dz.data(), out.rotated.template const_data_ptr<T>(), drelu.data(), out.shape);
+                               of.constant.data(), dz.data(), shape_.height, shape_.width, channels_, size);
+          if (out.convolver.gives_input_gradient()) {
+            out.convolver.run(dz.data(), drelu.data(), workspace.data());
             kernels.add_masked(drelu.data(), x, mutable_image<T>(gradient_[node], i), pixels_ * channels_);
           }
-          if (out.dweight.defined()) {
-            kernels.pad_relu(x, frame.data(), shape_.height, shape_.width, channels_, out.shape.size);
-            kernels.convolve_weight_gradient(
-                frame.data(), dz.data(), out.dweight.template mutable_data_ptr<T>() + range * out.dweight.stride(0), out.shape);
+          if (out.convolver.gives_weight_gradient()) {
+            kernels.pad_relu(x, frame.data(), shape_.height, shape_.width, channels_, size);
+            out.convolver.add_weight_gradient(range, frame.data(), dz.data(), workspace.data());
           }
         }
         sum_arriving(arriving, node, i);
@@ -119,9 +117,7 @@ class Backward {
     finish_gates(scaled_partial, scaled_gates);
     finish_gates(pooled_partial, pooled_gates);
     for (const Leaving& out : leaving) {
-      if (!out.dweight.defined()) continue;
-      const Tensor& weight = pass_.convolutions[out.convolution].weight;
-      result_.weight[out.convolution] = at::empty_like(weight).copy_(out.dweight.sum(0).permute({3, 2, 0, 1}));
+      if (out.convolver.gives_weight_gradient()) result_.weight[out.convolution] = out.convolver.weight_gradient();
     }
     if (!arriving.partial.empty()) finish_arriving(arriving, node);
   }
@@ -146,14 +142,10 @@ class Backward {
     std::vector<Leaving> leaving;
     for (const Term& term : pass_.plan.out_of(node)) {
       if (term.convolution < 0) continue;
-      const Tensor& weight = of(term).weight;
-      const int64_t size = weight.size(2);
-      Leaving out{{shape_.height, shape_.width, channels_, channels_, size}, {}, {}, term.convolution, gradient_[term.target]};
-      if (node > 0 || wanted_.x) out.rotated = weight.flip({2, 3}).permute({2, 3, 0, 1}).contiguous();
-      if (wanted_.weight[term.convolution]) {
-        out.dweight = at::zeros({num_ranges(batch_), size, size, channels_, channels_}, weight.options());
-      }
-      if (out.rotated.defined() || out.dweight.defined()) leaving.push_back(out);
+      Leaving out{Convolver<T>(shape_, of(term).weight), term.convolution, gradient_[term.target]};
+      if (node > 0 || wanted_.x) out.convolver.prepare_input_gradient();
+      if (wanted_.weight[term.convolution]) out.convolver.prepare_weight_gradient(num_ranges(batch_));
+      if (out.convolver.gives_input_gradient() || out.convolver.gives_weight_gradient()) leaving.push_back(out);
     }
     return leaving;
   }

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "buffers.h"
+#include "convolver.h"
 #include "images.h"
 #include "kernels/batch_norm_math.h"
 
@@ -103,25 +104,26 @@ void run_node(Pass& pass, int64_t node) {
   if (node > 0) pass.nodes[node] = empty_buffer(x.sizes(), x.scalar_type());
 
   struct Leaving {
-    ConvolutionShape shape;
-    Tensor weight, z;
+    Convolver<T> convolver;
+    Tensor z;
     Moments* moments;
   };
   std::vector<Leaving> leaving;
   std::vector<Moments> moments(pass.convolutions.size());
-  int64_t frame_size = 0;
+  int64_t frame_size = 0, workspace_size = 0;
   for (const Term& term : pass.plan.out_of(node)) {
     if (term.convolution < 0) continue;
-    const Tensor& weight = pass.convolutions[term.convolution].weight;
+    Convolver<T> convolver(shape, pass.convolutions[term.convolution].weight);
+    convolver.prepare_forward();
+    frame_size = std::max(frame_size, convolver.frame());
+    workspace_size = std::max(workspace_size, convolver.workspace());
     Tensor& z = pass.z[term.convolution] = empty_buffer(x.sizes(), x.scalar_type());
     Moments& sums = moments[term.convolution] = {Row(batch * channels), Row(batch * channels)};
-    leaving.push_back(
-        {{shape.height, shape.width, channels, channels, weight.size(2)}, weight.permute({2, 3, 1, 0}).contiguous(), z, &sums});
-    frame_size = std::max(frame_size, frame_elements(shape.height, shape.width, channels, weight.size(2)));
+    leaving.push_back({convolver, z, &sums});
   }
 
   for_ranges(batch, [&](int64_t, int64_t begin, int64_t end) {
-    std::vector<T> row(sources.workspace(shape)), frame(frame_size);
+    std::vector<T> row(sources.workspace(shape)), frame(frame_size), workspace(workspace_size);
     for (int64_t i = begin; i < end; ++i) {
       if (node > 0) {
         sources.with_image(i, [&](const Sources<T>& images) {
@@ -130,8 +132,9 @@ void run_node(Pass& pass, int64_t node) {
       }
       for (const Leaving& out : leaving) {
         T* const z = mutable_image<T>(out.z, i);
-        kernels.pad_relu(image<T>(pass.nodes[node], i), frame.data(), shape.height, shape.width, channels, out.shape.size);
-        kernels.convolve(frame.data(), out.weight.template const_data_ptr<T>(), z, out.shape);
+        kernels.pad_relu(image<T>(pass.nodes[node], i), frame.data(), shape.height, shape.width, channels,
+                         out.convolver.shape().size);
+        out.convolver.run(frame.data(), z, workspace.data());
         if (pass.use_running_stats) continue;
         kernels.channel_moments(z, shape.height * shape.width, channels, out.moments->mean.data() + i * channels,
                                 out.moments->m2.data() + i * channels);

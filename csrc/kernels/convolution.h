@@ -4,14 +4,16 @@
 //   input gradient     drelu       = the same sum over dz, with the weight rotated by 180 degrees and i, o exchanged
 //   weight gradient    dweight[o, i, r, s] = sum_{h, w} relu(x)[h + r - p, w + s - p, i] dz[h, w, o]
 //
-// An image is first copied into a frame, with a border of p zero pixels, and on the way rectified (pad_relu) or turned into the
-// gradient before batch norm (pad_gradient): the sums then need no tests at the border. A frame is [height + 2p, width + 2p,
-// channels].
+// An image is first copied into a frame, with a border of zero pixels, and on the way rectified (pad_relu) or turned into the
+// gradient before batch norm (pad_gradient): the sums then need no tests at the border. In a frame [frame_side(height),
+// frame_side(width), channels] the image begins p pixels from the corner.
 //
 // Weights are packed as [r, s, in, out], and so is the weight gradient.
 #pragma once
 
 #include <cstdint>
+
+#include "host_device.h"
 
 namespace advnas {
 
@@ -19,9 +21,12 @@ struct ConvolutionShape {
   int64_t height, width, in, out, size;
 };
 
+// For 3x3 the image is rounded up to whole tiles of 4 pixels (winograd.h).
+ADVNAS_HOST_DEVICE inline int64_t frame_side(int64_t side, int64_t size) {
+  return size == 3 ? (side + 3) / 4 * 4 + 2 : side + size - 1;
+}
 inline int64_t frame_elements(int64_t height, int64_t width, int64_t channels, int64_t size) {
-  const int64_t border = size / 2 * 2;
-  return (height + border) * (width + border) * channels;
+  return frame_side(height, size) * frame_side(width, size) * channels;
 }
 
 // frame = relu(x) inside, 0 at the border.

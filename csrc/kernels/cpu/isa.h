@@ -10,8 +10,9 @@
 #include "../cell.h"
 #include "../convolution.h"
 #include "../gate.h"
+#include "../winograd.h"
 
-#define ADVNAS_KERNEL_FAMILIES(family) family(gate) family(cell) family(convolution)
+#define ADVNAS_KERNEL_FAMILIES(family) family(gate) family(cell) family(convolution) family(winograd)
 
 namespace advnas::cpu {
 
@@ -30,6 +31,11 @@ struct Kernels {
   Convolve<T>* convolve;
   ConvolveWeightGradient<T>* convolve_weight_gradient;
   AddMasked<T>* add_masked;
+
+  WinogradWeight<T>* winograd_weight;
+  WinogradConvolve<T>* winograd_convolve;
+  WinogradWeightGradient<T>* winograd_weight_gradient;
+  WinogradFinish<T>* winograd_finish;
 };
 
 // T: float or double.
