@@ -40,6 +40,10 @@ class Batches:
         generator: of the order and of the augmentation.
         augment: None for none.
         mean, std: see :class:`ImageData`.
+        drop_last: leave out a last batch that is not full; a pass then misses some images, others each time.
+
+    Raises:
+        ValueError: a pass would have no batch.
     """
 
     def __init__(
@@ -52,7 +56,10 @@ class Batches:
         augment: Augment | None,
         mean: Tensor,
         std: Tensor,
+        drop_last: bool = False,
     ) -> None:
+        if batch_size < 1 or len(index) < (batch_size if drop_last else 1):
+            raise ValueError(f"Batches: a pass must have a batch, got batch_size {batch_size} for {len(index)} images")
         self.images = images
         self.index = index
         self.batch_size = batch_size
@@ -60,20 +67,21 @@ class Batches:
         self.augment = augment
         self.mean = mean
         self.std = std
+        self._length = len(index) - (len(index) % batch_size if drop_last else 0)
         self._order = index[:0]
         self._position = 0
 
     def __len__(self) -> int:
-        return -(-len(self.index) // self.batch_size)
+        return -(-self._length // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches ``(x, y)``: x float32 [batch, channels, height, width] in channels_last layout, y int64 [batch]."""
         if self._position >= len(self._order):
-            self._order = self.index[torch.randperm(len(self.index), generator=self.generator)]
+            self._order = self.index[torch.randperm(len(self.index), generator=self.generator)][: self._length]
             self._position = 0
         while self._position < len(self._order):
             chosen = self._order[self._position : self._position + self.batch_size]
-            pixels = self.images.pixels[chosen]
+            pixels = self.images.pixels.index_select(0, chosen)
             if self.augment is not None:
                 pixels = self.augment(pixels, self.generator)
             self._position += len(chosen)  # before the batch is out: a state that is saved then has it behind it
@@ -83,6 +91,13 @@ class Batches:
         return {"order": self._order, "position": self._position, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            ValueError: it is of batches of other images.
+        """
+        if not torch.isin(state["order"], self.index).all():
+            raise ValueError("Batches: the state must be of the same images, got others; give the same data and seed")
         self._order = state["order"]
         self._position = state["position"]
         self.generator.set_state(state["generator"])
@@ -93,4 +108,4 @@ def evaluation_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised batches ``(x, y)`` of the images at ``index``, in its order, without augmentation."""
     for chosen in index.split(batch_size):
-        yield normalise(images.pixels[chosen], mean, std), images.labels[chosen]
+        yield normalise(images.pixels.index_select(0, chosen), mean, std), images.labels[chosen]

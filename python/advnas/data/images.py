@@ -39,18 +39,17 @@ class Augment:
     def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """Augmented copies of uint8 ``pixels`` [batch, height, width, channels]."""
         batch, height, width, channels = pixels.shape
-        padded = torch.nn.functional.pad(pixels, (0, 0, self.pad, self.pad, self.pad, self.pad))
-        shift = torch.randint(2 * self.pad + 1, (2, batch, 1), generator=generator)
-        rows = shift[0] + torch.arange(height)
-        columns = torch.arange(width).expand(batch, width)
+        image = torch.arange(batch)
         if self.flip:
-            mirrored = torch.randint(2, (batch, 1), generator=generator).bool()
-            columns = torch.where(mirrored, columns.flip(1), columns)
-        columns = shift[1] + columns
-        row_length = width + 2 * self.pad
-        image = torch.arange(batch).unsqueeze(1) * (height + 2 * self.pad)
-        index = ((image + rows) * row_length).unsqueeze(2) + columns.unsqueeze(1)  # [batch, height, width]
-        return padded.reshape(-1, channels).index_select(0, index.flatten()).reshape(pixels.shape)
+            mirrored = torch.randint(2, (batch,), generator=generator)
+            pixels = torch.cat((pixels, pixels.flip(2))).index_select(0, image + batch * mirrored)
+        padded = torch.nn.functional.pad(pixels, (0, 0, self.pad, self.pad, self.pad, self.pad))
+        # A row of a crop is a run of width * channels bytes: pick them among all such runs, which overlap.
+        padded_height, padded_width = height + 2 * self.pad, width + 2 * self.pad
+        runs = padded.as_strided((batch * padded_height * padded_width - width + 1, width * channels), (channels, 1))
+        top, left = torch.randint(2 * self.pad + 1, (2, batch, 1), generator=generator)
+        row = image.unsqueeze(1) * padded_height + top + torch.arange(height)  # [batch, height]
+        return runs.index_select(0, (row * padded_width + left).flatten()).reshape(pixels.shape)
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class ImageData:
 def pixel_statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of uint8 [count, height, width, channels], by channel, as fractions of 255."""
     counts = torch.stack(
-        [torch.bincount(pixels[..., c].flatten().long(), minlength=256) for c in range(pixels.shape[3])]
+        [torch.bincount(pixels[..., c].flatten(), minlength=256) for c in range(pixels.shape[3])]
     )
     values = torch.arange(256, dtype=torch.float64) / 255
     total = counts.sum(1)
@@ -94,5 +93,8 @@ def pixel_statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """float32 [batch, channels, height, width] in channels_last layout, from uint8 [batch, height, width, channels]."""
-    scale = 1 / (255 * std)
-    return torch.addcmul(-mean / std, pixels.float(), scale).permute(0, 3, 1, 2)
+    batch, height, width, channels = pixels.shape
+    # Whole rows at a time: a loop over so few channels does not vectorise.
+    rows = pixels.reshape(batch, height, width * channels).float()
+    normal = torch.addcmul((-mean / std).repeat(width), rows, (1 / (255 * std)).repeat(width))
+    return normal.reshape(pixels.shape).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""Search spaces, by name. A space is a module with OPS, NUM_EDGES, ZERO_OP, parse_arch, format_arch, Network, FixedNetwork, cost."""
+"""Search spaces, by name: modules with OPS, NUM_EDGES, ZERO_OP, parse_arch, format_arch, Network, FixedNetwork, cost."""
 
 from types import ModuleType
 

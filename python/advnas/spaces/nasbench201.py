@@ -37,7 +37,7 @@ def parse_arch(arch: str) -> Tensor:
     Raises:
         ValueError: the string is malformed or names an unknown operation.
     """
-    if not re.fullmatch(_PATTERN, arch):
+    if not isinstance(arch, str) or not re.fullmatch(_PATTERN, arch):
         raise ValueError(f"architecture: must have the form {_FORM}, got {arch!r}")
     names = re.findall(r"([^|~+]+)~", arch)
     for op in names:
@@ -57,20 +57,20 @@ def format_arch(ops: Tensor) -> str:
     Raises:
         ValueError: the shape is another or an index out of range.
     """
-    if ops.shape != (NUM_EDGES,) or not all(0 <= op < len(OPS) for op in ops.tolist()):
-        raise ValueError(f"architecture: needs {NUM_EDGES} operations below {len(OPS)}, got {ops.tolist()}")
+    if ops.shape != (NUM_EDGES,) or ops.is_floating_point() or not all(0 <= op < len(OPS) for op in ops.tolist()):
+        raise ValueError(f"architecture: needs {NUM_EDGES} integers from 0 to {len(OPS) - 1}, got {ops.tolist()}")
     names = {edge: OPS[op] for edge, op in zip(EDGES, ops.tolist(), strict=True)}
     nodes = ["".join(f"{names[t, s]}~{s}|" for s in range(t)) for t in range(1, NUM_NODES)]
     return "+".join(f"|{node}" for node in nodes)
 
 
 class _ReLUConvBN(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, stride: int, affine: bool, track: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
         self.op = nn.Sequential(
             nn.ReLU(),
-            nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=not affine),
-            nn.BatchNorm2d(out_channels, affine=affine, track_running_stats=track),
+            nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,11 +80,11 @@ class _ReLUConvBN(nn.Module):
 class Reduction(nn.Module):
     """The residual block between stages: halves the image, doubles the channels."""
 
-    def __init__(self, channels: int, affine: bool, track: bool) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv_a = _ReLUConvBN(channels, 2 * channels, 2, affine, track)
-        self.conv_b = _ReLUConvBN(2 * channels, 2 * channels, 1, affine, track)
-        # ceil_mode: an odd image loses its last row neither here nor in conv_a.
+        self.conv_a = _ReLUConvBN(channels, 2 * channels, stride=2)
+        self.conv_b = _ReLUConvBN(2 * channels, 2 * channels, stride=1)
+        # ceil_mode: an odd size is rounded up by conv_a.
         pool = nn.AvgPool2d(2, stride=2, ceil_mode=True)
         self.downsample = nn.Sequential(pool, nn.Conv2d(channels, 2 * channels, 1, bias=False))
 
@@ -100,7 +100,7 @@ class Network(nn.Module):
         cells: in each stage.
         in_channels: of the images.
         num_classes: of the output.
-        affine, track_running_stats: of batch norm in the cells and reduction blocks.
+        affine, track_running_stats: of batch norm in the cells. Elsewhere it is affine and keeps running statistics.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Network(nn.Module):
         for stage in range(3):
             width = channels << stage
             if stage > 0:
-                self.cells.append(Reduction(width // 2, affine, track_running_stats))
+                self.cells.append(Reduction(width // 2))
             self.cells.extend(OnePathCell(width, OPS, NUM_NODES, affine, track_running_stats) for _ in range(cells))
         self.lastact = nn.Sequential(nn.BatchNorm2d(4 * channels), nn.ReLU())
         self.global_pooling = nn.AdaptiveAvgPool2d(1)
@@ -129,7 +129,21 @@ class Network(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, path: Path) -> Tensor:
-        """Class scores [batch, num_classes] of images [batch, in_channels, height, width], through the cells on ``path``."""
+        """Class scores of images.
+
+        Args:
+            x: [batch, in_channels, height, width], any height and width. channels_last is the native layout.
+            path: of every cell.
+
+        Returns:
+            [batch, num_classes], before the softmax.
+
+        Raises:
+            ValueError: ``x`` has another shape, or ``path`` does not fit the cells.
+        """
+        in_channels = self.stem[0].in_channels
+        if x.dim() != 4 or x.shape[1] != in_channels:
+            raise ValueError(f"Network: x must have shape [batch, {in_channels}, height, width], got {list(x.shape)}")
         x = self.stem(x)
         for cell in self.cells:
             x = cell(x, path) if isinstance(cell, OnePathCell) else cell(x)
@@ -149,9 +163,9 @@ class FixedNetwork(Network):
             if isinstance(cell, OnePathCell):
                 cell.keep_only(ops)
 
-    def forward(self, x: Tensor, path: Path | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # the path is fixed
         """Class scores [batch, num_classes] of images [batch, in_channels, height, width]."""
-        return super().forward(x, self.path if path is None else path)
+        return super().forward(x, self.path)
 
 
 @dataclass(frozen=True)
