@@ -55,8 +55,8 @@ struct ConvKernels {
                   const ConvShape& shape, T* workspace);
   // dx: null if not wanted, or what pack_transposed made in `transposed`; is added to if `accumulate`, else written.
   // dpacked: null if not wanted, or packed_size elements that are added to.
-  void (*backward)(const ConvGradient<T>& gradient, const T* x, bool relu, const T* transposed, T* dx, bool accumulate, T* dpacked,
-                   int64_t images, const ConvShape& shape, T* workspace);
+  void (*backward)(const ConvGradient<T>& gradient, const T* x, bool relu, const T* transposed, T* dx, bool accumulate,
+                   T* dpacked, int64_t images, const ConvShape& shape, T* workspace);
   // dweight = the sum of `num` packed gradients, one after another, in their order.
   void (*unpack_gradient)(const T* dpacked, int64_t num, int64_t in, int64_t out, T* dweight, const WeightStrides& strides);
 };

@@ -1,5 +1,5 @@
-// An image is first copied into a frame with zeros around it, rectified (or turned into dz) on the way, so that no later step tests
-// for the border. Tiles are then taken in blocks of about kBlock, from as many images as it takes:
+// An image is first copied into a frame with zeros around it, rectified (or turned into dz) on the way, so that no later step
+// tests for the border. Tiles are then taken in blocks of about kBlock, from as many images as it takes:
 //
 //   forward, dx   transform the block's patches             V [rows of kRows tiles, place, tile, in]        second-level cache
 //                 for each panel of output channels and each row of tiles: 36 products into M [place, tile, width], which stays
@@ -20,7 +20,7 @@ namespace {
 constexpr int64_t kBlock = 24;
 
 struct Tiling {
-  int64_t rows, columns;                // of tiles
+  int64_t rows, columns;  // of tiles
   int64_t frame_height, frame_width;
   explicit Tiling(const ConvShape& shape)
       : rows((shape.height + 3) / 4), columns((shape.width + 3) / 4), frame_height(4 * rows + 2), frame_width(4 * columns + 2) {}
@@ -93,9 +93,8 @@ void fill_dz_frames(const ConvGradient<T>& gradient, int64_t first, int64_t imag
   const int64_t channels = pad_to_lanes<T>(shape.out);
   for (int64_t n = 0; n < images; ++n) {
     const int64_t image = (first + n) * shape.height * shape.width;
-    fill_frame(shape, tiling, channels, frames + n * tiling.frame_pixels() * channels, [&](int64_t pixel, int64_t pixels, T* to) {
-      read_gradient(gradient, image + pixel, pixels, shape.out, to);
-    });
+    fill_frame(shape, tiling, channels, frames + n * tiling.frame_pixels() * channels,
+               [&](int64_t pixel, int64_t pixels, T* to) { read_gradient(gradient, image + pixel, pixels, shape.out, to); });
   }
 }
 
@@ -104,7 +103,10 @@ struct Tile {
   int64_t image, row, column;
   const Tiling& tiling;
   Tile(const Tiling& tiling, int64_t index)
-      : image(index / tiling.tiles()), row(index % tiling.tiles() / tiling.columns), column(index % tiling.columns), tiling(tiling) {}
+      : image(index / tiling.tiles()),
+        row(index % tiling.tiles() / tiling.columns),
+        column(index % tiling.columns),
+        tiling(tiling) {}
   void next() {
     if (++column < tiling.columns) return;
     column = 0;
@@ -112,6 +114,7 @@ struct Tile {
     row = 0;
     ++image;
   }
+  bool is_first() const { return image == 0 && row == 0 && column == 0; }
   // Of the tile's 6x6 patch in the frames.
   int64_t frame_pixel() const { return (image * tiling.frame_height + 4 * row) * tiling.frame_width + 4 * column; }
 };
@@ -166,6 +169,16 @@ inline void put_tile(const T* m, int64_t stride, const ConvShape& shape, const T
   }
 }
 
+// The tile's first pixel.
+template <class T>
+inline Vec<T> first_value(const T* m, int64_t stride) {
+  Vec<T> sum{};
+  for (int place = 0; place < 30; ++place) {
+    if (place % 6 < 5) sum += load(m + place * stride);
+  }
+  return sum;
+}
+
 // From frames of `images` images with `in` channels to `output`; output.channels() is the number of output channels.
 template <class T, class Output>
 void convolve(const T* frames, int64_t in, int64_t first_image, int64_t images, const ConvShape& shape, const Tiling& tiling,
@@ -199,10 +212,10 @@ void convolve(const T* frames, int64_t in, int64_t first_image, int64_t images, 
           }
         });
         for (int n = 0; n < kN; ++n) {
+          const int64_t c = column + n * kLanes<T>;
           Tile tile(tiling, first + groups.begin(g));
           tile.image += first_image;
-          const int64_t c = column + n * kLanes<T>;
-          output.begin(c, tile, [&](int place) { return load(buffers.m + place * m_stride + n * kLanes<T>); });
+          if (tile.is_first()) output.set_origin(c, first_value(buffers.m + n * kLanes<T>, m_stride));
           auto lanes = output.lanes(c);
           for (int64_t t = 0; t < tiles; ++t, tile.next()) {
             put_tile(buffers.m + (t * kN + n) * kLanes<T>, m_stride, shape, tile, out, out - c, lanes);
@@ -215,4 +228,93 @@ void convolve(const T* frames, int64_t in, int64_t first_image, int64_t images, 
   }
 }
 
+// dpacked += sum over the tiles of both frames.
+template <class T>
+void add_weight_gradient(int64_t images, const ConvShape& shape, const Tiling& tiling, const Buffers<T>& buffers, T* dpacked) {
+  const int64_t in = shape.in, padded_in = pad_to_lanes<T>(in), padded_out = pad_to_lanes<T>(shape.out);
+  const Split blocks(images * tiling.tiles(), kBlock), rows(in, kRows);
+  for (int64_t block = 0; block < blocks.parts; ++block) {
+    const Tile tile(tiling, blocks.begin(block));
+    const int64_t tiles = blocks.begin(block + 1) - blocks.begin(block);
+    const int64_t v_stride = place_stride<T>(tiles, padded_in), d_stride = place_stride<T>(tiles, padded_out);
+    transform_patches(buffers.x_frame, padded_in, tile, tiles, v_stride, buffers.v);
+    transform_gradients(buffers.dz_frame, padded_out, tile, tiles, d_stride, buffers.d);
+    for (int64_t place = 0; place < kPlaces; ++place) {
+      for_panels<T>(shape.out, [&](int64_t column, auto vectors) {
+        constexpr int kN = decltype(vectors)::value;
+        constexpr int64_t width = kN * kLanes<T>;
+        T* const panel = gradient_panel(dpacked, place, in, shape.out, column);
+        for (int64_t r = 0; r < rows.parts; ++r) {
+          const int64_t i = rows.begin(r);
+          T* const sums = panel + i * width;
+          with_constant<kRows>(rows.begin(r + 1) - i, [&](auto count) {
+            multiply<decltype(count)::value, kN, true>(
+                buffers.v + place * v_stride + i, padded_in, buffers.d + place * d_stride + column, padded_out, tiles,
+                [&](int m, int n) ADVNAS_INLINE { return load(sums + m * width + n * kLanes<T>); },
+                [&](int m, int n, Vec<T> v) ADVNAS_INLINE { store(sums + m * width + n * kLanes<T>, v); });
+          });
+        }
+      });
+    }
+  }
+}
+
+// Calls body(first image, images) for every group.
+template <class Body>
+void for_groups(int64_t images, const Tiling& tiling, const Body& body) {
+  const int64_t most = tiling.images_at_once();
+  for (int64_t first = 0; first < images; first += most) body(first, images - first < most ? images - first : most);
+}
+
+template <class T>
+void forward(const T* x, bool relu, const T* packed, T* z, const ConvMoments& moments, int64_t images, const ConvShape& shape,
+             T* workspace) {
+  const Tiling tiling(shape);
+  const Buffers<T> buffers(shape, workspace);
+  const int64_t pixels = shape.height * shape.width;
+  MomentsOutput<T> output(z, moments, shape.out, buffers.sums);
+  for_groups(images, tiling, [&](int64_t first, int64_t count) {
+    fill_x_frames(x + first * pixels * shape.in, relu, count, shape, tiling, buffers.x_frame);
+    convolve(buffers.x_frame, shape.in, first, count, shape, tiling, packed, buffers, output);
+  });
+  output.finish(images * pixels);
+}
+
+template <class T>
+void backward(const ConvGradient<T>& gradient, const T* x, bool relu, const T* transposed, T* dx, bool accumulate, T* dpacked,
+              int64_t images, const ConvShape& shape, T* workspace) {
+  const Tiling tiling(shape);
+  const Buffers<T> buffers(shape, workspace);
+  for_groups(images, tiling, [&](int64_t first, int64_t count) {
+    fill_dz_frames(gradient, first, count, shape, tiling, buffers.dz_frame);
+    if (dx != nullptr && accumulate) {
+      InputGradientOutput<T, true> output(x, relu, dx, shape.in);
+      convolve(buffers.dz_frame, shape.out, first, count, shape, tiling, transposed, buffers, output);
+    } else if (dx != nullptr) {
+      InputGradientOutput<T, false> output(x, relu, dx, shape.in);
+      convolve(buffers.dz_frame, shape.out, first, count, shape, tiling, transposed, buffers, output);
+    }
+    if (dpacked == nullptr) return;
+    fill_x_frames(x + first * shape.height * shape.width * shape.in, relu, count, shape, tiling, buffers.x_frame);
+    add_weight_gradient(count, shape, tiling, buffers, dpacked);
+  });
+}
+
+template <class T>
+int64_t workspace_size(const ConvShape& shape) {
+  return Buffers<T>(shape, nullptr).size;
+}
+
+int64_t images_at_once(const ConvShape& shape) { return Tiling(shape).images_at_once(); }
+
 }  // namespace
+
+template <class T>
+ConvKernels<T> conv3x3_kernels() {
+  return {conv3x3_packed_size<T>,     workspace_size<T>, images_at_once, conv3x3_pack<T>,
+          conv3x3_pack_transposed<T>, forward<T>,        backward<T>,    conv3x3_unpack_gradient<T>};
+}
+template ConvKernels<float> conv3x3_kernels();
+template ConvKernels<double> conv3x3_kernels();
+
+}  // namespace advnas::cpu::ADVNAS_ISA

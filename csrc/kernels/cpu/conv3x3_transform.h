@@ -7,9 +7,9 @@
 //         0  2 -1 -2  1  0         1/24-1/12  1/6
 //         0  4  0 -5  0  1            0    0    1                                (the first row of G is 1/4, 0, 0)
 //
-// Rows k and k + 1 of the pairs (1, 2) and (3, 4) are a sum and a difference of the same two terms. The two-dimensional transforms
-// go by such pairs of rows: 12 or 8 values of a pair fit the registers and are at once transformed along the other side, so that
-// nothing goes through memory but the operands (read twice) and the results. The vectors hold channels.
+// Rows k and k + 1 of the pairs (1, 2) and (3, 4) are a sum and a difference of the same two terms. The two-dimensional
+// transforms go by such pairs of rows: 12 or 8 values of a pair fit the registers and are at once transformed along the other
+// side, so that nothing goes through memory but the operands (read twice) and the results. The vectors hold channels.
 #pragma once
 
 #include "conv_lanes.h"

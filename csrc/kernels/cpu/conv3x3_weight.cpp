@@ -72,9 +72,9 @@ void conv3x3_unpack_gradient(const T* dpacked, int64_t num, int64_t in, int64_t 
   });
 }
 
-#define ADVNAS_INSTANTIATE(T)                                                                          \
-  template void conv3x3_pack(const T*, const WeightStrides&, int64_t, int64_t, T*);                    \
-  template void conv3x3_pack_transposed(const T*, const WeightStrides&, int64_t, int64_t, T*);         \
+#define ADVNAS_INSTANTIATE(T)                                                                  \
+  template void conv3x3_pack(const T*, const WeightStrides&, int64_t, int64_t, T*);            \
+  template void conv3x3_pack_transposed(const T*, const WeightStrides&, int64_t, int64_t, T*); \
   template void conv3x3_unpack_gradient(const T*, int64_t, int64_t, int64_t, T*, const WeightStrides&);
 ADVNAS_INSTANTIATE(float)
 ADVNAS_INSTANTIATE(double)

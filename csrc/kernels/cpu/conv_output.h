@@ -1,19 +1,23 @@
-// What happens to a result while it is in a register. A kernel asks for the lanes of a channel block, puts values at offsets of the
-// image tensor, and finishes the lanes.
+// What happens to a result while it is in a register. A kernel asks for the lanes of a channel block, puts values at offsets of
+// the image tensor, and finishes the lanes.
 #pragma once
 
 #include "conv_lanes.h"
 
 namespace advnas::cpu::ADVNAS_ISA {
 
-// z = v, and the sums of (v - origin) and its square: about 0 they would cancel where the mean is large beside the spread. The sums
-// are taken in T over a block and then in double (flush), so that the error does not grow with the image.
+// z = v, and the sums of (v - origin) and its square: about 0 they would cancel where the mean is large beside the spread. The
+// sums are taken in T over a block and then in double (flush), so that the error does not grow with the image.
 template <class T>
 class MomentsOutput {
  public:
   // sums: 3 * pad_to_lanes(channels) elements.
   MomentsOutput(T* z, const ConvMoments& moments, int64_t channels, T* sums)
-      : z_(z), moments_(moments), channels_(channels), origin_(sums), sum_(sums + pad_to_lanes<T>(channels)),
+      : z_(z),
+        moments_(moments),
+        channels_(channels),
+        origin_(sums),
+        sum_(sums + pad_to_lanes<T>(channels)),
         squares_(sum_ + pad_to_lanes<T>(channels)) {
     std::memset(sums, 0, size_t(3 * pad_to_lanes<T>(channels)) * sizeof(T));
     for (int64_t c = 0; c < channels && wanted(); ++c) moments.mean[c] = moments.m2[c] = 0;
@@ -25,8 +29,12 @@ class MomentsOutput {
   class Lanes {
    public:
     Lanes(const MomentsOutput& to, int64_t c)
-        : z_(to.z_ + c), sum_to_(to.sum_ + c), squares_to_(to.squares_ + c), origin_(load(to.origin_ + c)),
-          sum_(load(sum_to_)), squares_(load(squares_to_)) {}
+        : z_(to.z_ + c),
+          sum_to_(to.sum_ + c),
+          squares_to_(to.squares_ + c),
+          origin_(load(to.origin_ + c)),
+          sum_(load(sum_to_)),
+          squares_(load(squares_to_)) {}
     void put(int64_t offset, Vec<T> v) {
       store(z_ + offset, v);
       add(v);
@@ -104,6 +112,7 @@ class InputGradientOutput {
     Vec<T> floor_;
   };
   Lanes lanes(int64_t c) const { return Lanes(*this, c); }
+  void set_origin(int64_t, Vec<T>) {}
   void flush() {}
 
  private:

@@ -60,18 +60,18 @@ template <int kM, int kN, bool kTransposed, class T, class Begin, class Put>
 inline ADVNAS_INLINE void multiply(const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t inner, const Begin& begin,
                                    const Put& put) {
   using V = Vec<T>;
-#define ADVNAS_BEGIN(m)                                                         \
-  V s##m##_0{}, s##m##_1{};                                                     \
-  if constexpr (m < kM) s##m##_0 = begin(m, 0);                                 \
+#define ADVNAS_BEGIN(m)                         \
+  V s##m##_0{}, s##m##_1{};                     \
+  if constexpr (m < kM) s##m##_0 = begin(m, 0); \
   if constexpr (m < kM && kN > 1) s##m##_1 = begin(m, 1);
-#define ADVNAS_STEP(m)                                                          \
-  if constexpr (m < kM) {                                                       \
-    const T value = kTransposed ? a[m] : a[m * a_stride];                       \
-    s##m##_0 += value * b0;                                                     \
-    if constexpr (kN > 1) s##m##_1 += value * b1;                               \
+#define ADVNAS_STEP(m)                                    \
+  if constexpr (m < kM) {                                 \
+    const T value = kTransposed ? a[m] : a[m * a_stride]; \
+    s##m##_0 += value * b0;                               \
+    if constexpr (kN > 1) s##m##_1 += value * b1;         \
   }
-#define ADVNAS_PUT(m)                                                           \
-  if constexpr (m < kM) put(m, 0, s##m##_0);                                    \
+#define ADVNAS_PUT(m)                        \
+  if constexpr (m < kM) put(m, 0, s##m##_0); \
   if constexpr (m < kM && kN > 1) put(m, 1, s##m##_1);
 
   ADVNAS_FOR_ROWS(ADVNAS_BEGIN)
