@@ -17,14 +17,16 @@ def split_halves(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     Every class is split in two, up to one image; the order within a half is by index.
     """
     generator = torch.Generator().manual_seed(seed)
-    first, second = [], []
-    for members in (torch.nonzero(labels == label).flatten() for label in labels.unique()):
+    in_first = torch.zeros(len(labels), dtype=torch.bool)
+    odd_classes = 0
+    for label in labels.unique():
+        members = torch.nonzero(labels == label).flatten()
         shuffled = members[torch.randperm(len(members), generator=generator)]
-        # The odd image goes to the half that has fewer so far.
-        half = (len(shuffled) + (sum(map(len, first)) <= sum(map(len, second)))) // 2
-        first.append(shuffled[:half])
-        second.append(shuffled[half:])
-    return torch.cat(first).sort().values, torch.cat(second).sort().values
+        # The odd images go to the halves in turn, the first one to the weights.
+        half = (len(shuffled) + (odd_classes + 1) % 2) // 2
+        odd_classes += len(shuffled) % 2
+        in_first[shuffled[:half]] = True
+    return torch.nonzero(in_first).flatten(), torch.nonzero(~in_first).flatten()
 
 
 class Batches:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import pickle
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,28 +21,22 @@ CIFAR100_STATISTICS = ((129.3, 124.1, 112.4), (68.2, 65.4, 70.4))
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Builds dictionaries, lists, strings, numbers and numpy arrays, and nothing else."""
+    """Builds dictionaries, lists, strings, numbers and numpy arrays, and nothing else. It imports nothing."""
 
-    ALLOWED = frozenset(
-        {
-            ("_codecs", "encode"),  # how Python 3 writes bytes in old protocols
-            ("numpy", "dtype"),
-            ("numpy", "ndarray"),
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy.core.numeric", "_frombuffer"),
-            ("numpy._core.numeric", "_frombuffer"),
-        }
-    )
+    RECONSTRUCT = np.empty(0).__reduce__()[0]
+    ALLOWED: ClassVar[dict[str, Any]] = {
+        "_codecs.encode": codecs.encode,  # how Python 3 writes bytes in old protocols
+        "numpy.dtype": np.dtype,
+        "numpy.ndarray": np.ndarray,
+        "numpy.core.multiarray._reconstruct": RECONSTRUCT,
+        "numpy._core.multiarray._reconstruct": RECONSTRUCT,
+    }
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"asks for {module}.{name}; only arrays are read")
-        return super().find_class(module, name)
-
-
-def _unpickle(file: IO[bytes]) -> Any:
-    return _ArraysOnly(file, encoding="bytes").load()
+        wanted = f"{module}.{name}"
+        if wanted not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {wanted}, and only arrays are read")
+        return self.ALLOWED[wanted]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -48,14 +44,18 @@ def _read(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{path}: no such file; unpack the official python archive of CIFAR so that it is there"
         )
+    raw = path.read_bytes()
     try:
-        with path.open("rb") as file:
-            content = _unpickle(file)
+        content = _ArraysOnly(io.BytesIO(raw), encoding="bytes").load()
     except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(f"{path}: not a CIFAR file, or a damaged one: {error}; unpack the archive again") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: not a CIFAR file: must hold a dictionary, got {type(content).__name__}")
-    return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in content.items()}
+    return {_text(key): value for key, value in content.items()}
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _images(path: Path, label_key: str, num_classes: int) -> Images:
@@ -75,8 +75,8 @@ def _images(path: Path, label_key: str, num_classes: int) -> Images:
 def _names(path: Path, key: str) -> tuple[str, ...]:
     names = _read(path).get(key)
     if not isinstance(names, list) or not names:
-        raise ValueError(f"{path}: {key} must be a list of names")
-    return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
+        raise ValueError(f"{path}: {key} must be a list of names; unpack the archive again")
+    return tuple(_text(name) for name in names)
 
 
 def _folder(data_dir: Path | None, name: str) -> Path:

@@ -17,8 +17,9 @@ TEST_SHARE = 0.2  # where the folder has no split
 
 
 def load(folder: Path) -> ImageData:
-    """Decode all images once, as RGB, at the size of the first one's shorter side squared; others are resized to it.
+    """All images decoded once, as RGB squares.
 
+    Their size is the shorter side of the first training image; images of other sizes are resized to it, whatever their shape.
     Without folders ``train`` and ``test`` (or ``val``) a fifth of each class is held out, always the same images.
 
     Raises:
@@ -31,9 +32,9 @@ def load(folder: Path) -> ImageData:
     if test_folder is None:
         raise ValueError(f"{folder}: has train, but no folder {' or '.join(TEST_FOLDERS)} beside it")
     classes = _classes(train_folder)
-    if _classes(test_folder) != classes:
+    if differing := sorted(set(classes) ^ set(_classes(test_folder))):
         raise ValueError(
-            f"{test_folder}: must have the classes of {train_folder}, {classes}, got {_classes(test_folder)}"
+            f"{test_folder}: must have the same classes as {train_folder}; only one has {', '.join(differing[:5])}"
         )
     train_files, train_labels = _files(train_folder, classes)
     test_files, test_labels = _files(test_folder, classes)
@@ -84,7 +85,7 @@ def _open(path: Path, size: int | None = None) -> Image.Image:
     try:
         with Image.open(path) as file:
             image = file.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a damaged file can raise anything
         raise ValueError(f"{path}: not an image that can be read: {error}; replace or remove it") from None
     return (
         image if size is None or image.size == (size, size) else image.resize((size, size), Image.Resampling.BILINEAR)

@@ -81,9 +81,7 @@ class ImageData:
 
 def pixel_statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of uint8 [count, height, width, channels], by channel, as fractions of 255."""
-    counts = torch.stack(
-        [torch.bincount(pixels[..., c].flatten(), minlength=256) for c in range(pixels.shape[3])]
-    )
+    counts = torch.stack([torch.bincount(pixels[..., c].flatten(), minlength=256) for c in range(pixels.shape[3])])
     values = torch.arange(256, dtype=torch.float64) / 255
     total = counts.sum(1)
     mean = (counts * values).sum(1) / total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,44 +34,37 @@ class Table:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is not such a table, a row is incomplete or not a number, or a cell is there twice; with the line.
+            ValueError: it is not such a table, a row is incomplete or has no number where one belongs, or a cell is there
+                twice; with the line.
         """
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such table")
         rows: dict[str, dict[str, float]] = {}
         try:
-            with path.open(newline="", encoding="utf-8") as file:
-                reader = csv.reader(file, strict=True)
-                header = next(reader, [])
-                if ARCH not in header or ACCURACY not in header:
-                    raise ValueError(
-                        f"{path}: must be a CSV table with columns {ARCH} and {ACCURACY}, got {header[:5]}"
-                    )
-                columns = tuple(name for name in header if name not in (ARCH, "index"))
-                for cells in reader:
-                    arch, numbers = cls._row(f"{path}, line {reader.line_num}", header, columns, cells)
+            text = path.read_bytes().decode()
+            reader = csv.reader(io.StringIO(text), strict=True)
+            header = next(reader, [])
+            if ARCH not in header or ACCURACY not in header:
+                raise ValueError(f"{path}: must be a CSV table with columns {ARCH} and {ACCURACY}, got {header[:5]}")
+            columns = {name: place for place, name in enumerate(header) if name not in (ARCH, "index")}
+            for cells in reader:
+                try:
+                    arch, numbers = _row(header, columns, cells)
                     if arch in rows:
-                        raise ValueError(f"{path}, line {reader.line_num}: {arch} is there twice")
-                    rows[arch] = numbers
+                        raise ValueError(f"{arch} is there twice")
+                except ValueError as error:
+                    raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
+                rows[arch] = numbers
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: not a CSV table: {error}") from None
         if not rows:
             raise ValueError(f"{path}: has no rows")
-        return cls(path, columns, rows)
-
-    @staticmethod
-    def _row(where: str, header: list[str], columns: tuple[str, ...], cells: list[str]) -> tuple[str, dict[str, float]]:
-        if len(cells) != len(header):
-            raise ValueError(f"{where}: must have {len(header)} values, got {len(cells)}; the file may be truncated")
-        values = dict(zip(header, cells, strict=True))
-        try:
-            numbers = {name: float(values[name]) for name in columns}
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
-        if not math.isfinite(numbers[ACCURACY]):
-            raise ValueError(f"{where}: {ACCURACY} must be a number, got {values[ACCURACY]}")
-        return values[ARCH], numbers
+        if not text.endswith(("\n", "\r")):  # its last number may have lost digits
+            raise ValueError(
+                f"{path}, line {reader.line_num}: must end with a line break; the file may be truncated, get it again"
+            )
+        return cls(path, tuple(columns), rows)
 
     def lookup(self, arch: str) -> dict[str, float]:
         """The numbers of one cell, by column.
@@ -96,3 +90,20 @@ class Table:
         if k < 1:
             raise ValueError(f"top: must be at least 1, got {k}")
         return sorted(self.rows.items(), key=lambda row: -row[1][column])[:k]
+
+
+def _row(header: list[str], columns: dict[str, int], cells: list[str]) -> tuple[str, dict[str, float]]:
+    if len(cells) != len(header):
+        raise ValueError(f"must have {len(header)} values, got {len(cells)}; the file may be truncated, get it again")
+    numbers = {name: _number(cells[place]) for name, place in columns.items()}
+    for name, number in numbers.items():
+        if not math.isfinite(number):
+            raise ValueError(f"{name} must be a finite number, got {cells[columns[name]]!r}")
+    return cells[header.index(ARCH)], numbers
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
