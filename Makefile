@@ -32,11 +32,22 @@ test: test-native test-python  ## all tests
 test-python: $(VENV)/.built
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
+# The kernels without torch and under sanitizers: the CPU ones for each instruction set that this machine runs, the CUDA ones on the host.
+SANITIZED := $(CXX) -std=c++20 -O1 -g -fsanitize=address,undefined -Wall -Wextra -Wno-psabi
+ISAS := baseline $(shell grep -qw avx2 /proc/cpuinfo && echo avx2) $(shell grep -qw avx512vl /proc/cpuinfo && echo avx512)
+ISA_FLAGS_avx2 := -mavx2 -mfma
+ISA_FLAGS_avx512 := -mavx512f -mavx512bw -mavx512vl -mfma
+
+build/native/%: tests/native/test_kernels.cpp $(NATIVE)
+	@mkdir -p $(@D)
+	$(SANITIZED) $(ISA_FLAGS_$*) -DADVNAS_ISA=$* $< $(filter-out %/isa.cpp %/gate.cpp,$(wildcard csrc/kernels/cpu/*.cpp)) -o $@
+
 build/shim/%: tests/cuda_shim/test_%.cpp tests/cuda_shim/cuda_runtime.h $(NATIVE)
 	@mkdir -p $(@D)
-	$(CXX) -std=c++20 -O1 -g -fsanitize=address,undefined -x c++ -Itests/cuda_shim $< -o $@
+	$(SANITIZED) -x c++ -Itests/cuda_shim $< -o $@
 
-test-native: build/shim/gate  ## the CUDA kernels on the host, under sanitizers
+test-native: $(ISAS:%=build/native/%) build/shim/gate  ## the kernels alone, under sanitizers
+	for isa in $(ISAS); do echo "kernels, $$isa" && ./build/native/$$isa || exit 1; done
 	ASAN_OPTIONS=detect_stack_use_after_return=0 ./build/shim/gate
 
 lint: $(VENV)/.requirements  ## ruff, mypy, clang-format
