@@ -218,7 +218,7 @@ class Estimator(nn.Module, ABC):
         where = f"{self._name}.assign_grad: loss"
         if not isinstance(loss, (Tensor, int, float)):
             raise TypeError(f"{where} must be a tensor or a number, got {type(loss).__name__}")
-        value = torch.as_tensor(loss)
+        value = loss if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64)
         if value.numel() != 1:
             raise ValueError(f"{where} must be one number, got shape {list(value.shape)}; take its mean")
         value = value.detach().reshape(()).to("cpu", self.logits.dtype)

@@ -1,0 +1,78 @@
+"""Files that are whole or not there, and checkpoints that are checked before they are used."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FORMAT = 1  # raised when a checkpoint of an earlier version could no longer be read
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write a file so that at any time, also after a crash or on a full disk, ``path`` holds the old content or the new one.
+
+    Raises:
+        OSError: the file cannot be written; nothing of it is left.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise OSError(error.errno, f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save(path: Path, kind: str, config: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Save a state of nested dicts, lists, tensors and numbers, with what :func:`load` needs to recognise it.
+
+    Args:
+        path: in an existing folder.
+        kind: what is being trained, such as "search".
+        config: the settings on which the state depends.
+    """
+    buffer = io.BytesIO()
+    torch.save({"kind": kind, "format": FORMAT, "config": dict(config), "state": dict(state)}, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def load(path: Path, kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a checkpoint.
+
+    Raises:
+        ValueError: the file is missing, damaged, not a checkpoint of this kind, or was made with other settings.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path}: there is no checkpoint here; start again without --resume, in another folder"
+        ) from None
+    try:
+        # torch reads an archive with flipped bits without a word.
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            damaged = archive.testzip()
+        payload = torch.load(io.BytesIO(content), weights_only=True) if damaged is None else None
+    except Exception as error:  # whatever the unpickling of garbage comes to
+        raise ValueError(
+            f"{path}: not a checkpoint, or a damaged one ({type(error).__name__}); start the run again"
+        ) from None
+    if damaged is not None:
+        raise ValueError(f"{path}: the checkpoint is damaged at {damaged}; start the run again")
+    if not isinstance(payload, dict) or payload.get("kind") != kind or payload.get("format") != FORMAT:
+        raise ValueError(f"{path}: not a checkpoint of an advnas {kind}, format {FORMAT}; choose the folder of one")
+    other = [name for name in {**config, **payload["config"]} if config.get(name) != payload["config"].get(name)]
+    if other:
+        was = ", ".join(f"{name} {payload['config'].get(name)!r}, now {config.get(name)!r}" for name in other)
+        raise ValueError(f"{path}: the checkpoint was made with other settings ({was}); restore them")
+    return payload["state"]

@@ -1,0 +1,220 @@
+"""Settings of a search and of a retraining. The defaults are NAS-Bench-201's protocols (Dong & Yang, ICLR 2020).
+
+Precedence, lowest first: defaults, preset, YAML file, command line. A setting is checked where the configuration object is made, so
+that Python code, YAML files and flags all get the same message.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import tyro
+import yaml
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
+from typing_extensions import Self
+
+from advnas.spaces import SPACES
+from advnas_ext import ESTIMATORS
+
+
+def _one_of(names: Mapping[str, object]) -> Callable[[str], str]:
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"must be one of {', '.join(names)}")
+        return name
+
+    return check
+
+
+def _available(task: str) -> str:
+    if task == "language":
+        raise ValueError("language is not available yet: use image")
+    return task
+
+
+Count = Annotated[int, Field(ge=1)]
+Index = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Task = Annotated[Literal["image", "language"], AfterValidator(_available)]
+Space = Annotated[str, AfterValidator(_one_of(SPACES)), tyro.conf.arg(metavar="|".join(SPACES))]
+EstimatorName = Annotated[str, AfterValidator(_one_of(ESTIMATORS)), tyro.conf.arg(metavar="|".join(ESTIMATORS))]
+OptionalFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+OptionalFolder = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
+OptionalCount = Annotated[Count | None, tyro.conf.arg(metavar="INT")]
+EstimatorSettings = Annotated[dict[str, int | float | bool | str | None], tyro.conf.arg(metavar="NAME VALUE ...")]
+Data = Annotated[str, Field(min_length=1), tyro.conf.arg(metavar="digits|cifar10|cifar100|FOLDER")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Converts and checks every field by its annotation.
+
+    Raises:
+        ValueError: a value has the wrong type or is out of range; the message names the setting, the requirement and the value.
+    """
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self), include_extras=True)
+        for name in self.names():
+            value = getattr(self, name)
+            try:
+                checked = TypeAdapter(hints[name]).validate_python(value)
+            except ValidationError as error:
+                requirement = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(f"{name}: {requirement}, got {value!r}") from None
+            object.__setattr__(self, name, checked)
+
+    @classmethod
+    def names(cls) -> list[str]:
+        return [f.name for f in fields(cls)]
+
+    def with_settings(self, settings: Mapping[str, object], source: str) -> Self:
+        """This configuration with some settings replaced.
+
+        Raises:
+            ValueError: a name is unknown or a value not acceptable; the message starts with ``source``.
+        """
+        for name in settings:
+            if name not in self.names():
+                close = difflib.get_close_matches(str(name), self.names(), n=1)
+                remedy = f"did you mean {close[0]}?" if close else f"choose among {', '.join(self.names())}"
+                raise ValueError(f"{source}: unknown setting {name!r}; {remedy}")
+        try:
+            return replace(self, **settings)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from None
+
+    def with_file(self, path: Path) -> Self:
+        """This configuration with the settings of a YAML file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is not a YAML mapping of settings, or holds one that is not acceptable.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such configuration file")
+        try:
+            settings = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+        if not isinstance(settings, dict):
+            raise ValueError(f"{path}: must be a YAML mapping such as 'epochs: 50', got {type(settings).__name__}")
+        return self.with_settings(settings, str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every setting in plain types, as YAML files and checkpoints hold them."""
+        return {name: to_jsonable_python(getattr(self, name)) for name in self.names()}
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(Settings):
+    """Settings of the search. A YAML file has the same names, with _ for -."""
+
+    task: Task = "image"
+    """What the cell is for."""
+    space: Space = "nasbench201"
+    """Search space."""
+    data: Data = "digits"
+    """Data set, or a folder with an image folder for each class."""
+    data_dir: OptionalFolder = None
+    """Where the data set lies, for CIFAR the folder that holds cifar-10-batches-py or cifar-100-python."""
+    estimator: EstimatorName = "advantage"
+    """How the gradient of the logits is estimated. See the README for what each one is."""
+    estimator_settings: EstimatorSettings = field(default_factory=dict)
+    """Settings of the estimator's own, as NAME VALUE pairs."""
+    epochs: Count = 250
+    """Passes over the weights' half of the training set."""
+    warmup_epochs: Index = 0
+    """First epochs that train the weights on uniform paths and leave the logits alone."""
+    steps_per_epoch: OptionalCount = None
+    """Batches in an epoch; None: as many as the half holds."""
+    channels: Count = 16
+    """Channels of the first stage; the second and third have twice and four times as many."""
+    cells: Count = 5
+    """Cells in each of the three stages."""
+    batch_size: Count = 64
+    """Images in a batch."""
+    lr: PositiveRate = 0.025
+    """Learning rate of the weights (SGD), at the start."""
+    lr_min: Rate = 0.001
+    """Learning rate of the weights at the end of its cosine."""
+    momentum: Fraction = 0.9
+    """Momentum of the weights."""
+    nesterov: bool = True
+    """Nesterov's form of momentum."""
+    weight_decay: Rate = 5e-4
+    """L2 penalty on the weights."""
+    grad_clip: PositiveRate = 5.0
+    """Largest norm of the weights' gradient."""
+    arch_lr: PositiveRate = 3e-4
+    """Learning rate of the logits (Adam)."""
+    arch_betas: tuple[Fraction, Fraction] = (0.5, 0.999)
+    """Adam's two averages, for the logits."""
+    arch_weight_decay: Rate = 1e-3
+    """L2 penalty on the logits."""
+    valid_batches: Count = 16
+    """Batches of the architecture's half on which the current best cell is measured after each epoch."""
+    table: OptionalFile = None
+    """NAS-Bench-201 table (CSV): looks up the current best cell after each epoch. It never steers."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files."""
+    seed: Seed = 0
+    """The same seed gives the same history on the same machine with the same number of threads."""
+    threads: OptionalCount = None
+    """CPU threads; None: as many as torch takes."""
+    out: OptionalFolder = None
+    """Run folder to make; None: a new one, runs/DATA-ESTIMATOR-seedSEED."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainConfig(Settings):
+    """Settings of the retraining: NAS-Bench-201's for its 200-epoch accuracies. A YAML file has the same names, with _ for -."""
+
+    arch: Annotated[str | None, tyro.conf.arg(metavar="CELL")] = None
+    """The cell, such as "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|skip_connect~0|none~1|none~2|"; None: the one that RUN found."""
+    space: Space = "nasbench201"
+    """Search space of the cell."""
+    data: Data = "digits"
+    """Data set, or a folder with an image folder for each class."""
+    data_dir: OptionalFolder = None
+    """Where the data set lies, for CIFAR the folder that holds cifar-10-batches-py or cifar-100-python."""
+    epochs: Count = 200
+    """Passes over the training set."""
+    channels: Count = 16
+    """Channels of the first stage; the second and third have twice and four times as many."""
+    cells: Count = 5
+    """Cells in each of the three stages."""
+    batch_size: Count = 256
+    """Images in a batch."""
+    lr: PositiveRate = 0.1
+    """Learning rate (SGD), at the start; its cosine ends at 0."""
+    momentum: Fraction = 0.9
+    """Momentum."""
+    nesterov: bool = True
+    """Nesterov's form of momentum."""
+    weight_decay: Rate = 5e-4
+    """L2 penalty on the weights."""
+    seed: Seed = 0
+    """Of the initial weights, the order of the images and their augmentation."""
+    threads: OptionalCount = None
+    """CPU threads; None: as many as torch takes."""
+    out: OptionalFolder = None
+    """Folder for retrain.json; None: RUN, and without one a new folder, runs/DATA-retrain-seedSEED."""
+
+
+# What differs from the defaults.
+PRESETS: dict[str, dict[str, object]] = {
+    "paper": {},
+    "fast": {"epochs": 20, "warmup_epochs": 5, "channels": 8, "cells": 1, "arch_lr": 0.01},
+}

@@ -1,0 +1,76 @@
+"""``make search``: search a cell on digits, train it from scratch, and compare it with random cells trained in the same way."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from advnas import report, retrain, run
+from advnas.cli import message
+from advnas.config import RetrainConfig, SearchConfig
+from advnas.spaces import nasbench201
+from advnas.watch import Interrupted
+
+# Chosen on held-out training images; the test set only judges.
+SEARCH = SearchConfig(epochs=60, warmup_epochs=30, channels=16, cells=1, arch_lr=0.02, arch_weight_decay=0.0)
+RETRAIN = RetrainConfig(epochs=20, channels=16, cells=1, batch_size=64)
+RANDOM_CELLS = 5
+
+
+def main(out: Path = Path("runs/digits"), seed: int = 0, threads: int | None = None) -> None:
+    """Search on digits, retrain, compare.
+
+    Args:
+        out: run folder to make; where it exists already, the first of OUT-2, OUT-3, ... that does not.
+        seed: of the search, of the random cells and of the training.
+        threads: CPU threads. Default: as many as torch takes.
+    """
+    console = report.console()
+    names = itertools.chain([out], (out.with_name(f"{out.name}-{number}") for number in itertools.count(2)))
+    folder = next(path for path in names if not path.exists())
+    run.start(replace(SEARCH, out=folder, seed=seed, threads=threads), console)
+    search = json.loads((folder / "result.json").read_text())
+
+    def train(arch: str, where: Path) -> dict[str, Any]:
+        console.print(f"training {arch}")
+        settings = replace(RETRAIN, arch=arch, out=where, seed=seed, threads=threads)
+        retrain.start(settings, command="make search", console=console)
+        return json.loads((where / retrain.RESULT).read_text())
+
+    found = train(search["arch"], folder)
+    draw = random.Random(seed)
+    cells = [[draw.randrange(len(nasbench201.OPS)) for _ in range(nasbench201.NUM_EDGES)] for _ in range(RANDOM_CELLS)]
+    drawn = [train(nasbench201.format_arch(torch.tensor(ops)), folder / f"random-{i + 1}") for i, ops in enumerate(cells)]
+    drawn.sort(key=lambda trained: trained["test_accuracy"])
+
+    def row(name: str, trained: dict[str, Any], search_time: str) -> list[str]:
+        accuracy = report.accuracy(trained["test_accuracy"], trained["test_accuracy_95"])
+        return [name, accuracy, f"{trained['params']:,}", f"{trained['flops']:,}", search_time]
+
+    rows = [
+        row("found cell", found, report.duration(search["seconds"])),
+        row(f"median of {RANDOM_CELLS} random cells", drawn[RANDOM_CELLS // 2], "-"),
+        row(f"best of {RANDOM_CELLS} random cells", drawn[-1], "-"),
+    ]
+    columns = ["trained from scratch", "test accuracy", "parameters", "FLOPs", "search time"]
+    console.print(report.table(search["arch"], columns, rows))
+    console.print(f"run folder: {folder}")
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main, prog="python -m advnas.quickstart")
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(message(error), file=sys.stderr)
+        sys.exit(2)
