@@ -308,7 +308,7 @@ def resumed_elsewhere(estimator, name):
     file = io.BytesIO()
     torch.save(estimator.state_dict(), file)
     file.seek(0)
-    fresh = make(name)
+    fresh = make(name, zero_op=0)
     fresh.load_state_dict(torch.load(file, weights_only=True))
     return fresh
 
@@ -325,7 +325,7 @@ COPIES = {
 def test_a_copy_goes_on_bit_for_bit(name, how):
     """After 21 steps, which is in the middle of PARSEC's 8 samples."""
     generator = torch.Generator().manual_seed(0)
-    estimator = make(name)
+    estimator = make(name, zero_op=0)
     optimizer = torch.optim.SGD([estimator.logits], lr=0.1)
     for _ in range(21):
         architecture_step(estimator, optimizer, generator)

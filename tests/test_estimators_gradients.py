@@ -356,6 +356,8 @@ def test_zero_op_rule_step_by_step():
     assert step(2, 2.0) == pytest.approx(2)
     average(0, -2, 4 + 0.05 * (2 - 4))
     assert step(0, 0.0) == pytest.approx(3.9)
+    assert step(0, 9.0) == pytest.approx(3.9)  # whatever the gradient of its gate
+    average(0, -2, 3.9)
     for _ in range(200):
         step(2, -1.0)
     assert step(0, 0.0) == 0  # both others are good: the worst is none's own 0
