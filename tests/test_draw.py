@@ -2,6 +2,7 @@ import itertools
 import xml.etree.ElementTree as ET
 
 import pytest
+
 from advnas.draw import NAMES, cell_svg
 from advnas.spaces.nasbench201 import OPS
 
