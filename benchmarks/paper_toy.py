@@ -3,7 +3,7 @@
     y(x) = mean_p sum_{ij} v_p[i, j] tanh(gate_p * (w_{p, a_p} (*) x)[i, j])
 
 x is a 13x13 image, uniform in [-1, 1]. At each of ten positions p a fixed 7x7 convolution with stride 2 makes ten 4x4 channels,
-and candidate operation k is channel k; then comes a fixed 4x4 convolution to one number. Weights are N(0, 1/fan_in), without biases.
+and candidate operation k is channel k; then comes a fixed 4x4 convolution to one number. Weights are N(0, 1/fan_in), biases 0.
 A teacher has one random operation at each position; the student shares all weights and learns the operations from the mean squared
 error on batches of 100. In a trial all methods have the same weights, teacher and batches.
 
