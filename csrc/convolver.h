@@ -20,7 +20,8 @@ inline bool takes_winograd(const ConvolutionShape& shape) {
   if (shape.size != 3) return false;
   if (const char* const forced = std::getenv("ADVNAS_WINOGRAD")) return std::string_view(forced) == "1";
   const auto whole = [](int64_t side) { return (side + 3) / 4 * 4; };
-  return shape.in >= 8 && 10 * shape.height * shape.width >= 6 * whole(shape.height) * whole(shape.width);
+  return shape.in >= 8 && shape.height * shape.width >= 64 &&
+         10 * shape.height * shape.width >= 6 * whole(shape.height) * whole(shape.width);
 }
 
 template <class T>

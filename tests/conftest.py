@@ -25,7 +25,9 @@ def assert_close(
     assert actual.shape == expected.shape, f"{what}: shape {list(actual.shape)}, expected {list(expected.shape)}"
     scale = expected.abs().max().item() if expected.numel() else 0.0
     tolerance = TOLERANCE[dtype or actual.dtype] * max(scale, at_least)
-    torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=tolerance, msg=lambda text: f"{what}: {text}")
+    torch.testing.assert_close(
+        actual.double(), expected.double(), rtol=0, atol=tolerance, msg=lambda text: f"{what}: {text}"
+    )
 
 
 @pytest.fixture

@@ -26,7 +26,16 @@ def setup_py():
 
 def build_ext(tmp_path, **environment):
     """What `python setup.py build_ext` prints on stderr at the end; the build is expected to stop."""
-    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-temp", tmp_path / "temp", "--build-lib", tmp_path / "lib"]
+    command = [
+        sys.executable,
+        "setup.py",
+        "-q",
+        "build_ext",
+        "--build-temp",
+        tmp_path / "temp",
+        "--build-lib",
+        tmp_path / "lib",
+    ]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
@@ -75,7 +84,11 @@ def test_cuda_exactly_where_torch_has_it(setup_py, toolkit, monkeypatch):
     [
         (CUDA_TORCH, "", "torch 2.14.1 has CUDA 13.0, but nvcc was not found: install the CUDA toolkit"),
         (CUDA_TORCH, "1", "nvcc was not found"),
-        (CPU_TORCH, "1", "ADVNAS_CUDA=1, but torch 2.13.0 has no CUDA: install a CUDA build of torch, or unset ADVNAS_CUDA"),
+        (
+            CPU_TORCH,
+            "1",
+            "ADVNAS_CUDA=1, but torch 2.13.0 has no CUDA: install a CUDA build of torch, or unset ADVNAS_CUDA",
+        ),
         (CPU_TORCH, "yes", "ADVNAS_CUDA must be 0 or 1, got 'yes'"),
     ],
 )
@@ -88,7 +101,7 @@ def test_cuda_that_cannot_be_built(setup_py, toolkit, monkeypatch, fake, choice,
 
 def test_another_torch_is_named_at_import():
     _load.check("2.13.0+cpu", "2.13.0+cu130")
-    with pytest.raises(ImportError, match=r"was built for torch 2\.13\.0, but torch 2\.14\.1 is installed; rebuild it: pip install"):
+    with pytest.raises(ImportError, match=r"was built for torch 2\.13\.0, but torch 2\.14\.1 is installed; rebuild it"):
         _load.check("2.13.0", "2.14.1")
 
 
@@ -108,7 +121,9 @@ def sdist(tmp_path_factory):
 
 
 def test_sdist_holds_every_source(sdist):
-    tracked = subprocess.run(["git", "ls-files", "csrc", "advnas_ext", "python"], cwd=ROOT, capture_output=True, text=True)
+    tracked = subprocess.run(
+        ["git", "ls-files", "csrc", "advnas_ext", "python"], cwd=ROOT, capture_output=True, text=True
+    )
     if tracked.returncode != 0:
         pytest.skip("not a git checkout")
     with tarfile.open(sdist) as archive:
@@ -118,7 +133,18 @@ def test_sdist_holds_every_source(sdist):
 
 def test_installed_from_the_sdist_it_works_elsewhere(sdist, tmp_path):
     target = tmp_path / "site"
-    command = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--quiet", "--target", target, sdist]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-build-isolation",
+        "--no-deps",
+        "--quiet",
+        "--target",
+        target,
+        sdist,
+    ]
     subprocess.run(command, check=True, capture_output=True)
     program = (
         "import advnas, advnas_ext, torch;"
@@ -128,6 +154,8 @@ def test_installed_from_the_sdist_it_works_elsewhere(sdist, tmp_path):
         "print(advnas_ext.__file__)"
     )
     environment = os.environ | {"PYTHONPATH": str(target)}
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(target))

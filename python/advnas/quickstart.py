@@ -20,8 +20,10 @@ from advnas.spaces import nasbench201
 from advnas.watch import Interrupted
 
 # Chosen on held-out training images; the test set only judges.
-SEARCH = SearchConfig(epochs=60, warmup_epochs=30, channels=16, cells=1, arch_lr=0.02, arch_weight_decay=0.0)
-RETRAIN = RetrainConfig(epochs=20, channels=16, cells=1, batch_size=64)
+SEARCH = SearchConfig(
+    epochs=120, warmup_epochs=60, channels=8, cells=3, batch_size=32, arch_lr=0.02, arch_weight_decay=0.0
+)
+RETRAIN = RetrainConfig(epochs=12, channels=8, cells=3, batch_size=64)
 RANDOM_CELLS = 5
 
 
