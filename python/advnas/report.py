@@ -125,7 +125,7 @@ def curves(
 
     epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(12, 6.4), dpi=130, layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.15, 1)).tolist()
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.15, 1)).flat
     loss, accuracy, entropy = top.subplots(1, 3)
     loss.plot(epochs, [row["train_loss"] for row in history], color="#0072B2", label="training, sampled paths")
     loss.plot(epochs, [row["valid_loss"] for row in history], color="#D55E00", label="validation, best cell")
