@@ -39,9 +39,9 @@ def assert_frequencies(events, probabilities):
     assert stats.chisquare(observed, expected).pvalue > 0.01
 
 
-def draw(estimator, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [estimator.sample(generator) for _ in range(DRAWS)]
+def draw(estimator, draws=DRAWS):
+    generator = torch.Generator().manual_seed(0)
+    return [estimator.sample(generator) for _ in range(draws)]
 
 
 @pytest.mark.parametrize(
@@ -128,6 +128,11 @@ def test_snas_gates_are_the_weights():
 @pytest.mark.parametrize("name", ["darts", "snas", "nasp"])
 def test_dense_paths_run_every_operation(name):
     assert make(name).sample().ops.tolist() == [[0, 1, 2, 3]] * 2
+
+
+def test_gdas_picks_the_largest_weight():
+    for path in draw(make("gdas"), 50):
+        assert torch.equal(path.ops[:, 0], path.weights.argmax(1))
 
 
 @pytest.mark.parametrize("unpicked", ["zero", "sum"])
