@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
-import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -185,9 +185,10 @@ def parse(kind: type[T], args: Sequence[str], prog: str, default: T | None = Non
     except SystemExit as end:
         if not end.code:
             raise
-    # Drop the frame and its title. Rules divide the box: what is wrong; help on it or close options; a pointer to --help.
-    parts = re.split(r"\n│ ─+ │\n", box.getvalue())
-    wrong, *rest = [[line.strip("│ ") for line in part.splitlines() if line.startswith("│")] for part in parts]
+    # Without the frame and its title. Rules divide the box: what is wrong; help on it or close options; a pointer to --help.
+    lines = [line.strip("│ ") for line in box.getvalue().splitlines()[1:-1]]
+    groups = itertools.groupby(lines, key=lambda line: set(line) <= {"─", "-"})
+    wrong, *rest = [list(group) for is_rule, group in groups if not is_rule]
     close = (
         [line.split()[0] for part in rest for line in part if line.startswith("--")] if "Unrecog" in wrong[0] else []
     )

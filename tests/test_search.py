@@ -1,0 +1,266 @@
+import copy
+import math
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from advnas import checkpoint, data, search
+from advnas.config import SearchConfig
+from advnas.report import Progress
+from advnas.search import SearchState
+from advnas.training import generators
+from advnas.watch import Interrupted, Watch
+from advnas_ext import ESTIMATORS, Path
+
+TINY = {"channels": 4, "cells": 1, "epochs": 2, "steps_per_epoch": 3, "batch_size": 16, "valid_batches": 1, "arch_lr": 0.1}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    torch.set_num_threads(1)
+    return data.load("digits")
+
+
+def state_of(digits, **settings) -> SearchState:
+    return SearchState(SearchConfig(**{**TINY, **settings}), digits)
+
+
+def watch_of(state, tmp_path=None) -> Watch:
+    file = None if tmp_path is None else tmp_path / "search.pt"
+    return Watch(state, Progress("searching", state.config.epochs, {}), file, go_on="the command")
+
+
+def run(state, watch=None) -> SearchState:
+    with watch or watch_of(state) as watching:
+        search.search(state, watching)
+    return state
+
+
+def comparable(state) -> dict:
+    """Everything that decides how a search goes on; the time does not."""
+    saved = state.state_dict()
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in saved["values"]["history"]]
+    return {**saved["parts"], **saved["values"], "history": rows}
+
+
+def assert_equal(actual, expected, where="state"):
+    assert type(actual) is type(expected), where
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(actual.nan_to_num(), expected.nan_to_num()), where
+    elif isinstance(expected, dict):
+        assert actual.keys() == expected.keys(), where
+        for key in expected:
+            assert_equal(actual[key], expected[key], f"{where}.{key}")
+    elif isinstance(expected, list):
+        assert len(actual) == len(expected), where
+        for index, (one, other) in enumerate(zip(actual, expected, strict=True)):
+            assert_equal(one, other, f"{where}.{index}")
+    else:
+        assert actual == expected, where
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_every_estimator_searches(digits, estimator):
+    state = state_of(digits, estimator=estimator, epochs=1, steps_per_epoch=8)
+    before = copy.deepcopy(state.network.state_dict())
+    run(state)
+    (row,) = state.history
+    assert row["epoch"] == 1
+    assert all(math.isfinite(row[name]) for name in ("train_loss", "valid_loss", "valid_accuracy", "entropy"))
+    assert 0 <= row["valid_accuracy"] <= 1
+    state.space.parse_arch(row["arch"])
+    after = state.network.state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before if "weight" in name)
+    learns = estimator != "random"
+    assert (state.estimator.logits.abs().max() > 0) == learns
+    assert state.work == state.total_work == (16 if learns else 8)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_an_interrupted_search_goes_on_bit_for_bit(digits, tmp_path, estimator):
+    settings = {"estimator": estimator, "warmup_epochs": 1, "epochs": 3}
+    expected = comparable(run(state_of(digits, **settings)))
+    for stop_after in (2, 3, 5):  # in the warm-up; at the last step of an epoch; in a later epoch
+        state = state_of(digits, **settings)
+        watch = watch_of(state, tmp_path)
+        stop_at(watch, stop_after)
+        with pytest.raises(Interrupted, match="go on with: the command"):
+            run(state, watch)
+        resumed = state_of(digits, **settings)
+        torch.rand(7)  # the global generator has no part in it
+        resumed.load_state_dict(checkpoint.load(tmp_path / "search.pt", "search", {}))
+        assert resumed.epoch * 3 + resumed.step == stop_after
+        assert_equal(comparable(run(resumed)), expected)
+
+
+def stop_at(watch, steps):
+    """Ask to stop, as Ctrl-C does, while a step is running."""
+    after_step, left = watch.after_step, iter(range(steps, 0, -1))
+
+    def counted():
+        watch.stop = next(left) == 1
+        after_step()
+
+    watch.after_step = counted
+
+
+def test_a_checkpoint_after_every_epoch(digits, tmp_path):
+    state = state_of(digits)
+    epochs = []
+    watch = watch_of(state, tmp_path)
+    watch.record = lambda: epochs.append(checkpoint.load(watch.file, "search", {})["values"]["epoch"]) or {"epoch": 0}
+    run(state, watch)
+    assert epochs == [1, 2]
+
+
+def test_the_seed_decides_everything(digits):
+    expected = comparable(run(state_of(digits)))
+    torch.manual_seed(1234)
+    assert_equal(comparable(run(state_of(digits))), expected)
+    other = comparable(run(state_of(digits, seed=1)))
+    assert other["history"][0]["train_loss"] != expected["history"][0]["train_loss"]
+
+
+def test_a_search_leaves_the_global_generator_alone(digits):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    run(state_of(digits))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_streams_of_random_numbers_differ():
+    draws = [torch.rand(4, generator=generator).tolist() for seed in (0, 1) for generator in generators(seed, 3)]
+    assert len({tuple(draw) for draw in draws}) == 6
+
+
+def test_a_weight_step_is_a_clipped_step_of_sgd(digits):
+    state = state_of(digits, grad_clip=0.01, momentum=0.0, nesterov=False, weight_decay=0.0, lr=0.5)
+    twin = copy.deepcopy(state.network)
+    x, y = next(iter(copy.deepcopy(state.weight_half)))
+    ops = torch.multinomial(torch.full((6, 5), 0.2), 1, generator=clone(state.path_generator))
+    path = state.estimator.sample(clone(state.path_generator)).detach()
+    assert path.ops.shape == ops.shape
+    search.weight_step(state)
+    cross_entropy(twin(x, path), y).backward()
+    touched = [p for p in twin.parameters() if p.grad is not None]
+    norm = torch.stack([p.grad.norm() for p in touched]).norm()
+    assert norm > 0.01  # so that clipping is seen
+    for p in touched:
+        p.data -= 0.5 * p.grad * 0.01 / (norm + 1e-6)
+    for (name, actual), expected in zip(state.network.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+    assert state.estimator.logits.abs().max() == 0
+
+
+def clone(generator):
+    return torch.Generator().set_state(generator.get_state())
+
+
+def test_an_architecture_step_moves_the_logits_by_the_advantage_and_no_weight(digits):
+    state = state_of(digits, arch_betas=(0.0, 0.0), arch_weight_decay=0.0)
+    twin = copy.deepcopy(state.network)
+    x, y = next(iter(copy.deepcopy(state.arch_half)))
+    path = state.estimator.sample(clone(state.path_generator))
+    before = copy.deepcopy(list(state.network.parameters()))
+    search.architecture_step(state)
+    cross_entropy(twin(x, path), y).backward()
+    advantage, zero = path.gates.grad[:, 0], path.ops[:, 0] == state.space.ZERO_OP
+    live = ~zero & (advantage.abs() > 1e-6)
+    assert live.any()
+    # Adam without averages steps by the sign: against the picked operation where its advantage, the loss it adds, is positive.
+    picked = state.estimator.logits.gather(1, path.ops)[:, 0]
+    torch.testing.assert_close(picked[live], -0.1 * advantage[live].sign(), rtol=1e-2, atol=0)
+    assert all(p.grad is None for p in state.network.parameters())
+    for old, new in zip(before, state.network.parameters(), strict=True):
+        assert torch.equal(old, new)
+
+
+def test_the_learning_rate_falls_as_a_cosine_over_the_whole_search(digits):
+    state = state_of(digits, lr=0.1, lr_min=0.02, epochs=2, steps_per_epoch=4)
+    rates = []
+    watch = watch_of(state)
+    watch.after_step = lambda: rates.append(state.weight_optimizer.param_groups[0]["lr"])
+    run(state, watch)
+    expected = [0.02 + 0.04 * (1 + math.cos(math.pi * step / 8)) for step in range(1, 9)]
+    assert rates == pytest.approx(expected)
+
+
+def test_the_warm_up_draws_uniformly_and_leaves_the_logits_alone(digits):
+    state = state_of(digits, warmup_epochs=1, epochs=2)
+    state.estimator.logits.data[:, 0] = 50.0  # the estimator would draw the first operation always
+    drawn = torch.cat([state.draw_path().ops for _ in range(500)])
+    assert drawn.bincount(minlength=5).min() > 400
+    watch = watch_of(state)
+    watch.after_epoch = lambda: watch.__setattr__("stop", True)
+    logits = state.estimator.logits.clone()
+    with pytest.raises(Interrupted):
+        run(state, watch)
+    assert torch.equal(torch.tensor(state.logits[1]), logits)  # after the warm-up
+    assert not torch.equal(state.estimator.logits, logits)  # a step later
+    assert (state.draw_path().ops == 0).all()
+
+
+def test_the_halves_are_disjoint_and_the_held_out_images_are_of_the_architecture_half(digits):
+    state = state_of(digits, batch_size=64, valid_batches=2)
+    weights, arch = set(state.weight_index.tolist()), set(state.arch_index.tolist())
+    assert not weights & arch
+    assert len(weights | arch) == len(digits.train)
+    assert set(state.held_out.tolist()) < arch
+    assert len(state.held_out) == 128
+    assert sorted(state.held_out.tolist()) != state.held_out.tolist()  # a mix of all classes
+
+
+def test_random_search_keeps_the_best_cell_that_it_drew(digits):
+    state = run(state_of(digits, estimator="random", epochs=1))
+    best, loss, _ = search.best_cell(state)
+    assert loss <= search.evaluate(state, state.space.parse_arch(state.history[0]["arch"]))[0]
+    assert all(loss <= search.evaluate(state, ops)[0] for ops in [best])
+    assert len(state.candidates()) == search.DRAWN + 1
+
+
+@pytest.mark.parametrize("where", ["weight", "logits"])
+def test_a_number_that_is_none_stops_the_search_with_the_last_good_checkpoint(digits, tmp_path, where):
+    state = state_of(digits)
+    watch = watch_of(state, tmp_path)
+    after_step = watch.after_step
+
+    def poison():
+        if state.epoch == 1:
+            target = state.network.classifier.weight if where == "weight" else state.estimator.logits
+            target.data.fill_(math.nan)
+        after_step()
+
+    watch.after_step = poison
+    with pytest.raises(FloatingPointError, match=r"^epoch 2, step 2: .*last good checkpoint is .*search\.pt"):
+        run(state, watch)
+    good = checkpoint.load(tmp_path / "search.pt", "search", {})
+    assert good["values"]["epoch"] == 1
+    assert all(value.isfinite().all() for value in good["parts"]["network"].values())
+
+
+def test_settings_of_the_estimator_reach_it(digits):
+    assert state_of(digits).estimator.zero_op == 0
+    assert state_of(digits, estimator_settings={"zero_op": None}).estimator.zero_op is None
+    assert state_of(digits, estimator="parsec", estimator_settings={"num_samples": 3}).estimator.num_samples == 3
+    with pytest.raises(ValueError, match="estimator_settings: .*unexpected keyword argument 'samples'"):
+        state_of(digits, estimator="parsec", estimator_settings={"samples": 3})
+
+
+def test_the_steps_of_the_schedules_are_those_of_the_logits(digits):
+    state = state_of(digits, estimator="gdas", warmup_epochs=1, epochs=3)
+    assert state.estimator.total_steps == 6
+    run(state)
+    assert state.estimator.temperature == pytest.approx(0.1)
+
+
+def test_evaluation_does_not_touch_the_weights(digits):
+    state = state_of(digits)
+    before = [p.clone() for p in state.network.parameters()]
+    path = Path.from_ops(state.estimator.argmax())
+    loss, accuracy = search.evaluate(state, path.ops[:, 0])
+    x, y = next(iter(state.held_out_batches()))
+    assert loss == pytest.approx(cross_entropy(state.network(x, path), y).item(), rel=1e-5)
+    assert accuracy == pytest.approx((state.network(x, path).argmax(1) == y).float().mean().item())
+    assert all(torch.equal(old, new) for old, new in zip(before, state.network.parameters(), strict=True))
