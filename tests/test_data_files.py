@@ -208,14 +208,16 @@ def test_folder_with_splits(test_name, tmp_path):
 
 
 def test_folder_without_splits_holds_a_fifth_of_each_class_out(tmp_path):
-    folder = image_folder(tmp_path, splits=("",), count=10)
+    folder = image_folder(tmp_path, splits=("",), classes=("cat",), count=40)
+    for i in range(5):
+        write_image(folder / f"dog/{i}.png", colour=(100, i, 7))
     loaded = data.load(str(folder))
-    assert torch.bincount(loaded.train.labels).tolist() == [8, 8]
-    assert torch.bincount(loaded.test.labels).tolist() == [2, 2]
+    assert torch.bincount(loaded.train.labels).tolist() == [32, 4]
+    assert torch.bincount(loaded.test.labels).tolist() == [8, 1]
     for part in (loaded.train, loaded.test):
         assert torch.equal(part.pixels[:, 0, 0, 0].long(), 100 * part.labels)
     both = torch.cat((loaded.train.pixels, loaded.test.pixels))[:, 0, 0, :2].tolist()
-    assert sorted(both) == [[100 * label, i] for label in range(2) for i in range(10)]
+    assert sorted(both) == [[0, i] for i in range(40)] + [[100, i] for i in range(5)]
     assert torch.equal(data.load(str(folder)).test.pixels, loaded.test.pixels)
 
 
