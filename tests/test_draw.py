@@ -1,7 +1,9 @@
 import itertools
+import re
 import xml.etree.ElementTree as ET
 
 import pytest
+import torch
 
 from advnas.draw import NAMES, cell_svg
 from advnas.spaces.nasbench201 import OPS
@@ -44,6 +46,26 @@ def test_labels_and_nodes_lie_apart_and_inside_the_picture():
         assert y + h <= height
     for (x1, y1, w1, h1), (x2, y2, w2, h2) in itertools.combinations(boxes, 2):
         assert x1 + w1 <= x2 or x2 + w2 <= x1 or y1 + h1 <= y2 or y2 + h2 <= y1
+
+
+def points(shape: str) -> torch.Tensor:
+    """Points [101, 2] on a path that is a straight line (M, H) or one cubic curve (M, C)."""
+    numbers = [float(number) for number in re.findall(r"-?[\d.]+", shape)]
+    if "H" in shape:
+        numbers += [numbers.pop(), numbers[1]]
+        numbers = [*numbers[:2], *numbers[:2], *numbers[2:], *numbers[2:]]
+    control = torch.tensor(numbers).reshape(4, 2)
+    t = torch.linspace(0, 1, 101).unsqueeze(1)
+    weights = torch.cat(((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3), dim=1)
+    return weights @ control
+
+
+def test_edges_do_not_cross():
+    root = ET.fromstring(cell_svg(ARCH))
+    lines = [points(path.attrib["d"]) for path in root.iter(f"{SVG}path") if "marker-end" in path.attrib]
+    assert len(lines) == 6
+    for first, second in itertools.combinations(lines, 2):
+        assert torch.cdist(first, second).min() > 8
 
 
 def test_malformed_architecture_is_refused():
