@@ -9,6 +9,7 @@ def test_the_defaults_are_the_protocol_of_nas_bench_201():
     assert (config.lr, config.lr_min, config.momentum, config.nesterov) == (0.025, 0.001, 0.9, True)
     assert (config.weight_decay, config.grad_clip) == (5e-4, 5)
     assert (config.arch_lr, config.arch_betas, config.arch_weight_decay) == (3e-4, (0.5, 0.999), 1e-3)
+    assert config.arch_init == 1e-3
     config = RetrainConfig()
     assert (config.epochs, config.batch_size, config.channels, config.cells) == (200, 256, 16, 5)
     assert (config.lr, config.momentum, config.nesterov, config.weight_decay) == (0.1, 0.9, True, 5e-4)

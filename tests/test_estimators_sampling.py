@@ -260,11 +260,18 @@ def test_the_others_leave_the_logits_alone_after_a_step(name):
     assert torch.equal(estimator.logits, LOGITS)
 
 
-def test_deterministic_estimators_draw_no_random_numbers():
-    for kind in (DartsEstimator, NaspEstimator):
-        state = torch.get_rng_state()
-        kind(2, 3).sample()
-        assert torch.equal(state, torch.get_rng_state())
+def test_darts_draws_no_random_numbers():
+    state = torch.get_rng_state()
+    DartsEstimator(2, 3).sample()
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_nasp_draws_among_equal_logits_and_takes_the_largest():
+    estimator = NaspEstimator(1, 3)
+    drawn = {int(estimator.sample(torch.Generator().manual_seed(seed)).gates.argmax()) for seed in range(40)}
+    assert drawn == {0, 1, 2}
+    estimator.logits.data[0, 1] = 0.5
+    assert all(int(estimator.sample().gates.argmax()) == 1 for _ in range(20))
 
 
 def test_proxyless_with_two_operations_always_draws_both():

@@ -13,7 +13,15 @@ from advnas.training import generators
 from advnas.watch import Interrupted, Watch
 from advnas_ext import ESTIMATORS, Path
 
-TINY = {"channels": 4, "cells": 1, "epochs": 2, "steps_per_epoch": 3, "batch_size": 16, "valid_batches": 1, "arch_lr": 0.1}
+TINY = {
+    "channels": 4,
+    "cells": 1,
+    "epochs": 2,
+    "steps_per_epoch": 3,
+    "batch_size": 16,
+    "valid_batches": 1,
+    "arch_lr": 0.1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +81,7 @@ def test_every_estimator_searches(digits, estimator):
     after = state.network.state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before if "weight" in name)
     learns = estimator != "random"
-    assert (state.estimator.logits.abs().max() > 0) == learns
+    assert (state.logits[1] != state.logits[0]) == learns
     assert state.work == state.total_work == (16 if learns else 8)
 
 
@@ -139,9 +147,7 @@ def test_a_weight_step_is_a_clipped_step_of_sgd(digits):
     state = state_of(digits, grad_clip=0.01, momentum=0.0, nesterov=False, weight_decay=0.0, lr=0.5)
     twin = copy.deepcopy(state.network)
     x, y = next(iter(copy.deepcopy(state.weight_half)))
-    ops = torch.multinomial(torch.full((6, 5), 0.2), 1, generator=clone(state.path_generator))
     path = state.estimator.sample(clone(state.path_generator)).detach()
-    assert path.ops.shape == ops.shape
     search.weight_step(state)
     cross_entropy(twin(x, path), y).backward()
     touched = [p for p in twin.parameters() if p.grad is not None]
@@ -150,8 +156,10 @@ def test_a_weight_step_is_a_clipped_step_of_sgd(digits):
     for p in touched:
         p.data -= 0.5 * p.grad * 0.01 / (norm + 1e-6)
     for (name, actual), expected in zip(state.network.named_parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
-    assert state.estimator.logits.abs().max() == 0
+        torch.testing.assert_close(
+            actual, expected, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    assert state.estimator.logits.tolist() == state.logits[0]
 
 
 def clone(generator):
@@ -170,8 +178,8 @@ def test_an_architecture_step_moves_the_logits_by_the_advantage_and_no_weight(di
     live = ~zero & (advantage.abs() > 1e-6)
     assert live.any()
     # Adam without averages steps by the sign: against the picked operation where its advantage, the loss it adds, is positive.
-    picked = state.estimator.logits.gather(1, path.ops)[:, 0]
-    torch.testing.assert_close(picked[live], -0.1 * advantage[live].sign(), rtol=1e-2, atol=0)
+    moved = (state.estimator.logits - torch.tensor(state.logits[0])).gather(1, path.ops)[:, 0]
+    torch.testing.assert_close(moved[live], -0.1 * advantage[live].sign(), rtol=1e-2, atol=0)
     assert all(p.grad is None for p in state.network.parameters())
     for old, new in zip(before, state.network.parameters(), strict=True):
         assert torch.equal(old, new)
@@ -191,7 +199,7 @@ def test_the_warm_up_draws_uniformly_and_leaves_the_logits_alone(digits):
     state = state_of(digits, warmup_epochs=1, epochs=2)
     state.estimator.logits.data[:, 0] = 50.0  # the estimator would draw the first operation always
     drawn = torch.cat([state.draw_path().ops for _ in range(500)])
-    assert drawn.bincount(minlength=5).min() > 400
+    assert drawn.flatten().bincount(minlength=5).min() > 400
     watch = watch_of(state)
     watch.after_epoch = lambda: watch.__setattr__("stop", True)
     logits = state.estimator.logits.clone()

@@ -8,17 +8,18 @@ logits <- min(max(logits - step, 0), 1)                                     (pro
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from advnas_ext.estimators.base import Estimator
 from advnas_ext.path import Path
 
 
 class NaspEstimator(Estimator):
-    """All operations of every edge, with a gate of 1 for the largest logit and 0 for the others. Nothing is random.
+    """All operations of every edge, with a gate of 1 for the largest logit and 0 for the others.
 
-    Only the gradients of the gates need the other operations; a weight step can take ``Path.from_ops(estimator.argmax())``,
-    which runs one. Arguments: see :class:`Estimator`.
+    Among equal logits one is drawn: were it always the first, a search that begins with ``none`` everywhere would stay there,
+    since a network that puts nothing out has no gradient. Only the gradients of the gates need the other operations; on
+    ``path.detach()`` a cell runs the one. Arguments: see :class:`Estimator`.
     """
 
     @property
@@ -26,7 +27,9 @@ class NaspEstimator(Estimator):
         return self.num_ops
 
     def _sample(self, generator: torch.Generator | None) -> Path:
-        gates = nn.functional.one_hot(self.argmax(), self.num_ops).to(self.logits.dtype)
+        largest = (self.logits == self.logits.amax(1, keepdim=True)).to(self.logits.dtype)
+        picked = torch.multinomial(largest, 1, generator=generator)
+        gates = torch.zeros_like(self.logits).scatter_(1, picked, 1)
         return Path(self._all_ops(), gates.requires_grad_())
 
     def _estimate(self, path: Path, gate_grad: Tensor, loss: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:

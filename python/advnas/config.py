@@ -157,6 +157,8 @@ class SearchConfig(Settings):
     """L2 penalty on the weights."""
     grad_clip: PositiveRate = 5.0
     """Largest norm of the weights' gradient."""
+    arch_init: Rate = 1e-3
+    """Standard deviation of the logits at the start. It decides between operations that are still equal."""
     arch_lr: PositiveRate = 3e-4
     """Learning rate of the logits (Adam)."""
     arch_betas: tuple[Fraction, Fraction] = (0.5, 0.999)

@@ -105,7 +105,7 @@ class SearchState(Training):
         self.config = config
         self.images = images
         self.space = SPACES[config.space]
-        init, self.path_generator, weight_order, arch_order, held_out_order = generators(config.seed, 5)
+        init, self.path_generator, weight_order, arch_order, held_out_order, noise = generators(config.seed, 6)
 
         self.weight_index, self.arch_index = split_halves(images.train.labels, config.seed)
         self.weight_half = self._batches(self.weight_index, weight_order)
@@ -117,7 +117,8 @@ class SearchState(Training):
         self.steps_per_epoch = config.steps_per_epoch or len(self.weight_half)
         steps = config.epochs * self.steps_per_epoch
         warmup_steps = min(config.warmup_epochs, config.epochs) * self.steps_per_epoch
-        super().__init__(total_work=2 * steps - warmup_steps)
+        logit_steps = 0 if ESTIMATORS[config.estimator] is RandomEstimator else steps - warmup_steps
+        super().__init__(total_work=steps + logit_steps)
 
         self.network = seeded(
             init,
@@ -132,7 +133,8 @@ class SearchState(Training):
             nesterov=config.nesterov,
         )
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.weight_optimizer, steps, config.lr_min)
-        self.estimator = self._estimator(steps - warmup_steps)
+        self.estimator = self._estimator(logit_steps)
+        self.estimator.logits.data.normal_(0, config.arch_init, generator=noise)
         self.arch_optimizer = torch.optim.Adam(
             [self.estimator.logits], config.arch_lr, config.arch_betas, weight_decay=config.arch_weight_decay
         )

@@ -1,0 +1,231 @@
+import csv
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from advnas import run, search
+from advnas.config import SearchConfig
+from advnas.spaces.nasbench201 import OPS, format_arch
+from advnas.watch import Interrupted, Watch
+
+TINY = {"channels": 4, "cells": 1, "epochs": 2, "steps_per_epoch": 2, "batch_size": 16, "valid_batches": 1, "threads": 1}
+FIXED = ["epoch", "seconds", "train_loss", "valid_loss", "valid_accuracy", "entropy", "arch"]
+
+
+@pytest.fixture
+def config(tmp_path):
+    return SearchConfig(**TINY, out=tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """Every cell of the space, with two made-up columns."""
+    path = tmp_path_factory.mktemp("table") / "table.csv"
+    cells = torch.cartesian_prod(*[torch.arange(len(OPS))] * 6)
+    rows = [f"{i},{format_arch(ops)},{i / 200},{i}" for i, ops in enumerate(cells)]
+    path.write_text("\n".join(["index,arch_str,cifar10_test_200,params_m", *rows]) + "\n")
+    return path
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def without_time(rows):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def interrupted_after(steps, monkeypatch):
+    """The next search stops after that many steps, as if Ctrl-C came while the last one was running."""
+    real = Watch.after_step
+    count = iter(range(1, 1000))
+
+    def after_step(watch):
+        watch.stop = next(count) == steps
+        real(watch)
+
+    monkeypatch.setattr(Watch, "after_step", after_step)
+
+
+def test_a_run_folder_holds_everything(config, table):
+    folder = run.start(SearchConfig(**{**config.to_dict(), "table": table, "tensorboard": True}))
+    assert folder == config.out
+    names = ["cell.svg", "checkpoint", "config.yaml", "curves.png", "history.csv", "logits.csv", "result.json", "split.npz"]
+    assert sorted(os.listdir(folder)) == [*names, "tensorboard"]
+    assert yaml.safe_load((folder / "config.yaml").read_text()).keys() == set(SearchConfig.names())
+
+    history = read(folder / "history.csv")
+    assert list(history[0]) == [*FIXED, "cifar10_test_200", "params_m"]
+    assert [row["epoch"] for row in history] == ["1", "2"]
+    assert 0 < float(history[0]["seconds"]) < float(history[1]["seconds"])
+
+    result = json.loads((folder / "result.json").read_text())
+    assert list(result) == ["arch", "estimator", "seed", "seconds", "steps", "table"]
+    assert (result["arch"], result["estimator"], result["seed"], result["steps"]) == (history[1]["arch"], "advantage", 0, 4)
+    expected = next(row for row in read(table) if row["arch_str"] == result["arch"])
+    assert result["table"] == {"cifar10_test_200": float(expected["cifar10_test_200"]), "params_m": float(expected["params_m"])}
+    assert float(history[1]["params_m"]) == result["table"]["params_m"]
+
+    logits = read(folder / "logits.csv")
+    assert len(logits) == 3 * 6 * 5  # the start and two epochs
+    assert list(logits[0]) == ["epoch", "edge", "op", "logit"]
+    last = [row for row in logits if row["epoch"] == "2" and row["edge"] == "3<-2"]
+    assert f"{max(last, key=lambda row: float(row['logit']))['op']}~2|" in result["arch"]
+
+    split = np.load(folder / "split.npz")
+    assert not set(split["weights"]) & set(split["architecture"])
+    assert Image.open(folder / "curves.png").format == "PNG"
+    assert (folder / "cell.svg").read_text().startswith("<svg")
+    assert any(name.startswith("events.out.tfevents") for name in os.listdir(folder / "tensorboard"))
+
+
+def test_the_table_never_steers(config, table, tmp_path):
+    alone = read(run.start(config) / "history.csv")
+    with_table = read(run.start(SearchConfig(**{**config.to_dict(), "table": table, "out": tmp_path / "other"})) / "history.csv")
+    assert without_time(alone) == [{name: row[name] for name in FIXED if name != "seconds"} for row in with_table]
+
+
+def test_a_configuration_of_a_run_repeats_it(config, tmp_path):
+    first = run.start(config)
+    again = SearchConfig().with_file(first / "config.yaml").with_settings({"out": tmp_path / "again"}, "test")
+    second = run.start(again)
+    assert without_time(read(first / "history.csv")) == without_time(read(second / "history.csv"))
+    assert (first / "logits.csv").read_bytes() == (second / "logits.csv").read_bytes()
+
+
+def test_a_resumed_run_ends_as_if_it_had_not_stopped(config, tmp_path, monkeypatch):
+    expected = run.start(SearchConfig(**{**config.to_dict(), "out": tmp_path / "whole"}))
+    with monkeypatch.context() as patched:
+        interrupted_after(3, patched)
+        with pytest.raises(Interrupted, match=r"step 1 of epoch 2; go on with: advnas search --resume .*/run"):
+            run.start(config)
+    assert not (config.out / "result.json").exists()
+    assert len(read(config.out / "history.csv")) == 1
+    moved = config.out.rename(tmp_path / "moved")  # a run folder can be moved
+    assert run.resume(moved) == moved
+    assert without_time(read(moved / "history.csv")) == without_time(read(expected / "history.csv"))
+    assert (moved / "logits.csv").read_bytes() == (expected / "logits.csv").read_bytes()
+
+
+def test_the_pause_does_not_count(config, monkeypatch):
+    with monkeypatch.context() as patched:
+        interrupted_after(3, patched)
+        with pytest.raises(Interrupted):
+            run.start(config)
+    worked = torch.load(config.out / run.CHECKPOINT, weights_only=True)["state"]["seconds"]
+    clock = search.Training.seconds.fget.__globals__["time"].perf_counter
+    monkeypatch.setattr("time.perf_counter", lambda: clock() + 10_000)
+    run.resume(config.out)
+    assert worked < json.loads((config.out / "result.json").read_text())["seconds"] < 1_000
+
+
+def test_resuming_a_finished_run_changes_nothing(config):
+    folder = run.start(config)
+    before = {name: (folder / name).read_bytes() for name in ("history.csv", "result.json")}
+    run.resume(folder)
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(config, tmp_path):
+    config.out.mkdir()
+    (config.out / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"run: exists and is not an empty folder; choose another --out$"):
+        run.start(config)
+    assert os.listdir(config.out) == ["mine.txt"]
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(FileExistsError, match="choose another --out"):
+        run.start(SearchConfig(**{**config.to_dict(), "out": file}))
+
+
+def test_the_folder_of_a_run_can_be_resumed_but_not_begun_again(config):
+    run.start(config)
+    with pytest.raises(FileExistsError, match=r"choose another --out, or go on with: advnas search --resume .*run$"):
+        run.start(config)
+
+
+def test_an_empty_folder_will_do(config):
+    config.out.mkdir()
+    assert (run.start(config) / "result.json").exists()
+
+
+def test_without_a_name_a_run_gets_the_next_free_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [str(run.start(SearchConfig(**{**TINY, "epochs": 1}, seed=3))) for _ in range(3)]
+    assert names == ["runs/digits-advantage-seed3", "runs/digits-advantage-seed3-2", "runs/digits-advantage-seed3-3"]
+
+
+def test_nothing_is_made_for_a_run_that_cannot_start(config, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such table"):
+        run.start(SearchConfig(**{**config.to_dict(), "table": tmp_path / "none.csv"}))
+    with pytest.raises(FileNotFoundError, match="there is no folder nothing"):
+        run.start(SearchConfig(**{**config.to_dict(), "data": "nothing"}))
+    with pytest.raises(ValueError, match="estimator_settings"):
+        run.start(SearchConfig(**{**config.to_dict(), "estimator_settings": {"no": 1}}))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_table_that_lacks_cells_is_refused_before_the_search(config, table, tmp_path):
+    cut = tmp_path / "cut.csv"
+    cut.write_text("".join(table.read_text().splitlines(keepends=True)[:1000]))
+    with pytest.raises(ValueError, match=r"cut\.csv: must hold every cell of the space, got 999; it may be truncated"):
+        run.start(SearchConfig(**{**config.to_dict(), "table": cut}))
+
+
+def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"not the folder of a search, there is no config\.yaml in it"):
+        run.resume(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda folder: (folder / run.CHECKPOINT).unlink(), "there is no checkpoint here"),
+        (lambda folder: (folder / run.CHECKPOINT).write_bytes(b"x" * 100), "damaged"),
+        (lambda folder: edit(folder / "config.yaml", "channels: 4", "channels: 8"), r"other settings \(channels 4, now 8\)"),
+        (lambda folder: edit(folder / "config.yaml", "channels: 4", "channels: 0"), "channels: .*got 0"),
+    ],
+)
+def test_a_damaged_run_is_refused_and_left_as_it_is(config, damage, message):
+    folder = run.start(config)
+    damage(folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=message):
+        run.resume(folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def edit(path, old, new):
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+def test_a_full_disk_ends_the_search_with_the_last_checkpoint_whole(config, tmp_path, monkeypatch):
+    expected = run.start(SearchConfig(**{**config.to_dict(), "out": tmp_path / "whole"}))
+    real, saves = os.fsync, iter(range(1, 1000))
+
+    def full(descriptor):
+        if next(saves) > 6:  # config, split, first checkpoint, then of epoch 1: checkpoint, history, logits
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=r"search\.pt: .*No space left on device; make room, then go on with: advnas search"):
+            run.start(config)
+    assert not [path for path in config.out.rglob("*") if "partial" in path.name]
+    assert len(read(config.out / "history.csv")) == 1
+    run.resume(config.out)
+    assert without_time(read(config.out / "history.csv")) == without_time(read(expected / "history.csv"))
+
+
+def test_a_search_of_warm_up_alone_says_that_it_finds_nothing(config, capsys):
+    run.start(SearchConfig(**{**config.to_dict(), "warmup_epochs": 2}))
+    assert "every epoch is a warm-up epoch" in capsys.readouterr().out
