@@ -1,121 +1,275 @@
-"""The command line: what a newcomer types, and what they read when it is wrong."""
-
+import csv
+import json
 import os
+import re
+import signal
 import subprocess
 import sys
 
 import pytest
 import yaml
 
-from advnas import cli
+from advnas import cli, run
+from advnas_ext import ESTIMATORS
 
-TINY = ["--channels", "4", "--cells", "1", "--epochs", "1", "--steps-per-epoch", "2", "--threads", "1"]
-ARCH = "|nor_conv_3x3~0|+|none~0|nor_conv_1x1~1|+|skip_connect~0|none~1|nor_conv_3x3~2|"
+CELL = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|skip_connect~0|nor_conv_1x1~1|avg_pool_3x3~2|"
+TINY = [
+    "--channels=4",
+    "--cells=1",
+    "--epochs=1",
+    "--steps-per-epoch=2",
+    "--batch-size=16",
+    "--valid-batches=1",
+    "--threads=1",
+]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run.report, "curves", lambda *args: b"")
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.fixture
+def advnas(capsys):
+    """Runs a command: exit code, standard output, standard error."""
+
+    def call(*args):
+        try:
+            code = cli.main(list(args))
+        except SystemExit as end:  # of --help
+            code = end.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
 
 
 @pytest.fixture
 def table(tmp_path):
-    file = tmp_path / "table.csv"
-    file.write_text(
-        f"arch_str,cifar10_test_200,flops_m\n{ARCH},93.5,100\n{ARCH.replace('none~1', 'skip_connect~1')},91.5,50\n"
+    path = tmp_path / "table.csv"
+    other = CELL.replace("none", "skip_connect")
+    path.write_text(f"index,arch_str,cifar10_test_200,params_m\n0,{CELL},91.5,0.5\n1,{other},93.25,0.4\n")
+    return path
+
+
+def settings_of(folder):
+    return yaml.safe_load((folder / "config.yaml").read_text())
+
+
+def test_search_then_retrain(advnas, tmp_path):
+    code, out, err = advnas("search", *TINY, "--out", "my run")
+    assert (code, err) == (0, "")
+    arch = json.loads((tmp_path / "my run" / "result.json").read_text())["arch"]
+    assert re.search(rf"^cell +{re.escape(arch)}$", out, re.M)
+    assert re.search(r"^go on with +advnas retrain 'my run'$", out, re.M)
+    code, out, err = advnas("retrain", "my run", "--channels=4", "--cells=1", "--epochs=1")
+    assert (code, err) == (0, "")
+    result = json.loads((tmp_path / "my run" / "retrain.json").read_text())
+    assert (result["arch"], result["channels"]) == (arch, 4)
+    accuracy, low, high = (100 * value for value in (result["test_accuracy"], *result["test_accuracy_95"]))
+    assert f"test accuracy  {accuracy:.2f}% (95%: {low:.2f} - {high:.2f})" in out
+    assert f"parameters     {result['params']:,}" in out
+
+
+def test_retrain_of_a_given_cell(advnas, tmp_path):
+    code, _, _ = advnas("retrain", "--arch", CELL, "--channels=4", "--cells=1", "--epochs=1", "--seed=7", "--threads=1")
+    assert code == 0
+    assert json.loads((tmp_path / "runs" / "digits-retrain-seed7" / "retrain.json").read_text())["arch"] == CELL
+
+
+def test_flags_count_more_than_the_file_and_the_file_more_than_the_preset(advnas, tmp_path):
+    (tmp_path / "my.yaml").write_text("channels: 6\narch_lr: 0.5\nwarmup_epochs: 1\n")
+    code, _, _ = advnas(
+        "search", "--preset=fast", "--config=my.yaml", *TINY, "--arch-betas", "0.1", "0.2", "--no-nesterov", "--out=run"
     )
-    return file
+    assert code == 0
+    settings = settings_of(tmp_path / "run")
+    assert settings["channels"] == 4  # flag, over the file's 6 and the preset's 8
+    assert settings["arch_lr"] == 0.5  # file, over the preset's
+    assert settings["arch_weight_decay"] == 1e-3  # default
+    assert (settings["arch_betas"], settings["nesterov"]) == ([0.1, 0.2], False)
+    code, _, _ = advnas("search", "--preset=fast", *TINY[1:], "--out=preset")
+    assert settings_of(tmp_path / "preset")["channels"] == 8
 
 
-@pytest.mark.parametrize("command", ["search", "retrain", "query", "info"])
-def test_help_explains(capsys, command):
-    with pytest.raises(SystemExit) as end:
-        cli.main([command, "--help"])
-    assert end.value.code == 0
-    out = capsys.readouterr().out
-    assert f"advnas {command}" in out
-    assert len(out.splitlines()) > 3
+def test_a_file_of_settings_for_retraining(advnas, tmp_path):
+    (tmp_path / "my.yaml").write_text(f"arch: '{CELL}'\nchannels: 4\ncells: 1\nepochs: 5\nout: here\nthreads: 1\n")
+    assert advnas("retrain", "--config", "my.yaml", "--epochs", "1")[0] == 0
+    result = json.loads((tmp_path / "here" / "retrain.json").read_text())
+    assert (result["channels"], result["epochs"]) == (4, 1)
 
 
-def test_search_has_the_fixed_flags(capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["search", "--help"])
-    out = capsys.readouterr().out
-    flags = "config preset task data data-dir estimator epochs warmup-epochs channels cells batch-size"
-    flags += " table seed threads out resume"
-    assert all(f"--{flag}" in out for flag in flags.split())
-
-
-def test_usage_without_a_command(capsys):
-    assert cli.main([]) == 2
-    assert "advnas search" in capsys.readouterr().err
-    assert cli.main(["--help"]) == 0
-
-
-def test_search_retrain_and_resume(tmp_path, capsys):
-    out = str(tmp_path / "run")
-    assert cli.main(["search", *TINY, "--out", out, "--estimator", "reinforce", "--seed", "3"]) == 0
-    settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert (settings["estimator"], settings["seed"], settings["lr"]) == ("reinforce", 3, 0.025)
-    assert "advnas retrain" in capsys.readouterr().out
-    assert cli.main(["retrain", out, "--epochs", "1", "--channels", "4", "--cells", "1"]) == 0
-    assert "test accuracy" in capsys.readouterr().out
-    assert cli.main(["search", "--resume", out]) == 0  # finished: nothing to do
-
-
-def test_flags_count_more_than_the_file_and_the_file_more_than_the_preset(tmp_path):
-    file = tmp_path / "settings.yaml"
-    file.write_text("epochs: 7\nseed: 5\nlr: 0.5\n")
-    arguments = ["search", "--preset", "fast", "--config", str(file), *TINY, "--out", str(tmp_path / "run")]
-    assert cli.main(arguments) == 0
-    settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert (settings["epochs"], settings["seed"], settings["lr"]) == (1, 5, 0.5)
-    assert settings["arch_lr"] != 3e-4  # the preset's
-
-
-def test_query(table, capsys):
-    assert cli.main(["query", str(table), "--arch", ARCH]) == 0
-    assert "93.5" in capsys.readouterr().out
-    assert cli.main(["query", str(table), "--top", "1"]) == 0
-    out = capsys.readouterr().out
-    assert "93.5" in out
-    assert "91.5" not in out
-
-
-def test_info(capsys):
-    assert cli.main(["info"]) == 0
-    assert "instruction set" in capsys.readouterr().out
+def test_settings_of_the_estimator(advnas, tmp_path):
+    code, _, _ = advnas(
+        "search",
+        *TINY,
+        "--estimator=parsec",
+        "--estimator-settings",
+        "num_samples",
+        "2",
+        "weighting",
+        "likelihood",
+        "--out=run",
+    )
+    assert code == 0
+    assert settings_of(tmp_path / "run")["estimator_settings"] == {"num_samples": 2, "weighting": "likelihood"}
 
 
 @pytest.mark.parametrize(
-    "arguments, text",
+    "args, message",
     [
-        (["serach"], "no such command; choose among search"),
-        (["search", "--epoch", "3"], "--epochs"),
-        (["search", "--epochs", "0"], "epochs"),
-        (["search", "--estimator", "darst"], "must be one of advantage"),
-        (["search", "--task", "language"], "language is not available yet: use image"),
-        (["search", "--data", "/nowhere"], "there is no folder /nowhere"),
+        (
+            ["search", "--epochs", "0"],
+            "epochs: Input should be greater than or equal to 1, got 0; see advnas search --help",
+        ),
+        (["search", "--epochs", "many"], "--epochs: invalid literal for int"),
+        (["search", "--epochs"], "Missing value for argument '--epochs'"),
+        (["search", "--epoch", "3"], "Unrecognized options: --epoch, 3; perhaps you meant --epochs"),
+        (["search", "--preset", "quick"], "'quick'"),
+        (["search", "--task", "language"], "task: language is not available yet: use image, got 'language'"),
+        (["search", "--estimator", "adventage"], f"estimator: must be one of {', '.join(ESTIMATORS)}, got 'adventage'"),
+        (["search", "--data", "mnist"], "data: must be one of digits, cifar10, cifar100, or a folder of images"),
         (["search", "--data", "cifar10"], "data_dir"),
-        (["search", "--table", "/nowhere.csv"], "/nowhere.csv: no such"),
-        (["search", "--config", "/nowhere.yaml"], "no such configuration file"),
-        (["search", "--resume", "/nowhere"], "/nowhere"),
-        (["search", "--preset", "slow"], "preset"),
-        (["retrain"], "there is no cell to train"),
-        (["retrain", "--arch", "|conv~0|"], "architecture"),
-        (["query", "/nowhere.csv", "--top", "3"], "no such"),
+        (["search", "--table", "none.csv"], "none.csv: no such table"),
+        (["search", "--config", "none.yaml"], "none.yaml: no such configuration file"),
+        (["search", "--config", "odd.yaml"], "odd.yaml: unknown setting 'epoch'; did you mean epochs?"),
+        (["search", "--resume", "nothing"], "nothing: not the folder of a search"),
+        (["search", "--resume", "nothing", "--seed", "3"], "--resume takes every setting from the run folder"),
+        (["search", "--out", "odd.yaml"], "odd.yaml: exists and is not an empty folder"),
+        (["search", "more"], "Unrecognized options: more"),
+        (["retrain"], "no cell to train"),
+        (["retrain", "nothing"], "nothing: there is no result.json"),
+        (["retrain", "--arch", "|x|"], "must have the form"),
+        (["retrain", "--lr", "0", "--arch", CELL], "lr: Input should be greater than 0, got 0.0"),
+        (["query"], "FILE"),
+        (["query", "table.csv"], "give one of --arch and --top"),
+        (["query", "table.csv", "--top", "1", "--arch", CELL], "give one of --arch and --top"),
+        (["query", "table.csv", "--top", "0"], "top: must be at least 1, got 0"),
+        (["query", "table.csv", "--top", "1", "--by", "speed"], "has no column 'speed'"),
+        (["query", "table.csv", "--arch", CELL.replace("none", "nothing")], "unknown operation 'nothing'"),
+        (["query", "none.csv", "--top", "1"], "none.csv: no such table"),
+        (["fly"], "no such command; choose among search, retrain, query, info"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_wrong_usage_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, text):
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(arguments) == 2
-    errors = capsys.readouterr().err
-    assert text in errors
-    assert errors.count("\n") == 1
-    assert not list(tmp_path.iterdir())  # nothing half-made
+def test_wrong_input_is_one_line_and_exit_code_2(advnas, table, tmp_path, args, message):
+    (tmp_path / "odd.yaml").write_text("epoch: 3\n")
+    code, out, err = advnas(*args)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.startswith(f"advnas {args[0]}: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert sorted(os.listdir(tmp_path)) == ["odd.yaml", "table.csv"]  # nothing is left behind
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_a_process_of_its_own_exits_with_the_code(encoding):
+@pytest.mark.parametrize("columns", ["60", "200"])
+def test_the_width_of_the_terminal_does_not_matter_to_a_message(advnas, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    _, _, err = advnas("search", "--epochs", "0")
+    assert err == "advnas search: epochs: Input should be greater than or equal to 1, got 0; see advnas search --help\n"
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help(advnas, command):
+    code, out, err = advnas(command, "--help")
+    assert (code, err) == (0, "")
+    assert f"usage: advnas {command}" in out
+
+
+def test_every_flag_is_explained(advnas, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+    out = re.sub(r" *[│ ]\n[│ ] {4,}", " ", advnas("search", "--help")[1])  # an option a line
+    fixed = (
+        "config preset task data data-dir estimator epochs warmup-epochs channels cells batch-size table seed threads"
+    )
+    for flag in [*fixed.split(), "out", "resume"]:
+        assert re.search(rf"^[│ ] --{flag} \S+ +[A-Za-z][\w ,;:/'.()-]{{15,}}\(default: ", out, re.M), flag
+    assert f"--estimator {'|'.join(ESTIMATORS)} " in out
+
+
+def test_a_process_of_its_own_exits_with_the_code():
+    """Where the output is not UTF-8, tyro draws its box with other characters."""
     command = [sys.executable, "-m", "advnas", "search", "--epoch", "3"]
-    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "perhaps you meant --epochs" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("advnas search: Unrecognized options: --epoch, 3; perhaps you meant --epochs or ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_usage(advnas):
+    code, out, _ = advnas("--help")
+    assert code == 0
+    assert all(f"advnas {command} " in out for command in cli.COMMANDS)
+    code, out, err = advnas()
+    assert (code, out) == (2, "")
+    assert err.startswith("usage: advnas COMMAND")
+
+
+def test_query_prints_a_row_or_the_best(advnas, table):
+    code, out, _ = advnas("query", str(table), "--arch", CELL)
+    assert code == 0
+    assert re.search(r"^cifar10_test_200 +91.5$", out, re.M)
+    code, out, _ = advnas("query", str(table), "--top", "2")
+    cells = [line for line in out.splitlines() if "~0|" in line]
+    assert code == 0
+    assert len(cells) == 2
+    assert "93.25" in cells[0]
+    assert CELL in cells[1]  # whole, however long
+    out = advnas("query", str(table), "--top", "1", "--by", "params_m")[1]
+    assert CELL in out
+    assert "93.25" not in out
+
+
+def test_query_of_the_real_table(advnas, shared):
+    code, out, _ = advnas("query", str(shared / "data" / "nasbench201.csv"), "--top", "10")
+    assert code == 0
+    rows = [line for line in out.splitlines() if "~0|" in line]
+    accuracy = [float(row.split("│")[2]) for row in rows]
+    assert len(rows) == 10
+    assert accuracy == sorted(accuracy, reverse=True)
+    assert accuracy[0] > 94.3
+
+
+def test_info(advnas):
+    code, out, _ = advnas("info")
+    assert code == 0
+    assert re.search(r"^torch +\d", out, re.M)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_run_goes_on(advnas, tmp_path, number):
+    """A real process gets a real signal in the middle of an epoch."""
+    args = [*TINY[:2], "--epochs=2", "--steps-per-epoch=80", *TINY[4:]]
+    command = [sys.executable, "-m", "advnas", "search", *args, "--out=run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline().startswith("epoch 1/2")  # the second epoch runs
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert re.fullmatch(
+        r"advnas search: stopped after step \d+ of epoch 2; go on with: advnas search --resume run\n", err
+    )
+    assert len(history_of(tmp_path / "run")) == 1
+    code, out, err = advnas("search", "--resume", "run")
+    assert (code, err) == (0, "")
+    assert "epoch 2/2" in out
+    assert "epoch 1/2" not in out
+    if number == signal.SIGINT:
+        advnas("search", *args, "--out=whole")
+        assert history_of(tmp_path / "run") == history_of(tmp_path / "whole")
+
+
+def history_of(folder):
+    with (folder / "history.csv").open() as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def test_ctrl_c_before_the_search_runs(advnas, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "start", interrupted)
+    assert advnas("search", "--epochs=1") == (130, "", "advnas search: stopped\n")

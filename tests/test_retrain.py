@@ -43,7 +43,7 @@ def test_the_result_says_what_was_trained_and_how_well_it_does(config):
 
 
 def test_it_learns(config):
-    result = result_of(retrain.start(RetrainConfig(**{**config.to_dict(), "epochs": 8, "batch_size": 64})))
+    result = result_of(retrain.start(RetrainConfig(**{**config.to_dict(), "epochs": 4, "batch_size": 64})))
     assert result["test_accuracy"] > 0.8
 
 
@@ -108,7 +108,9 @@ def test_an_interrupted_retraining_goes_on_bit_for_bit(config, tmp_path, monkeyp
         with pytest.raises(Interrupted, match="step 1 of epoch 2; go on with: the command --resume"):
             retrain.start(config, command="the command --resume")
     assert not (config.out / "retrain.json").exists()
-    with pytest.raises(FileExistsError, match="holds a retraining already; choose another --out, or go on with: the command"):
+    with pytest.raises(
+        FileExistsError, match="holds a retraining already; choose another --out, or go on with: the command"
+    ):
         retrain.start(config, command="the command")
     with pytest.raises(ValueError, match=r"other settings \(lr 0.1, now 0.2\)"):
         retrain.start(RetrainConfig(**{**config.to_dict(), "lr": 0.2}), go_on=True)
@@ -137,7 +139,11 @@ def test_a_folder_without_a_result_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "arch, message",
-    [(None, "no cell to train"), ("|conv~0|", "must have the form"), (ARCH.replace("none", "nothing"), "unknown operation 'nothing'")],
+    [
+        (None, "no cell to train"),
+        ("|conv~0|", "must have the form"),
+        (ARCH.replace("none", "nothing"), "unknown operation 'nothing'"),
+    ],
 )
 def test_a_cell_that_is_none_is_refused_before_anything_is_made(config, tmp_path, arch, message):
     with pytest.raises(ValueError, match=message):
@@ -153,7 +159,9 @@ def test_without_a_folder_it_makes_one(config, tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_no_number_stops_it(config):
-    with pytest.raises(FloatingPointError, match=r"the loss must be finite, got (nan|inf)\. The last good checkpoint is"):
+    with pytest.raises(
+        FloatingPointError, match=r"the loss must be finite, got (nan|inf)\. The last good checkpoint is"
+    ):
         retrain.start(RetrainConfig(**{**config.to_dict(), "lr": 1e30}))
     assert not (config.out / "retrain.json").exists()
     good = torch.load(config.out / retrain.CHECKPOINT, weights_only=True)["state"]["parts"]["network"]

@@ -14,8 +14,23 @@ from advnas.config import SearchConfig
 from advnas.spaces.nasbench201 import OPS, format_arch
 from advnas.watch import Interrupted, Watch
 
-TINY = {"channels": 4, "cells": 1, "epochs": 2, "steps_per_epoch": 2, "batch_size": 16, "valid_batches": 1, "threads": 1}
+TINY = {
+    "channels": 4,
+    "cells": 1,
+    "epochs": 2,
+    "steps_per_epoch": 2,
+    "batch_size": 16,
+    "valid_batches": 1,
+    "threads": 1,
+}
 FIXED = ["epoch", "seconds", "train_loss", "valid_loss", "valid_accuracy", "entropy", "arch"]
+
+
+@pytest.fixture(autouse=True)
+def quick(request, monkeypatch):
+    """The figure takes a second: one test draws it."""
+    if request.node.name != "test_a_run_folder_holds_everything":
+        monkeypatch.setattr(run.report, "curves", lambda *args: b"")
 
 
 @pytest.fixture
@@ -57,7 +72,16 @@ def interrupted_after(steps, monkeypatch):
 def test_a_run_folder_holds_everything(config, table):
     folder = run.start(SearchConfig(**{**config.to_dict(), "table": table, "tensorboard": True}))
     assert folder == config.out
-    names = ["cell.svg", "checkpoint", "config.yaml", "curves.png", "history.csv", "logits.csv", "result.json", "split.npz"]
+    names = [
+        "cell.svg",
+        "checkpoint",
+        "config.yaml",
+        "curves.png",
+        "history.csv",
+        "logits.csv",
+        "result.json",
+        "split.npz",
+    ]
     assert sorted(os.listdir(folder)) == [*names, "tensorboard"]
     assert yaml.safe_load((folder / "config.yaml").read_text()).keys() == set(SearchConfig.names())
 
@@ -68,9 +92,17 @@ def test_a_run_folder_holds_everything(config, table):
 
     result = json.loads((folder / "result.json").read_text())
     assert list(result) == ["arch", "estimator", "seed", "seconds", "steps", "table"]
-    assert (result["arch"], result["estimator"], result["seed"], result["steps"]) == (history[1]["arch"], "advantage", 0, 4)
+    assert (result["arch"], result["estimator"], result["seed"], result["steps"]) == (
+        history[1]["arch"],
+        "advantage",
+        0,
+        4,
+    )
     expected = next(row for row in read(table) if row["arch_str"] == result["arch"])
-    assert result["table"] == {"cifar10_test_200": float(expected["cifar10_test_200"]), "params_m": float(expected["params_m"])}
+    assert result["table"] == {
+        "cifar10_test_200": float(expected["cifar10_test_200"]),
+        "params_m": float(expected["params_m"]),
+    }
     assert float(history[1]["params_m"]) == result["table"]["params_m"]
 
     logits = read(folder / "logits.csv")
@@ -88,7 +120,9 @@ def test_a_run_folder_holds_everything(config, table):
 
 def test_the_table_never_steers(config, table, tmp_path):
     alone = read(run.start(config) / "history.csv")
-    with_table = read(run.start(SearchConfig(**{**config.to_dict(), "table": table, "out": tmp_path / "other"})) / "history.csv")
+    with_table = read(
+        run.start(SearchConfig(**{**config.to_dict(), "table": table, "out": tmp_path / "other"})) / "history.csv"
+    )
     assert without_time(alone) == [{name: row[name] for name in FIXED if name != "seconds"} for row in with_table]
 
 
@@ -189,7 +223,10 @@ def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
     [
         (lambda folder: (folder / run.CHECKPOINT).unlink(), "there is no checkpoint here"),
         (lambda folder: (folder / run.CHECKPOINT).write_bytes(b"x" * 100), "damaged"),
-        (lambda folder: edit(folder / "config.yaml", "channels: 4", "channels: 8"), r"other settings \(channels 4, now 8\)"),
+        (
+            lambda folder: edit(folder / "config.yaml", "channels: 4", "channels: 8"),
+            r"other settings \(channels 4, now 8\)",
+        ),
         (lambda folder: edit(folder / "config.yaml", "channels: 4", "channels: 0"), "channels: .*got 0"),
     ],
 )
@@ -218,7 +255,9 @@ def test_a_full_disk_ends_the_search_with_the_last_checkpoint_whole(config, tmp_
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match=r"search\.pt: .*No space left on device; make room, then go on with: advnas search"):
+        with pytest.raises(
+            OSError, match=r"search\.pt: .*No space left on device; make room, then go on with: advnas search"
+        ):
             run.start(config)
     assert not [path for path in config.out.rglob("*") if "partial" in path.name]
     assert len(read(config.out / "history.csv")) == 1

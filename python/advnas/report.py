@@ -62,8 +62,8 @@ class Progress:
     Args:
         label: shown before the bar.
         epochs: how many there will be.
-        line: the columns of a row of the history that are worth a line, with the way to write each one.
-        console: default: a new one on standard output.
+        columns: of the history that are worth a place in the line, with the format of each.
+        console: where to; None: standard output.
     """
 
     def __init__(self, label: str, epochs: int, columns: Mapping[str, str], console: Console | None = None) -> None:
