@@ -193,6 +193,25 @@ def test_an_architecture_step_moves_the_logits_by_the_advantage_and_no_weight(di
         assert torch.equal(old, new)
 
 
+def test_a_gradient_that_is_no_number_stops_before_the_step(digits):
+    state = state_of(digits)
+    weights = [p.clone() for p in state.network.parameters()]
+    # The loss is a number and its gradient is not: sqrt has an infinite slope at 0.
+    state.network.classifier.register_forward_hook(lambda module, args, scores: scores + scores.sub(scores).sqrt())
+    with pytest.raises(FloatingPointError, match="the norm of the weights' gradient must be finite, got nan"):
+        search.weight_step(state)
+    assert all(torch.equal(old, new) for old, new in zip(weights, state.network.parameters(), strict=True))
+
+
+def test_only_an_architecture_step_asks_for_gradients_of_the_gates(digits):
+    state = state_of(digits)
+    asked = []
+    state.network.register_forward_pre_hook(lambda module, args: asked.append(args[1].gates.requires_grad))
+    search.weight_step(state)
+    search.architecture_step(state)
+    assert asked == [False, True]
+
+
 def test_the_learning_rate_falls_as_a_cosine_over_the_whole_search(digits):
     state = state_of(digits, lr=0.1, lr_min=0.02, epochs=2, steps_per_epoch=4)
     rates = []
@@ -236,8 +255,8 @@ def test_random_search_keeps_the_best_cell_that_it_drew(digits):
     assert len(state.candidates()) == search.DRAWN + 1
 
 
-@pytest.mark.parametrize("where", ["weight", "logits"])
-def test_a_number_that_is_none_stops_the_search_with_the_last_good_checkpoint(digits, tmp_path, where):
+@pytest.mark.parametrize("where, what", [("weight", "training loss must be"), ("logits", "logits are not")])
+def test_a_number_that_is_none_stops_the_search_with_the_last_good_checkpoint(digits, tmp_path, where, what):
     state = state_of(digits)
     watch = watch_of(state, tmp_path)
     after_step = watch.after_step
@@ -249,7 +268,7 @@ def test_a_number_that_is_none_stops_the_search_with_the_last_good_checkpoint(di
         after_step()
 
     watch.after_step = poison
-    with pytest.raises(FloatingPointError, match=r"^epoch 2, step 2: .*last good checkpoint is .*search\.pt"):
+    with pytest.raises(FloatingPointError, match=rf"^epoch 2, step 2: .*{what} .*last good checkpoint is .*search\.pt"):
         run(state, watch)
     good = checkpoint.load(tmp_path / "search.pt", "search", {})
     assert good["values"]["epoch"] == 1
