@@ -247,12 +247,32 @@ def test_the_halves_are_disjoint_and_the_held_out_images_are_of_the_architecture
     assert sorted(state.held_out.tolist()) != state.held_out.tolist()  # a mix of all classes
 
 
-def test_random_search_keeps_the_best_cell_that_it_drew(digits):
-    state = run(state_of(digits, estimator="random", epochs=1))
-    best, loss, _ = search.best_cell(state)
-    assert loss <= search.evaluate(state, state.space.parse_arch(state.history[0]["arch"]))[0]
-    assert all(loss <= search.evaluate(state, ops)[0] for ops in [best])
-    assert len(state.candidates()) == search.DRAWN + 1
+def test_random_search_keeps_the_best_cell_that_it_drew(digits, monkeypatch):
+    state = state_of(digits, estimator="random", epochs=2, steps_per_epoch=1)
+    measured = {}
+
+    def evaluate(state, ops):
+        measured[tuple(ops.tolist())] = loss = float(ops.sum())
+        return loss, 0.0
+
+    monkeypatch.setattr(search, "evaluate", evaluate)
+    run(state)
+    assert len(measured) > search.DRAWN
+    best = min(measured, key=measured.get)
+    assert state.space.parse_arch(state.history[-1]["arch"]).sum() == sum(best)
+    assert state.history[-1]["valid_loss"] == sum(best) <= state.history[0]["valid_loss"]
+
+
+def test_the_training_loss_of_an_epoch_is_the_mean_over_its_steps(digits, monkeypatch):
+    losses, real = [], search.finite
+    monkeypatch.setattr(
+        search,
+        "finite",
+        lambda name, value: losses.append(value.item()) or real(name, value) if "loss" in name else 0.0,
+    )
+    state = run(state_of(digits, steps_per_epoch=5))
+    expected = [sum(losses[:5]) / 5, sum(losses[5:]) / 5]
+    assert [row["train_loss"] for row in state.history] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("where, what", [("weight", "training loss must be"), ("logits", "logits are not")])

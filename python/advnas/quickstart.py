@@ -23,7 +23,7 @@ from advnas.watch import Interrupted
 SEARCH = SearchConfig(
     epochs=120, warmup_epochs=60, channels=8, cells=3, batch_size=32, arch_lr=0.02, arch_weight_decay=0.0
 )
-RETRAIN = RetrainConfig(epochs=12, channels=8, cells=3, batch_size=64)
+RETRAIN = RetrainConfig(epochs=20, channels=8, cells=3, batch_size=64)
 RANDOM_CELLS = 5
 
 
@@ -33,7 +33,7 @@ def main(out: Path = Path("runs/digits"), seed: int = 0, threads: int = 1) -> No
     Args:
         out: run folder to make; where it exists already, the first of OUT-2, OUT-3, ... that does not.
         seed: of the search, of the random cells and of the training.
-        threads: CPU threads. More than one hardly help with images of 8x8 pixels.
+        threads: CPU threads. A second one hardly helps with images of 8x8 pixels.
     """
     console = report.console()
     names = itertools.chain([out], (out.with_name(f"{out.name}-{number}") for number in itertools.count(2)))
