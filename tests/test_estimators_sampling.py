@@ -122,6 +122,7 @@ def test_snas_gates_are_the_weights():
     path = make("snas").sample()
     torch.testing.assert_close(path.gates.sum(1), torch.ones(2))
     assert torch.equal(path.gates, path.weights)
+    assert not path.weights.requires_grad
     assert 0 < path.gates.min() < path.gates.max() < 1
 
 
