@@ -7,7 +7,7 @@ FORMATTED := $(shell git ls-files 'csrc/*' 'tests/*' 'benchmarks/*' | grep -E '\
 RUN := runs/digits
 
 .DEFAULT_GOAL := help
-.PHONY: help build search test test-python test-native lint format bench clean
+.PHONY: help build search test test-python test-native test-isa isa-tools lint format bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 | \2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -49,6 +49,30 @@ build/shim/%: tests/cuda_shim/test_%.cpp tests/cuda_shim/cuda_runtime.h $(NATIVE
 test-native: $(ISAS:%=build/native/%) build/shim/gate  ## the kernels alone, under sanitizers
 	for isa in $(ISAS); do echo "kernels, $$isa" && ./build/native/$$isa || exit 1; done
 	ASAN_OPTIONS=detect_stack_use_after_return=0 ./build/shim/gate
+
+# The same tests as other CPUs run them, under qemu's user mode, where sanitizers do not work. baseline runs on a CPU before AVX; that
+# the binary for AVX2 dies there of an illegal instruction (status 128 + 4) shows that a stray one in baseline would not go unseen.
+ISA_TOOLS := x86_64-linux-gnu-g++ aarch64-linux-gnu-g++ qemu-x86_64 qemu-aarch64
+ISA_BINARIES := $(addprefix build/isa/,baseline avx2 avx512 neon)
+OLD_CPU := qemu-x86_64 -cpu Nehalem
+ISA_TARGET_neon := aarch64
+
+isa-tools:
+	@for tool in $(ISA_TOOLS); do command -v $$tool > /dev/null || \
+	  { echo "make test-isa needs $$tool: install the Debian packages g++, g++-aarch64-linux-gnu and qemu-user" >&2; exit 1; }; done
+
+build/isa/%: tests/native/test_kernels.cpp $(NATIVE) | isa-tools
+	@mkdir -p $(@D)
+	$(or $(ISA_TARGET_$*),x86_64)-linux-gnu-g++ -std=c++20 -O2 -static -Wall -Wextra -Wno-psabi $(ISA_FLAGS_$*) -DADVNAS_ISA=$* \
+	  $< $(filter-out %/isa.cpp %/gate.cpp,$(wildcard csrc/kernels/cpu/*.cpp)) -o $@
+
+test-isa: $(ISA_BINARIES)  ## the kernels for CPUs that this machine is not, under qemu
+	@echo "kernels, baseline, x86-64 without AVX" && $(OLD_CPU) build/isa/baseline
+	@echo "kernels, avx2, x86-64 without AVX: must die" && { $(OLD_CPU) build/isa/avx2 > /dev/null 2>&1; test $$? -eq 132; }
+	@echo "kernels, avx2, x86-64 with it" && qemu-x86_64 -cpu max build/isa/avx2
+	@echo "kernels, neon, aarch64" && qemu-aarch64 build/isa/neon
+	@if grep -qw avx512vl /proc/cpuinfo; then echo "kernels, avx512, this machine" && build/isa/avx512; \
+	  else echo "kernels, avx512: compiled, not run (neither this machine nor qemu has it)"; fi
 
 lint: $(VENV)/.requirements  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .

@@ -17,7 +17,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-ISA_FLAGS = {"baseline": ""}
+# The first set needs no flags, and every CPU of the architecture runs it; NEON is part of 64-bit ARM.
+ISA_FLAGS = {"neon" if platform.machine() in ("aarch64", "arm64") else "baseline": ""}
 if platform.machine() in ("x86_64", "AMD64"):
     ISA_FLAGS |= {"avx2": "-mavx2 -mfma", "avx512": "-mavx512f -mavx512bw -mavx512vl -mfma"}
 CUDA_TARGETS = (75, 80, 86, 89, 90, 100, 120)  # what nvcc 13 compiles for
@@ -36,7 +37,7 @@ rule nvcc
   deps = gcc
   description = NVCC $out
 rule link
-  command = {cxx} -shared -s $in -o $out $flags
+  command = {cxx} -shared $in -o $out $flags
   description = LINK $out
 """
 

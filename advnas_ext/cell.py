@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from advnas_ext import _C, reference
-from advnas_ext.operations import NAS_BENCH_201, OPERATIONS, Discarded, ReLUConvBN
+from advnas_ext import native, reference
+from advnas_ext.operations import NAS_BENCH_201, OPERATIONS, Discarded
 from advnas_ext.path import Path
 
 
@@ -88,9 +86,11 @@ class OnePathCell(nn.Module):
             RuntimeError: in a double backward pass, which is not implemented.
         """
         self._check(x, path)
-        picked = self._picked(path)
-        if _is_native(x) and all(module.piece is not None for module in picked):
-            return _run_native(x, path, picked, self.num_nodes)
+        if native.runs_natively(x):
+            rows = zip(self._candidates(), path.ops.tolist(), strict=True)
+            picked = [[candidates[op] for op in row] for candidates, row in rows]
+            if all(hasattr(op, "steps") for row in picked for op in row):
+                return self._run_native(x, path, picked)
         return reference.cell(x, path, self._candidates(), self.num_nodes)
 
     def keep_only(self, ops: Tensor) -> None:
@@ -108,9 +108,17 @@ class OnePathCell(nn.Module):
     def _candidates(self) -> list[nn.ModuleList]:
         return list(self.edges.values())  # type: ignore[arg-type]
 
-    def _picked(self, path: Path) -> list[nn.Module]:
-        rows = zip(self._candidates(), path.ops.tolist(), strict=True)
-        return [candidates[op] for candidates, row in rows for op in row]
+    def _run_native(self, x: Tensor, path: Path, picked: list[list[nn.Module]]) -> Tensor:
+        graph = native.Graph()
+        nodes, targets, edge = [0], [], 0
+        for _ in range(1, self.num_nodes):
+            arrivals = []
+            for source in nodes:
+                arrivals += [(op.steps(), source, edge * path.picks + k) for k, op in enumerate(picked[edge])]
+                edge += 1
+            nodes.append(graph.node(arrivals))
+            targets += [nodes[-1]] * (len(nodes) - 1)
+        return graph.run(x, path.gates, path.offsets, targets)
 
     def _check(self, x: Tensor, path: Path) -> None:
         if not isinstance(path, Path):
@@ -141,26 +149,3 @@ class OnePathCell(nn.Module):
                 f"OnePathCell: path.ops must be below {len(self.ops)}, the number of ops, got {path.ops.tolist()}"
             )
 
-
-def _is_native(x: Tensor) -> bool:
-    if x.device.type != "cpu":
-        _warn_not_native(x.device.type)
-        return False
-    return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
-
-
-@functools.cache  # once
-def _warn_not_native(device: str) -> None:
-    warnings.warn(f"OnePathCell: no native kernels for {device} in this build; running plain PyTorch", stacklevel=4)
-
-
-@torch.compiler.disable
-def _run_native(x: Tensor, path: Path, picked: list[nn.Module], num_nodes: int) -> Tensor:
-    tensors: list[Tensor | None] = []
-    use_running_stats, eps, momentum = False, 0.0, 0.0
-    for op in picked:
-        if isinstance(op, ReLUConvBN):
-            tensors += op.tensors()
-            use_running_stats, eps, momentum = op.uses_running_stats, op.norm.eps, op.norm.momentum or 0.0
-    pieces = [op.piece for op in picked]
-    return _C.cell(x, path.gates, path.offsets, pieces, num_nodes, tensors, use_running_stats, eps, momentum)

@@ -1,16 +1,19 @@
 """The candidate operations: a module each, in plain PyTorch. They hold the parameters and say what the operation is.
 
-Parameter names are those of xautodl's NAS-Bench-201 operations, so that its checkpoints load. ``piece`` names the native
-piece that the fused executor runs in place of ``forward``; a module without one runs as it is written, through the plain
-executor.
+Parameter names are those of xautodl's NAS-Bench-201 and DARTS operations, so that its checkpoints load. ``steps()`` are the native
+pieces that the fused executor runs, one after the other, in place of ``forward``; a module without it runs as it is written,
+through the plain executor.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from advnas_ext import _C
+from advnas_ext import native
+from advnas_ext.native import Before, Step
 
 NAS_BENCH_201 = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 
@@ -18,14 +21,16 @@ NAS_BENCH_201 = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_po
 class Zero(nn.Module):
     """Contributes nothing, whatever its input holds."""
 
-    piece = _C.Piece.ZERO
+    def steps(self) -> Sequence[Step]:
+        return (native.ZERO,)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.zeros_like(x)
 
 
 class Identity(nn.Module):
-    piece = _C.Piece.IDENTITY
+    def steps(self) -> Sequence[Step]:
+        return (native.IDENTITY,)
 
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -34,7 +39,8 @@ class Identity(nn.Module):
 class AvgPool(nn.Module):
     """3x3, stride 1; at the border the mean is over the pixels that exist."""
 
-    piece = _C.Piece.AVG_POOL
+    def steps(self) -> Sequence[Step]:
+        return (native.AVG_POOL,)
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,8 +56,6 @@ class ReLUConvBN(nn.Module):
     The convolution has a bias exactly where batch norm has none (``affine=False``). Batch statistics cancel it.
     """
 
-    piece = _C.Piece.RELU_CONV_BN
-
     def __init__(self, channels: int, kernel_size: int, affine: bool, track_running_stats: bool) -> None:
         super().__init__()
         self.op = nn.Sequential(
@@ -60,35 +64,47 @@ class ReLUConvBN(nn.Module):
             nn.BatchNorm2d(channels, affine=affine, track_running_stats=track_running_stats),
         )
 
+    def steps(self) -> Sequence[Step]:
+        _, conv, norm = self.op
+        return (native.convolution(Before.RELU, conv, norm),)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
 
-    @property
-    def norm(self) -> nn.BatchNorm2d:
-        return self.op[2]  # type: ignore[return-value]
 
-    @property
-    def uses_running_stats(self) -> bool:
-        return self.norm.running_mean is not None and not self.norm.training
+class SeparableConv(nn.Module):
+    """ReLU, depthwise convolution, 1x1 convolution, batch norm; ``repeats`` times. DARTS (Liu et al. 2019) has it twice, and
+    once with dilation 2."""
 
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """What the native piece takes, in the order of ``ConvolutionTensor`` in csrc/cell.h."""
-        convolution, norm = self.op[1], self.norm
-        return (
-            convolution.weight,  # type: ignore[return-value]
-            convolution.bias,
-            norm.weight,
-            norm.bias,
-            norm.running_mean,
-            norm.running_var,
-            norm.num_batches_tracked,
+    def __init__(
+        self, channels: int, kernel_size: int, dilation: int, repeats: int, affine: bool, track_running_stats: bool
+    ) -> None:
+        super().__init__()
+        padding = kernel_size // 2 * dilation
+        self.op = nn.Sequential()
+        for _ in range(repeats):
+            self.op.append(nn.ReLU())
+            self.op.append(
+                nn.Conv2d(
+                    channels, channels, kernel_size, padding=padding, dilation=dilation, groups=channels, bias=False
+                )
+            )
+            self.op.append(nn.Conv2d(channels, channels, 1, bias=not affine))
+            self.op.append(nn.BatchNorm2d(channels, affine=affine, track_running_stats=track_running_stats))
+
+    def steps(self) -> Sequence[Step]:
+        op = list(self.op)
+        return tuple(
+            native.convolution(Before.RELU, op[i + 2], op[i + 3], depthwise=op[i + 1])  # type: ignore[arg-type]
+            for i in range(0, len(op), 4)
         )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
 
 
 class Discarded(nn.Module):
     """Stands where a candidate was that a fixed architecture does not use."""
-
-    piece = None
 
     def forward(self, x: Tensor) -> Tensor:
         raise ValueError(
@@ -103,4 +119,8 @@ OPERATIONS: dict[str, Callable[[int, bool, bool], nn.Module]] = {
     "nor_conv_1x1": lambda channels, affine, track: ReLUConvBN(channels, 1, affine, track),
     "nor_conv_3x3": lambda channels, affine, track: ReLUConvBN(channels, 3, affine, track),
     "avg_pool_3x3": lambda channels, affine, track: AvgPool(),
+    "sep_conv_3x3": lambda channels, affine, track: SeparableConv(channels, 3, 1, 2, affine, track),
+    "sep_conv_5x5": lambda channels, affine, track: SeparableConv(channels, 5, 1, 2, affine, track),
+    "dil_conv_3x3": lambda channels, affine, track: SeparableConv(channels, 3, 2, 1, affine, track),
+    "dil_conv_5x5": lambda channels, affine, track: SeparableConv(channels, 5, 2, 1, affine, track),
 }

@@ -1,5 +1,7 @@
 // Python module advnas_ext._C: every native entry point, a line each. The operators of torch.ops.advnas_ext are registered where
 // they are defined (gate.cpp).
+// Python module advnas_ext._C: every native entry point, a line each. The operators of torch.ops.advnas_ext are registered where
+// they are defined (gate.cpp).
 #include <torch/csrc/utils/pybind.h>
 
 #include "cell.h"
@@ -7,15 +9,24 @@
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   namespace py = pybind11;
+  using advnas::Before;
+  using advnas::Kind;
   using advnas::Piece;
-  py::enum_<Piece>(m, "Piece")
-      .value("ZERO", Piece::kZero)
-      .value("IDENTITY", Piece::kIdentity)
-      .value("AVG_POOL", Piece::kAvgPool)
-      .value("RELU_CONV_BN", Piece::kReluConvBn);
-  m.def("cell", &advnas::cell, py::arg("x"), py::arg("gates"), py::arg("offsets"), py::arg("pieces"), py::arg("num_nodes"),
-        py::arg("tensors"), py::arg("use_running_stats"), py::arg("eps"), py::arg("momentum"),
-        py::call_guard<py::gil_scoped_release>());
+  py::enum_<Kind>(m, "Kind")
+      .value("ZERO", Kind::kZero)
+      .value("IDENTITY", Kind::kIdentity)
+      .value("AVG_POOL", Kind::kAvgPool)
+      .value("CONVOLUTION", Kind::kConvolution);
+  py::enum_<Before>(m, "Before")
+      .value("NOTHING", Before::kNothing)
+      .value("RELU", Before::kRelu)
+      .value("MEAN_2X2", Before::kMean2);
+  py::class_<Piece>(m, "Piece")
+      .def(py::init<Kind, Before, bool, int64_t, int64_t, double, double>(), py::arg("kind"), py::arg("before") = Before::kNothing,
+           py::arg("normalise") = false, py::arg("stride") = 1, py::arg("dilation") = 1, py::arg("eps") = 0.0,
+           py::arg("momentum") = 0.0);
+  m.def("cell", &advnas::cell, py::arg("x"), py::arg("gates"), py::arg("offsets"), py::arg("offset_targets"), py::arg("pieces"),
+        py::arg("links"), py::arg("num_nodes"), py::arg("running"), py::arg("tensors"), py::call_guard<py::gil_scoped_release>());
   m.def("isa", &advnas::cpu::isa_name);
   m.def("isas", &advnas::cpu::isa_names);
 }

@@ -60,11 +60,12 @@ class Cell : public torch::autograd::Function<Cell> {
       for (size_t k = 0; k < pass.convolutions.size(); ++k) {
         saved.push_back(pass.z[k]);
         saved.push_back(pass.convolutions[k].weight);
+        saved.push_back(pass.convolutions[k].depthwise);
       }
     }
     pass.nodes.clear();
     pass.z.clear();
-    for (Convolution& convolution : pass.convolutions) convolution.weight = Tensor();
+    for (Convolution& convolution : pass.convolutions) convolution.weight = convolution.depthwise = Tensor();
     ctx->save_for_backward(saved);
     ctx->saved_data["call"] = c10::IValue::make_capsule(call);
     return y;
@@ -82,12 +83,13 @@ class Cell : public torch::autograd::Function<Cell> {
     for (Convolution& convolution : pass.convolutions) {
       pass.z.push_back(*next++);
       convolution.weight = *next++;
+      convolution.depthwise = *next++;
     }
     const auto wants = [&](size_t k, ConvolutionTensor which) {
       return call->place[k][which] >= 0 && ctx->needs_input_grad(size_t(call->place[k][which]));
     };
     Wanted wanted{ctx->needs_input_grad(0), ctx->needs_input_grad(1), call->offsets_place >= 0 && ctx->needs_input_grad(2), {}};
-    for (size_t k = 0; k < call->place.size(); ++k) wanted.weight.push_back(wants(k, kWeight));
+    for (size_t k = 0; k < call->place.size(); ++k) wanted.weight.push_back(wants(k, kWeight) || wants(k, kDepthwise));
 
     const Gradients gradients = run_backward(pass, grads[0].contiguous(kLayout), wanted);
 
@@ -103,7 +105,8 @@ class Cell : public torch::autograd::Function<Cell> {
       const auto put = [&](ConvolutionTensor which, const Row& row) {
         if (!row.empty() && wants(k, which)) result[call->place[k][which]] = tensor_of(row, type);
       };
-      if (wanted.weight[k]) result[call->place[k][kWeight]] = gradients.weight[k];
+      if (wants(k, kWeight)) result[call->place[k][kWeight]] = gradients.weight[k];
+      if (wants(k, kDepthwise)) result[call->place[k][kDepthwise]] = gradients.depthwise[k];
       put(kGamma, gradients.gamma[k]);
       put(kBeta, gradients.beta[k]);
       put(kBias, gradients.bias[k]);
@@ -114,23 +117,24 @@ class Cell : public torch::autograd::Function<Cell> {
 
 }  // namespace
 
-Tensor cell(const Tensor& x, const Tensor& gates, const std::optional<Tensor>& offsets, const std::vector<Piece>& pieces,
-            int64_t num_nodes, const std::vector<std::optional<Tensor>>& tensors, bool use_running_stats, double eps,
-            double momentum) {
+Tensor cell(const Tensor& x, const Tensor& gates, const std::optional<Tensor>& offsets,
+            const std::vector<int64_t>& offset_targets, const std::vector<Piece>& pieces,
+            const std::vector<std::tuple<int64_t, int64_t, int64_t>>& links, int64_t num_nodes, const std::vector<bool>& running,
+            const std::vector<std::optional<Tensor>>& tensors) {
   const auto call = c10::make_intrusive<Call>();
   Pass& pass = call->pass;
   pass.gates = row_of(gates.reshape(-1));
   std::vector<bool> silent;
   for (const double gate : pass.gates) silent.push_back(gate == 0 && !gates.requires_grad());
-  pass.plan = make_plan(pieces, silent, num_nodes);
-  pass.use_running_stats = use_running_stats;
-  pass.eps = eps;
-  pass.momentum = momentum;
+  std::vector<Link> all;
+  for (const auto& [source, target, gate] : links) all.push_back({source, target, gate});
+  pass.plan = make_plan(pieces, all, silent, num_nodes);
   call->gates_type = gates.scalar_type();
   call->gates_shape = gates.sizes().vec();
   std::vector<Tensor> inputs;
   bool differentiable = x.requires_grad() || gates.requires_grad();
   if (offsets) {
+    pass.offset_targets = offset_targets;
     call->offsets_place = 2;
     inputs.push_back(*offsets);
     differentiable |= offsets->requires_grad();
@@ -138,12 +142,15 @@ Tensor cell(const Tensor& x, const Tensor& gates, const std::optional<Tensor>& o
   for (size_t first = 0; first < tensors.size(); first += kNumConvolutionTensors) {
     const auto at = [&](ConvolutionTensor which) { return tensors[first + which].value_or(Tensor()); };
     const auto row_or = [&](ConvolutionTensor which, double value) {
-      return at(which).defined() ? row_of(at(which)) : Row(x.size(1), value);
+      return at(which).defined() ? row_of(at(which)) : Row(at(kWeight).size(0), value);
     };
-    pass.convolutions.push_back({at(kWeight).detach(),
+    const auto detached = [&](ConvolutionTensor which) { return at(which).defined() ? at(which).detach() : Tensor(); };
+    pass.convolutions.push_back({detached(kWeight),
+                                 detached(kDepthwise),
                                  at(kRunningMean),
                                  at(kRunningVar),
                                  at(kBatchesTracked),
+                                 Statistics::kNone,
                                  row_or(kBias, 0),
                                  row_or(kGamma, 1),
                                  row_or(kBeta, 0),
@@ -151,7 +158,7 @@ Tensor cell(const Tensor& x, const Tensor& gates, const std::optional<Tensor>& o
                                  {}});
     auto& place = call->place.emplace_back();
     place.fill(-1);
-    for (const auto which : {kWeight, kBias, kGamma, kBeta}) {
+    for (const auto which : {kWeight, kDepthwise, kBias, kGamma, kBeta}) {
       if (!at(which).defined()) continue;
       place[which] = 2 + int64_t(inputs.size());
       inputs.push_back(at(which));
@@ -159,9 +166,9 @@ Tensor cell(const Tensor& x, const Tensor& gates, const std::optional<Tensor>& o
     }
   }
   for (const Term& term : pass.plan.terms) {
-    TORCH_CHECK_VALUE(term.convolution < 0 || use_running_stats || x.numel() != x.size(1),
-                      "OnePathCell: batch statistics need more than one value per channel, got x of shape ", x.sizes(),
-                      "; use more or larger images, or running statistics and eval()");
+    if (term.convolution < 0 || !term.piece.normalise) continue;
+    const bool fixed = running[term.convolution];
+    pass.convolutions[term.convolution].statistics = fixed ? Statistics::kRunning : Statistics::kBatch;
   }
   call->save = at::GradMode::is_enabled() && differentiable;
   return Cell::apply(x, gates, at::TensorList(inputs), call);

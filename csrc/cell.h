@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "plan.h"
@@ -10,15 +11,28 @@
 namespace advnas {
 
 // Tensors that each picked convolution brings, in this order; absent ones are undefined.
-enum ConvolutionTensor { kWeight, kBias, kGamma, kBeta, kRunningMean, kRunningVar, kBatchesTracked, kNumConvolutionTensors };
+enum ConvolutionTensor {
+  kWeight,
+  kDepthwise,
+  kBias,
+  kGamma,
+  kBeta,
+  kRunningMean,
+  kRunningVar,
+  kBatchesTracked,
+  kNumConvolutionTensors
+};
 
-// A cell on one path, with autograd: advnas_ext/reference.py has the formula, advnas_ext/cell.py the checks of shapes and types.
+// A graph of nodes on one path, with autograd: advnas_ext/reference.py has the formula, advnas_ext/native.py the checks of shapes
+// and types.
 //
-// x: [batch, channels, height, width], float32 or float64, on the host. gates: [num_edges, picks]. offsets: zeros [num_edges], or
-// none. pieces: one for each gate. tensors: kNumConvolutionTensors for each picked convolution, in the order of the gates.
-// use_running_stats: whether batch norm takes the running statistics, not those of the batch.
+// x: [batch, channels, height, width], float32 or float64, on the host. gates: any shape; Link::gate is a place in it, flattened.
+// offsets: zeros, or none; offset k is added to node offset_targets[k]. pieces, links: plan.h. running: of each picked convolution,
+// whether batch norm takes the running statistics, not those of the batch. tensors: kNumConvolutionTensors for each picked
+// convolution, in the order of the links.
 at::Tensor cell(const at::Tensor& x, const at::Tensor& gates, const std::optional<at::Tensor>& offsets,
-                const std::vector<Piece>& pieces, int64_t num_nodes, const std::vector<std::optional<at::Tensor>>& tensors,
-                bool use_running_stats, double eps, double momentum);
+                const std::vector<int64_t>& offset_targets, const std::vector<Piece>& pieces,
+                const std::vector<std::tuple<int64_t, int64_t, int64_t>>& links, int64_t num_nodes,
+                const std::vector<bool>& running, const std::vector<std::optional<at::Tensor>>& tensors);
 
 }  // namespace advnas

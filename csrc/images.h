@@ -7,12 +7,17 @@
 #include <algorithm>
 #include <vector>
 
+#include "buffers.h"
 #include "kernels/cpu/isa.h"
 #include "pass.h"
 
 namespace advnas {
 
 inline ImageShape shape_of(const at::Tensor& x) { return {x.size(2), x.size(3), x.size(1)}; }
+
+inline at::Tensor empty_images(int64_t batch, const ImageShape& shape, at::ScalarType type) {
+  return empty_buffer({batch, shape.channels, shape.height, shape.width}, type);
+}
 
 template <class T>
 const T* image(const at::Tensor& x, int64_t index) {
@@ -47,36 +52,48 @@ inline Row sum_images(const Row& partial, int64_t width) {
   return sum;
 }
 
+// The same in groups of images, each thread with its own workspace: body(range, first, images, workspace) after start(range).
+template <class T, class Start, class Body>
+void for_groups(int64_t batch, int64_t group, int64_t workspace, const Start& start, const Body& body) {
+  const at::Tensor spaces = empty_buffer({num_ranges(batch), workspace}, c10::CppTypeToScalarType<T>::value);
+  for_ranges(batch, [&](int64_t range, int64_t begin, int64_t end) {
+    T* const space = spaces.mutable_data_ptr<T>() + range * workspace;
+    start(range);
+    for (int64_t first = begin; first < end; first += group) body(range, first, std::min(group, end - first), space);
+  });
+}
+
 // The sources that a node gathers, for kernels that take one image of each.
 template <class T>
 class Gathered {
  public:
-  void add_scaled(const at::Tensor& tensor, const Row& scale) {
-    scaled_.push_back(tensor);
+  void add(const at::Tensor& tensor, const Row& scale, bool pooled) {
+    tensors_.push_back(tensor);
     scales_.push_back(cast<T>(scale));
+    pooled_.push_back(pooled);
   }
-  void add_pooled(const at::Tensor& tensor, double gate) {
-    pooled_.push_back(tensor);
-    gates_.push_back(T(gate));
-  }
-  int64_t num_scaled() const { return int64_t(scaled_.size()); }
-  int64_t num_pooled() const { return int64_t(pooled_.size()); }
-  int64_t workspace(const ImageShape& shape) const { return pooled_.empty() ? 0 : pool_workspace(shape); }
+  int64_t num() const { return int64_t(tensors_.size()); }
+  int64_t workspace(const ImageShape& shape) const { return node_workspace(shape, num()); }
 
   // Calls body(sources of one image).
   template <class Body>
   void with_image(int64_t index, const Body& body) const {
-    std::vector<const T*> images, scales;
-    for (const at::Tensor& tensor : scaled_) images.push_back(image<T>(tensor, index));
-    for (const at::Tensor& tensor : pooled_) images.push_back(image<T>(tensor, index));
-    for (const auto& scale : scales_) scales.push_back(scale.data());
-    body(Sources<T>{images.data(), scales.data(), num_scaled(), images.data() + num_scaled(), gates_.data(), num_pooled()});
+    constexpr size_t kMost = 64;  // on the stack: this is called for every image
+    TORCH_INTERNAL_ASSERT(tensors_.size() <= kMost);
+    const T *images[kMost], *scales[kMost];
+    bool pooled[kMost];
+    for (size_t k = 0; k < tensors_.size(); ++k) {
+      images[k] = image<T>(tensors_[k], index);
+      scales[k] = scales_[k].data();
+      pooled[k] = pooled_[k];
+    }
+    body(Sources<T>{num(), images, scales, pooled});
   }
 
  private:
-  std::vector<at::Tensor> scaled_, pooled_;
+  std::vector<at::Tensor> tensors_;
   std::vector<std::vector<T>> scales_;
-  std::vector<T> gates_;
+  std::vector<bool> pooled_;
 };
 
 }  // namespace advnas

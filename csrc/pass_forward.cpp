@@ -1,6 +1,7 @@
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/lerp.h>
+#include <c10/util/Exception.h>
 
 #include <cmath>
 
@@ -40,31 +41,36 @@ void update(const Tensor& running, const Row& current, double momentum) {
   running.lerp_(values.to(running.scalar_type()), momentum);
 }
 
-void take_batch_statistics(Convolution& convolution, const Tensor& z, const Moments& moments, const Pass& pass) {
+void take_batch_statistics(Convolution& convolution, const Piece& piece, const Tensor& z, const Moments& moments) {
   const int64_t batch = z.size(0), channels = z.size(1), pixels = z.size(2) * z.size(3), count = batch * pixels;
   auto [mean, variance] = join(moments, batch, channels, pixels);
   convolution.mean = mean;
   convolution.rstd = variance;
-  for (double& v : convolution.rstd) v = 1 / std::sqrt(v + pass.eps);
+  for (double& v : convolution.rstd) v = 1 / std::sqrt(v + piece.eps);
   if (!convolution.running_mean.defined() || count == 0) return;
   for (int64_t c = 0; c < channels; ++c) {
     mean[c] += convolution.bias[c];
     variance[c] *= double(count) / double(count - 1);
   }
-  update(convolution.running_mean, mean, pass.momentum);
-  update(convolution.running_var, variance, pass.momentum);
+  update(convolution.running_mean, mean, piece.momentum);
+  update(convolution.running_var, variance, piece.momentum);
   convolution.batches_tracked.add_(1);
 }
 
-void take_running_statistics(Convolution& convolution, double eps) {
-  const Tensor mean = convolution.running_mean.to(at::kDouble).contiguous();
-  const Tensor variance = convolution.running_var.to(at::kDouble).contiguous();
-  convolution.mean.assign(mean.const_data_ptr<double>(), mean.const_data_ptr<double>() + mean.numel());
-  convolution.rstd.assign(variance.const_data_ptr<double>(), variance.const_data_ptr<double>() + variance.numel());
-  for (size_t c = 0; c < convolution.mean.size(); ++c) {
-    convolution.mean[c] -= convolution.bias[c];
-    convolution.rstd[c] = 1 / std::sqrt(convolution.rstd[c] + eps);
+// Statistics that do not come from z; without batch norm its mean is 0 and its deviation 1.
+void take_fixed_statistics(Convolution& convolution, double eps) {
+  const size_t channels = convolution.bias.size();
+  convolution.mean.assign(channels, 0);
+  convolution.rstd.assign(channels, 1);
+  if (convolution.statistics == Statistics::kRunning) {
+    const Tensor mean = convolution.running_mean.to(at::kDouble).contiguous();
+    const Tensor variance = convolution.running_var.to(at::kDouble).contiguous();
+    for (size_t c = 0; c < channels; ++c) {
+      convolution.mean[c] = mean.const_data_ptr<double>()[c];
+      convolution.rstd[c] = 1 / std::sqrt(variance.const_data_ptr<double>()[c] + eps);
+    }
   }
+  for (size_t c = 0; c < channels; ++c) convolution.mean[c] -= convolution.bias[c];
 }
 
 // What arrives at `node`, and the part of it that is the same at every pixel.
@@ -72,22 +78,20 @@ template <class T>
 Gathered<T> gather(const Pass& pass, int64_t node, Row& bias) {
   Gathered<T> sources;
   for (const Term& term : pass.plan.into(node)) {
-    const double gate = pass.gates[term.gate];
-    if (term.piece == Piece::kIdentity) {
-      sources.add_scaled(pass.nodes[term.source], Row(bias.size(), gate));
-    } else if (term.piece == Piece::kAvgPool) {
-      sources.add_pooled(pass.nodes[term.source], gate);
-    } else {
-      const Convolution& convolution = pass.convolutions[term.convolution];
-      Row scale(bias.size());
-      for (size_t c = 0; c < bias.size(); ++c) {
-        const ScaleShift map =
-            batch_norm_forward(gate, convolution.gamma[c], convolution.beta[c], convolution.mean[c], convolution.rstd[c]);
-        scale[c] = map.scale;
-        bias[c] += map.shift;
-      }
-      sources.add_scaled(pass.z[term.convolution], scale);
+    const double gate = pass.gate_of(term);
+    Row scale(bias.size(), gate);
+    if (term.convolution < 0) {
+      sources.add(pass.nodes[term.source], scale, term.piece.kind == Kind::kAvgPool);
+      continue;
     }
+    const Convolution& convolution = pass.convolutions[term.convolution];
+    for (size_t c = 0; c < bias.size(); ++c) {
+      const ScaleShift map =
+          batch_norm_forward(gate, convolution.gamma[c], convolution.beta[c], convolution.mean[c], convolution.rstd[c]);
+      scale[c] = map.scale;
+      bias[c] += map.shift;
+    }
+    sources.add(pass.z[term.convolution], scale, false);
   }
   return sources;
 }
@@ -95,60 +99,96 @@ Gathered<T> gather(const Pass& pass, int64_t node, Row& bias) {
 template <class T>
 void run_node(Pass& pass, int64_t node) {
   const auto& kernels = cpu::kernels<T>();
-  const Tensor& x = pass.nodes[0];
-  const int64_t batch = x.size(0), channels = x.size(1);
-  const ImageShape shape = shape_of(x);
-  Row bias(channels);
+  const auto type = pass.nodes[0].scalar_type();
+  const int64_t batch = pass.nodes[0].size(0);
+  const ImageShape& shape = pass.shapes[node];
+  Row bias(shape.channels);
   const Gathered<T> sources = gather<T>(pass, node, bias);
   const auto typed_bias = cast<T>(bias);
-  if (node > 0) pass.nodes[node] = empty_buffer(x.sizes(), x.scalar_type());
+  if (node > 0) pass.nodes[node] = empty_images(batch, shape, type);
 
   struct Leaving {
-    Convolver<T> convolver;
+    std::unique_ptr<Convolver<T>> convolver;
+    Term term;
     Tensor z;
-    Moments* moments;
+    Moments moments;
   };
   std::vector<Leaving> leaving;
-  std::vector<Moments> moments(pass.convolutions.size());
-  int64_t frame_size = 0, workspace_size = 0;
+  int64_t group = 1, workspace = sources.workspace(shape);
   for (const Term& term : pass.plan.out_of(node)) {
     if (term.convolution < 0) continue;
-    Convolver<T> convolver(shape, pass.convolutions[term.convolution].weight);
-    convolver.prepare_forward();
-    frame_size = std::max(frame_size, convolver.frame());
-    workspace_size = std::max(workspace_size, convolver.workspace());
-    Tensor& z = pass.z[term.convolution] = empty_buffer(x.sizes(), x.scalar_type());
-    Moments& sums = moments[term.convolution] = {Row(batch * channels), Row(batch * channels)};
-    leaving.push_back({convolver, z, &sums});
+    auto convolver = make_convolver<T>(shape, term.piece, pass.convolutions[term.convolution]);
+    convolver->prepare_forward();
+    group = std::max(group, convolver->group());
+    const ImageShape out = convolver->output();
+    const bool summed = pass.convolutions[term.convolution].statistics == Statistics::kBatch;
+    const size_t sums = summed ? size_t(batch * out.channels) : 0;
+    Tensor& z = pass.z[term.convolution] = empty_images(batch, out, type);
+    leaving.push_back({std::move(convolver), term, z, {Row(sums), Row(sums)}});
   }
+  for (const Leaving& out : leaving) workspace = std::max(workspace, out.convolver->workspace(group));
 
-  for_ranges(batch, [&](int64_t, int64_t begin, int64_t end) {
-    std::vector<T> row(sources.workspace(shape)), frame(frame_size), workspace(workspace_size);
-    for (int64_t i = begin; i < end; ++i) {
-      if (node > 0) {
-        sources.with_image(i, [&](const Sources<T>& images) {
-          kernels.node_forward(images, typed_bias.data(), mutable_image<T>(pass.nodes[node], i), shape, row.data());
-        });
-      }
-      for (const Leaving& out : leaving) {
-        T* const z = mutable_image<T>(out.z, i);
-        kernels.pad_relu(image<T>(pass.nodes[node], i), frame.data(), shape.height, shape.width, channels,
-                         out.convolver.shape().size);
-        out.convolver.run(frame.data(), z, workspace.data());
-        if (pass.use_running_stats) continue;
-        kernels.channel_moments(z, shape.height * shape.width, channels, out.moments->mean.data() + i * channels,
-                                out.moments->m2.data() + i * channels);
-      }
-    }
-  });
+  for_groups<T>(
+      batch, group, workspace, [](int64_t) {},
+      [&](int64_t, int64_t first, int64_t images, T* space) {
+        for (int64_t i = first; node > 0 && i < first + images; ++i) {
+          sources.with_image(i, [&](const Sources<T>& of_image) {
+            kernels.node_forward(of_image, typed_bias.data(), mutable_image<T>(pass.nodes[node], i), shape, space);
+          });
+        }
+        for (Leaving& out : leaving) {
+          out.convolver->forward(image<T>(pass.nodes[node], first), mutable_image<T>(out.z, first), images, space);
+          const int64_t channels = out.z.size(1);
+          for (int64_t i = first; !out.moments.mean.empty() && i < first + images; ++i) {
+            kernels.channel_moments(image<T>(out.z, i), out.z.size(2) * out.z.size(3), channels,
+                                    out.moments.mean.data() + i * channels, out.moments.m2.data() + i * channels);
+          }
+        }
+      });
 
-  for (const Term& term : pass.plan.out_of(node)) {
-    if (term.convolution < 0) continue;
-    Convolution& convolution = pass.convolutions[term.convolution];
-    if (pass.use_running_stats) {
-      take_running_statistics(convolution, pass.eps);
+  for (const Leaving& out : leaving) {
+    Convolution& convolution = pass.convolutions[out.term.convolution];
+    if (convolution.statistics == Statistics::kBatch) {
+      take_batch_statistics(convolution, out.term.piece, out.z, out.moments);
     } else {
-      take_batch_statistics(convolution, pass.z[term.convolution], moments[term.convolution], pass);
+      take_fixed_statistics(convolution, out.term.piece.eps);
+    }
+  }
+}
+
+void check(const Term& term, const Convolution& convolution, const ImageShape& source, const ImageShape& target, int64_t batch) {
+  const int64_t in = convolution.depthwise.defined() ? convolution.depthwise.size(0) : convolution.weight.size(1);
+  TORCH_CHECK_VALUE(source.channels == in, "advnas_ext: a convolution takes ", in, " channels, got ", source.channels);
+  const auto out = size_t(target.channels);
+  TORCH_CHECK_VALUE(convolution.bias.size() == out && convolution.gamma.size() == out && convolution.beta.size() == out,
+                    "advnas_ext: bias and batch norm after a convolution must have ", out, " values");
+  TORCH_CHECK_VALUE(convolution.statistics != Statistics::kBatch || batch * target.height * target.width != 1,
+                    "OnePathCell: batch statistics need more than one value per channel, got one image of ", source.height, "x",
+                    source.width, "; use more or larger images, or running statistics and eval()");
+  TORCH_CHECK_VALUE(!convolution.depthwise.defined() || (term.piece.stride == 1 && convolution.weight.size(2) == 1),
+                    "advnas_ext: after a depthwise convolution comes one with size 1 and stride 1");
+}
+
+// A node that nothing reaches has the shape of x.
+void find_shapes(Pass& pass) {
+  const ImageShape x = shape_of(pass.nodes[0]);
+  pass.shapes.assign(pass.plan.num_nodes, x);
+  for (int64_t node = 1; node < pass.plan.num_nodes; ++node) {
+    const auto terms = pass.plan.into(node);
+    for (size_t k = 0; k < terms.size(); ++k) {
+      const Term& term = terms[k];
+      ImageShape shape = pass.shapes[term.source];
+      if (term.convolution >= 0) {
+        const Convolution& convolution = pass.convolutions[term.convolution];
+        shape = output_shape(shape, term.piece, convolution.weight.size(0));
+        check(term, convolution, pass.shapes[term.source], shape, pass.nodes[0].size(0));
+      }
+      ImageShape& expected = pass.shapes[node];
+      if (k == 0) expected = shape;
+      TORCH_CHECK_VALUE(
+          shape.height == expected.height && shape.width == expected.width && shape.channels == expected.channels,
+          "advnas_ext: operations into one node differ in the shapes of their outputs, ", shape.channels, "x", shape.height, "x",
+          shape.width, " and ", expected.channels, "x", expected.height, "x", expected.width);
     }
   }
 }
@@ -156,6 +196,7 @@ void run_node(Pass& pass, int64_t node) {
 }  // namespace
 
 void run_forward(Pass& pass) {
+  find_shapes(pass);
   pass.nodes.resize(pass.plan.num_nodes);
   pass.z.resize(pass.convolutions.size());
   AT_DISPATCH_FLOATING_TYPES(pass.nodes[0].scalar_type(), "cell_forward", [&] {

@@ -23,24 +23,19 @@ std::vector<Term> Plan::out_of(int64_t source) const {
   return filter(terms, [&](const Term& term) { return term.source == source; });
 }
 
-Plan make_plan(const std::vector<Piece>& pieces, const std::vector<bool>& silent, int64_t num_nodes) {
-  const int64_t picks = int64_t(pieces.size()) / (num_nodes * (num_nodes - 1) / 2);
+Plan make_plan(const std::vector<Piece>& pieces, const std::vector<Link>& links, const std::vector<bool>& silent,
+               int64_t num_nodes) {
   Plan plan{num_nodes, {}, std::vector<bool>(num_nodes, false)};
-  int64_t gate = 0, convolution = 0;
-  for (int64_t target = 1; target < num_nodes; ++target) {
-    for (int64_t source = 0; source < target; ++source) {
-      for (int64_t pick = 0; pick < picks; ++pick, ++gate) {
-        const Piece piece = pieces[gate];
-        plan.terms.push_back({gate, source, target, piece, piece == Piece::kReluConvBn ? convolution++ : -1});
-      }
-    }
+  int64_t convolution = 0;
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    plan.terms.push_back({links[i], pieces[i], pieces[i].kind == Kind::kConvolution ? convolution++ : -1});
   }
-  // Edges are sorted by target, so in reverse every consumer of a node is seen before what the node consumes.
+  // In reverse every consumer of a node is seen before what the node consumes.
   plan.live.back() = true;
   std::vector<bool> runs(plan.terms.size());
   for (int64_t i = int64_t(plan.terms.size()) - 1; i >= 0; --i) {
     const Term& term = plan.terms[i];
-    runs[i] = plan.live[term.target] && term.piece != Piece::kZero && !silent[term.gate];
+    runs[i] = plan.live[term.target] && term.piece.kind != Kind::kZero && !(term.gate >= 0 && silent[term.gate]);
     if (runs[i]) plan.live[term.source] = true;
   }
   plan.terms = filter(plan.terms, [&](const Term& term) { return runs[&term - plan.terms.data()]; });

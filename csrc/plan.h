@@ -1,18 +1,31 @@
-// What a path makes of a cell: the operations that run, in the order of their edges.
+// What a path makes of a graph of nodes: the operations that run, in the order of their targets.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
+#include "kernels/convolution.h"
+
 namespace advnas {
 
-// The native pieces that candidate operations are made of.
-enum class Piece { kZero, kIdentity, kAvgPool, kReluConvBn };
+enum class Kind { kZero, kIdentity, kAvgPool, kConvolution };
 
-// One picked operation that runs: nodes[target] += gate * op(nodes[source]).
-struct Term {
-  int64_t gate;  // its place in the flattened gates
-  int64_t source, target;
+// What an operation is made of, as far as the weights do not say it.
+struct Piece {
+  Kind kind;
+  // Of a convolution: what comes before it, and whether batch norm follows.
+  Before before = Before::kNothing;
+  bool normalise = false;
+  int64_t stride = 1, dilation = 1;
+  double eps = 0, momentum = 0;
+};
+
+// One picked operation: nodes[target] += gates[gate] * op(nodes[source]); without a gate it is -1.
+struct Link {
+  int64_t source, target, gate;
+};
+
+struct Term : Link {
   Piece piece;
   int64_t convolution;  // its place among the picked convolutions, dead ones included; -1 for other pieces
 };
@@ -26,8 +39,10 @@ struct Plan {
   std::vector<Term> out_of(int64_t source) const;
 };
 
-// pieces: [num_edges * picks], edges in the order 1<-0, 2<-0, 2<-1, 3<-0, ... silent: which have a gate of 0 whose gradient
-// nobody wants. Drops what contributes nothing: zeros, silent ones, and edges into a node that does not reach the output.
-Plan make_plan(const std::vector<Piece>& pieces, const std::vector<bool>& silent, int64_t num_nodes);
+// pieces, links: one for each picked operation; targets do not fall, a source is below its target, the last node is the output.
+// silent: which gates are 0 and have a gradient that nobody wants. Drops what contributes nothing: zeros, silent ones, and edges
+// into a node that does not reach the output.
+Plan make_plan(const std::vector<Piece>& pieces, const std::vector<Link>& links, const std::vector<bool>& silent,
+               int64_t num_nodes);
 
 }  // namespace advnas

@@ -227,7 +227,7 @@ def test_empty_batch(cell, x):
 
 
 def test_without_a_native_device_it_warns_once(cell):
-    cell_module._warn_not_native.cache_clear()
+    native._warn_not_native.cache_clear()
     with pytest.warns(UserWarning, match="no native kernels for meta"):
         y = copy.deepcopy(cell).to("meta")(
             torch.empty(2, 8, 6, 6, device="meta"), Path.from_ops([1] * 6, requires_grad=False)

@@ -1,53 +1,89 @@
-// Stride-1 convolutions that keep the image size, for one image. Odd kernel sizes, zero padding.
+// Convolutions for a few images. Odd kernel sizes, zero padding of size / 2, any stride.
 //
-//   forward            z[h, w, o]  = sum_{r, s, i} relu(x)[h + r - p, w + s - p, i] weight[o, i, r, s],          p = size / 2
-//   input gradient     drelu       = the same sum over dz, with the weight rotated by 180 degrees and i, o exchanged
-//   weight gradient    dweight[o, i, r, s] = sum_{h, w} relu(x)[h + r - p, w + s - p, i] dz[h, w, o]
+//   forward            z[h, w, o]  = sum_{r, s, i} p(x)[stride h + r - size/2, stride w + s - size/2, i] weight[o, i, r, s]
+//   input gradient     dp[h, w, i] = sum_{r, s, o} dz[(h + size/2 - r) / stride, (w + size/2 - s) / stride, o] weight[o, i, r, s]
+//                      over the r, s that divide
+//   weight gradient    dweight[o, i, r, s] = sum_{h, w} p(x)[stride h + r - size/2, stride w + s - size/2, i] dz[h, w, o]
 //
-// An image is first copied into a frame, with a border of zero pixels, and on the way rectified (pad_relu) or turned into the
-// gradient before batch norm (pad_gradient): the sums then need no tests at the border. In a frame [frame_side(height),
-// frame_side(width), channels] the image begins p pixels from the corner.
+// p is what comes before: nothing, ReLU, or the mean of 2x2 pixels. Images are first copied into frames, with a border of zero
+// pixels, and on the way go through p (frame_input) or become the gradient before batch norm (frame_gradient): the sums then need
+// no tests at the border. In a frame [frame_side(height), frame_side(width), channels] the image begins size/2 pixels from the
+// corner. Frames and images of a batch follow each other.
 //
-// Weights are packed as [r, s, in, out], and so is the weight gradient.
+// Weights are packed as [r, s, in, out] for the forward pass, and so is the weight gradient. For the input gradient they are packed
+// phase by phase: the pixels with h % stride = a and w % stride = b take the taps of phase (a, b) only. Phases follow each other,
+// each [taps of rows, taps of columns, out, in] with falling r and s. With stride 1 that is one phase, the weight rotated.
 #pragma once
 
 #include <cstdint>
 
+#include "cell.h"
 #include "host_device.h"
 
 namespace advnas {
 
+enum class Before { kNothing, kRelu, kMean2 };
+
+// What the convolution itself takes: height and width are those of p(x).
 struct ConvolutionShape {
-  int64_t height, width, in, out, size;
+  int64_t height, width, in, out, size, stride = 1;
+
+  int64_t out_height() const { return (height + stride - 1) / stride; }
+  int64_t out_width() const { return (width + stride - 1) / stride; }
+  ImageShape input() const { return {height, width, in}; }
+  ImageShape output() const { return {out_height(), out_width(), out}; }
 };
 
 // For 3x3 the image is rounded up to whole tiles of 4 pixels (winograd.h).
 ADVNAS_HOST_DEVICE inline int64_t frame_side(int64_t side, int64_t size) {
   return size == 3 ? (side + 3) / 4 * 4 + 2 : side + size - 1;
 }
-inline int64_t frame_elements(int64_t height, int64_t width, int64_t channels, int64_t size) {
-  return frame_side(height, size) * frame_side(width, size) * channels;
+inline int64_t frame_elements(const ImageShape& image, int64_t size) {
+  return frame_side(image.height, size) * frame_side(image.width, size) * image.channels;
 }
 
-// frame = relu(x) inside, 0 at the border.
-template <class T>
-using PadRelu = void(const T* x, T* frame, int64_t height, int64_t width, int64_t channels, int64_t size);
+// The taps of a phase along one axis: those r = last, last - stride, ... >= 0, which meet dz from `offset` pixels on.
+struct Phase {
+  int64_t taps, last, offset;
+};
+ADVNAS_HOST_DEVICE inline Phase phase_of(int64_t phase, int64_t size, int64_t stride) {
+  const int64_t shifted = phase + size / 2, first = shifted % stride;
+  if (first >= size) return {0, 0, 0};
+  const int64_t last = first + (size - 1 - first) / stride * stride;
+  return {(last - first) / stride + 1, last, (shifted - last) / stride};
+}
 
-// frame = of_dy dy + of_z z + constant inside (coefficients [channels]: batch_norm_math.h), 0 at the border.
-template <class T>
-using PadGradient = void(const T* dy, const T* z, const T* of_dy, const T* of_z, const T* constant, T* frame, int64_t height,
-                         int64_t width, int64_t channels, int64_t size);
+inline ImageShape shape_before(const ImageShape& x, Before before) {
+  return before == Before::kMean2 ? ImageShape{(x.height + 1) / 2, (x.width + 1) / 2, x.channels} : x;
+}
 
-// y [height, width, out] = the sum over the frame.
+// frames = p(x) inside, 0 at the border.
 template <class T>
-using Convolve = void(const T* frame, const T* weight, T* y, const ConvolutionShape& shape);
+using FrameInput = void(const T* x, T* frames, const ImageShape& shape, int64_t images, Before before, int64_t size);
 
-// dweight [size, size, in, out] += the sums over both frames; frame of the same `size`.
+// A gradient before batch norm (batch_norm_math.h): dz = of_dy dy + of_z z + constant, coefficients [channels].
 template <class T>
-using ConvolveWeightGradient = void(const T* frame, const T* dz_frame, T* dweight, const ConvolutionShape& shape);
+struct OutputGradient {
+  const T *dy, *z, *of_dy, *of_z, *constant;
+};
+// frames = dz inside, 0 at the border.
+template <class T>
+using FrameGradient = void(const OutputGradient<T>& gradient, T* frames, const ImageShape& shape, int64_t images, int64_t size);
 
-// dx += [x > 0] drelu, `size` elements.
+// dx += the gradient of p: dp of p's shape.
 template <class T>
-using AddMasked = void(const T* drelu, const T* x, T* dx, int64_t size);
+using AddInputGradient = void(const T* dp, const T* x, T* dx, const ImageShape& shape, int64_t images, Before before);
+
+template <class T>
+using Convolve = void(const T* frames, const T* weight, T* z, const ConvolutionShape& shape, int64_t images);
+
+// dz_frames: of the output's shape. weight: packed by phases.
+template <class T>
+using ConvolveInputGradient = void(const T* dz_frames, const T* weight, T* dp, const ConvolutionShape& shape, int64_t images);
+
+// dweight [size, size, in, out] += the sums over both frames of the same `size`.
+template <class T>
+using ConvolveWeightGradient = void(const T* frames, const T* dz_frames, T* dweight, const ConvolutionShape& shape,
+                                    int64_t images);
 
 }  // namespace advnas

@@ -1,5 +1,5 @@
-// 3x3 convolution by Winograd's F(4x4, 3x3) (Lavin & Gray, CVPR 2016): a quarter of the multiplications of convolution.h, for one
-// image.
+// 3x3 convolution with stride 1 by Winograd's F(4x4, 3x3) (Lavin & Gray, CVPR 2016): a quarter of the multiplications of
+// convolution.h.
 //
 //   forward           y_tile = A^T [ U * (B^T d B) ] A,      U = G g G^T
 //   weight gradient   dg     = G^T [ sum over tiles (B^T d B) * (A dy_tile A^T) ] G
@@ -18,34 +18,47 @@ namespace advnas {
 
 inline constexpr int64_t kWinogradPlaces = 36;
 
-// Tiles are taken in strips of whole rows of tiles, about this many, so that a strip stays in the cache between its three stages.
-inline constexpr int64_t kStripTiles = 24;
+// Rows of tiles are taken in strips that stay in the cache between the three stages: 36 places of this many values, in and out.
+inline constexpr int64_t kStripValues = 1024;
 
-ADVNAS_HOST_DEVICE inline int64_t winograd_rows_of_tiles(const ConvolutionShape& shape) {
-  const int64_t rows = (shape.height + 3) / 4, columns = (shape.width + 3) / 4;
-  const int64_t wanted = columns > kStripTiles ? 1 : kStripTiles / columns;
-  return wanted < rows ? wanted : rows;
+inline int64_t tiles_along(int64_t side) { return (side + 3) / 4; }
+
+// Rows of tiles in a strip; rows of several images follow each other.
+inline int64_t strip_rows(const ConvolutionShape& shape) {
+  const int64_t rows = 2 * kStripValues / ((shape.in + shape.out) * tiles_along(shape.width));
+  return rows < 1 ? 1 : rows;
 }
 
-// Elements of workspace of both kernels.
+// How many images fill a strip.
+inline int64_t strip_images(const ConvolutionShape& shape) {
+  const int64_t images = strip_rows(shape) / tiles_along(shape.height);
+  return images < 1 ? 1 : images;
+}
+
+// From one place of a strip to the next. The last term keeps places out of each other's cache sets.
+inline int64_t place_stride(int64_t tiles, int64_t channels) { return tiles * channels + 16; }
+
+// Elements of workspace.
 inline int64_t winograd_workspace(const ConvolutionShape& shape) {
-  return kWinogradPlaces * winograd_rows_of_tiles(shape) * ((shape.width + 3) / 4) * (shape.in + shape.out);
+  const int64_t tiles = strip_rows(shape) * tiles_along(shape.width);
+  return kWinogradPlaces * (place_stride(tiles, shape.in) + place_stride(tiles, shape.out));
 }
 
-// u [36, in, out] from the packed weight [3, 3, in, out].
+// u [36, in, out] from the packed weight [3, 3, in, out]; `count` values of in * out, from `first` on.
 template <class T>
-using WinogradWeight = void(const T* weight, T* u, int64_t in, int64_t out);
+using WinogradWeight = void(const T* weight, T* u, int64_t place, int64_t first, int64_t count);
 
-// y [height, width, out].
+// y [images, height, width, out].
 template <class T>
-using WinogradConvolve = void(const T* frame, const T* u, T* y, const ConvolutionShape& shape, T* workspace);
+using WinogradConvolve = void(const T* frames, const T* u, T* y, const ConvolutionShape& shape, int64_t images, T* workspace);
 
 // du [36, in, out] += the sums over both frames.
 template <class T>
-using WinogradWeightGradient = void(const T* frame, const T* dz_frame, T* du, const ConvolutionShape& shape, T* workspace);
+using WinogradWeightGradient = void(const T* frames, const T* dz_frames, T* du, const ConvolutionShape& shape, int64_t images,
+                                    T* workspace);
 
-// dweight [3, 3, in, out] = G^T du G.
+// dweight [3, 3, in, out] = G^T du G; `count` values of in * out, from `first` on.
 template <class T>
-using WinogradFinish = void(const T* du, T* dweight, int64_t in, int64_t out);
+using WinogradFinish = void(const T* du, T* dweight, int64_t place, int64_t first, int64_t count);
 
 }  // namespace advnas

@@ -1,8 +1,6 @@
-// Bound by memory, so each image is read once and written once, row by row: a row of any operand (width * channels elements, some
-// KB) stays in the first-level cache while every source is added to it. Within a row the lanes are channels, and a block of lanes
-// keeps its coefficients in registers over all pixels.
-//
-// Sums over pixels are taken in T over runs of kRun pixels and then in double, so that the error does not grow with the image.
+// Bound by memory, so each image is read once and written once, pixel by pixel in the order of the memory; pooled rows are made in
+// the first-level cache first. Sums over pixels are taken in T over a row or a run of kRun pixels and then in double, so that the
+// error does not grow with the image.
 #include "../cell.h"
 
 #include "channels.h"
@@ -63,73 +61,115 @@ void pool_row(const T* in, int64_t h, const ImageShape& shape, T* row, T* out) {
   });
 }
 
+// out [width, channels] = start + sum_k scale_k in_k for kNum sources, and product_k += sum in_k x unless x is null. start: bias
+// [channels], or null for what is in `out` already.
+template <int kNum, bool kProducts, class T>
+void combine(const T* const* in, const T* const* scale, const T* bias, T* out, int64_t width, int64_t channels, const T* x,
+             double* product) {
+  Vec<T> vectors[kNum] = {};
+  T rest[kNum] = {};
+  for (int64_t w = 0; w < width; ++w) {
+    for_channels<T>(channels, [&](int64_t c, auto zero) {
+      using V = decltype(zero);
+      const int64_t at = w * channels + c;
+      V sum = bias != nullptr ? load_as<V>(bias + c) : load_as<V>(out + at);
+#pragma GCC unroll 4
+      for (int k = 0; k < kNum; ++k) {
+        const V value = load_as<V>(in[k] + at);
+        sum += value * load_as<V>(scale[k] + c);
+        if constexpr (kProducts && sizeof(V) == sizeof(Vec<T>)) vectors[k] += value * load_as<V>(x + at);
+        if constexpr (kProducts && sizeof(V) == sizeof(T)) rest[k] += value * load_as<V>(x + at);
+      }
+      store_as(out + at, sum);
+    });
+  }
+  for (int k = 0; kProducts && k < kNum; ++k) product[k] += total(vectors[k]) + total(rest[k]);
+}
+
+constexpr int kMost = 4;
+
+// The sources of a node, row by row: pooled ones are pooled on the way.
+template <class T>
+class Rows {
+ public:
+  Rows(const Sources<T>& sources, const ImageShape& shape, T* workspace)
+      : sources_(sources), shape_(shape), sums_(workspace), pooled_(workspace + (shape.width + 2) * shape.channels) {}
+
+  template <bool kTransposed>
+  void go_to(int64_t h) {
+    h_ = h;
+    for (int64_t k = 0; k < sources_.num; ++k) {
+      if (sources_.pooled[k]) pool_row<T, kTransposed>(sources_.image[k], h, shape_, sums_, pooled_row(k));
+    }
+  }
+
+  // kMost sources at a time; the bias counts as null from the second time on.
+  void add_up(const T* bias, T* out, const T* x, double* product) const {
+    const int64_t size = shape_.width * shape_.channels;
+    if (bias == nullptr || sources_.num == 0) fill(bias, out);
+    for (int64_t first = 0; first < sources_.num; first += kMost) {
+      const T* rows[kMost];
+      const int64_t num = sources_.num - first < kMost ? sources_.num - first : kMost;
+      for (int64_t k = 0; k < num; ++k) {
+        rows[k] = sources_.pooled[first + k] ? pooled_row(first + k) : sources_.image[first + k] + h_ * size;
+      }
+      add(num, rows, sources_.scale + first, first == 0 ? bias : nullptr, out, x, product + (x != nullptr ? first : 0));
+    }
+  }
+
+ private:
+  T* pooled_row(int64_t k) const { return pooled_ + k * shape_.width * shape_.channels; }
+
+  void fill(const T* bias, T* out) const {
+    if (bias == nullptr) {
+      std::memset(out, 0, sizeof(T) * size_t(shape_.width * shape_.channels));
+      return;
+    }
+    for (int64_t w = 0; w < shape_.width; ++w) {
+      std::memcpy(out + w * shape_.channels, bias, sizeof(T) * size_t(shape_.channels));
+    }
+  }
+
+  void add(int64_t num, const T* const* rows, const T* const* scale, const T* bias, T* out, const T* x, double* product) const {
+    const auto with = [&](auto combination) { combination(rows, scale, bias, out, shape_.width, shape_.channels, x, product); };
+    if (x == nullptr) {
+      if (num == 1) with(combine<1, false, T>);
+      if (num == 2) with(combine<2, false, T>);
+      if (num == 3) with(combine<3, false, T>);
+      if (num == 4) with(combine<4, false, T>);
+    } else {
+      if (num == 1) with(combine<1, true, T>);
+      if (num == 2) with(combine<2, true, T>);
+      if (num == 3) with(combine<3, true, T>);
+      if (num == 4) with(combine<4, true, T>);
+    }
+  }
+
+  const Sources<T>& sources_;
+  const ImageShape& shape_;
+  T* const sums_;
+  T* const pooled_;
+  int64_t h_ = 0;
+};
+
 }  // namespace
 
 template <class T>
-void node_forward(const Sources<T>& sources, const T* bias, T* y, const ImageShape& shape, T* row) {
-  const int64_t width = shape.width, channels = shape.channels;
-  T* pooled = row + (width + 2) * channels;
+void node_forward(const Sources<T>& sources, const T* bias, T* y, const ImageShape& shape, T* workspace) {
+  Rows<T> rows(sources, shape, workspace);
   for (int64_t h = 0; h < shape.height; ++h) {
-    const int64_t offset = h * width * channels;
-    T* out = y + offset;
-    for_channels<T>(channels, [&](int64_t c, auto zero) {
-      using V = decltype(zero);
-      const V b = load_as<V>(bias + c);
-      for (int64_t w = 0; w < width; ++w) store_as(out + w * channels + c, b);
-      for (int64_t k = 0; k < sources.num_scaled; ++k) {
-        const T* in = sources.scaled[k] + offset + c;
-        const V scale = load_as<V>(sources.scale[k] + c);
-        for (int64_t w = 0; w < width; ++w) {
-          T* at = out + w * channels + c;
-          store_as(at, load_as<V>(at) + scale * load_as<V>(in + w * channels));
-        }
-      }
-    });
-    for (int64_t p = 0; p < sources.num_pooled; ++p) {
-      pool_row<T, false>(sources.pooled[p], h, shape, row, pooled);
-      const T gate = sources.pooled_gate[p];
-      for (int64_t i = 0; i < width * channels; ++i) out[i] += gate * pooled[i];
-    }
+    rows.template go_to<false>(h);
+    rows.add_up(bias, y + h * shape.width * shape.channels, static_cast<const T*>(nullptr), nullptr);
   }
 }
 
 template <class T>
-void node_backward(const Sources<T>& sources, const T* x, T* dx, double* scaled_gate_grad, double* pooled_gate_grad,
-                   const ImageShape& shape, T* row) {
-  const int64_t width = shape.width, channels = shape.channels;
-  T* pooled = row + (width + 2) * channels;
+void node_backward(const Sources<T>& sources, const T* x, T* dx, double* gate_grad, const ImageShape& shape, T* workspace) {
+  Rows<T> rows(sources, shape, workspace);
   for (int64_t h = 0; h < shape.height; ++h) {
-    const int64_t offset = h * width * channels;
-    T* out = dx + offset;
-    for_channels<T>(channels, [&](int64_t c, auto zero) {
-      using V = decltype(zero);
-      for (int64_t w = 0; w < width; ++w) store_as(out + w * channels + c, zero);
-      for (int64_t k = 0; k < sources.num_scaled; ++k) {
-        const V scale = load_as<V>(sources.scale[k] + c);
-        V product{};
-        for (int64_t w = 0; w < width; ++w) {
-          const int64_t at = w * channels + c;
-          const V dy = load_as<V>(sources.scaled[k] + offset + at);
-          if (scaled_gate_grad != nullptr) product += dy * load_as<V>(x + offset + at);
-          store_as(out + at, load_as<V>(out + at) + scale * dy);
-        }
-        if (scaled_gate_grad != nullptr) scaled_gate_grad[k] += total(product);
-      }
-    });
-    for (int64_t p = 0; p < sources.num_pooled; ++p) {
-      pool_row<T, true>(sources.pooled[p], h, shape, row, pooled);
-      const T gate = sources.pooled_gate[p];
-      for (int64_t i = 0; i < width * channels; ++i) out[i] += gate * pooled[i];
-      if (pooled_gate_grad == nullptr) continue;
-      for_channels<T>(channels, [&](int64_t c, auto zero) {
-        using V = decltype(zero);
-        V product = zero;
-        for (int64_t w = 0; w < width; ++w) {
-          product += load_as<V>(pooled + w * channels + c) * load_as<V>(x + offset + w * channels + c);
-        }
-        pooled_gate_grad[p] += total(product);
-      });
-    }
+    const int64_t offset = h * shape.width * shape.channels;
+    rows.template go_to<true>(h);
+    rows.add_up(nullptr, dx + offset, gate_grad != nullptr ? x + offset : nullptr, gate_grad);
   }
 }
 

@@ -9,75 +9,188 @@
 namespace advnas::cpu::ADVNAS_ISA {
 namespace {
 
-// Copies an image into a frame: value(offset, out) writes the row of the image that begins at that offset.
-template <class T, class Value>
-inline void pad(T* frame, int64_t height, int64_t width, int64_t channels, int64_t size, const Value& value) {
-  const int64_t row = width * channels, frame_row = frame_side(width, size) * channels;
-  const int64_t above = size / 2, below = frame_side(height, size) - above - height;
-  const int64_t before = size / 2 * channels, after = frame_row - before - row;
+// Copies an image into a frame: value(h, out) writes a row of pixels.
+template <class T, class Row>
+inline void frame_image(T* frame, const ImageShape& shape, int64_t size, const Row& value) {
+  const int64_t row = shape.width * shape.channels, frame_row = frame_side(shape.width, size) * shape.channels;
+  const int64_t above = size / 2, below = frame_side(shape.height, size) - above - shape.height;
+  const int64_t before = size / 2 * shape.channels, after = frame_row - before - row;
   std::memset(frame, 0, sizeof(T) * size_t(above * frame_row));
   frame += above * frame_row;
-  for (int64_t h = 0; h < height; ++h, frame += frame_row) {
+  for (int64_t h = 0; h < shape.height; ++h, frame += frame_row) {
     std::memset(frame, 0, sizeof(T) * size_t(before));
-    value(h * row, frame + before);
+    value(h, frame + before);
     std::memset(frame + before + row, 0, sizeof(T) * size_t(after));
   }
   std::memset(frame, 0, sizeof(T) * size_t(below * frame_row));
 }
 
+// The 2x2 pixels of x that mean pixel (h, w) takes; fewer at an odd border. Calls body(offset of each), returns their number.
+template <class Body>
+inline int64_t for_window(const ImageShape& x, int64_t h, int64_t w, const Body& body) {
+  const int64_t bottom = 2 * h + 2 < x.height ? 2 * h + 2 : x.height, right = 2 * w + 2 < x.width ? 2 * w + 2 : x.width;
+  for (int64_t i = 2 * h; i < bottom; ++i) {
+    for (int64_t j = 2 * w; j < right; ++j) body((i * x.width + j) * x.channels);
+  }
+  return (bottom - 2 * h) * (right - 2 * w);
+}
+
+template <class T>
+void mean_row(const T* x, T* out, const ImageShape& shape, int64_t h) {
+  for (int64_t w = 0; w < (shape.width + 1) / 2; ++w) {
+    for_channels<T>(shape.channels, [&](int64_t c, auto zero) {
+      auto sum = zero;
+      const int64_t count = for_window(shape, h, w, [&](int64_t at) { sum += load_as<decltype(zero)>(x + at + c); });
+      store_as(out + w * shape.channels + c, sum * (T(1) / T(count)));
+    });
+  }
+}
+
+template <class T>
+void add_mean_gradient(const T* dp, T* dx, const ImageShape& shape) {
+  for (int64_t h = 0; h < (shape.height + 1) / 2; ++h) {
+    for (int64_t w = 0; w < (shape.width + 1) / 2; ++w, dp += shape.channels) {
+      const int64_t count = for_window(shape, h, w, [](int64_t) {});
+      for_window(shape, h, w, [&](int64_t at) {
+        for_channels<T>(shape.channels, [&](int64_t c, auto zero) {
+          using V = decltype(zero);
+          store_as(dx + at + c, load_as<V>(dx + at + c) + load_as<V>(dp + c) * (T(1) / T(count)));
+        });
+      });
+    }
+  }
+}
+
+// The products of a frame with all taps, for output pixels of the given stride.
+template <class T>
+Walk forward_walk(const ConvolutionShape& shape) {
+  const int64_t row = frame_side(shape.width, shape.size) * shape.in;
+  return {shape.out_height(), shape.out_width(), shape.size,
+          shape.size,         shape.in,          shape.out,
+          row,                shape.stride * shape.in, shape.out_width() * shape.out,
+          shape.out};
+}
+
 }  // namespace
 
 template <class T>
-void pad_relu(const T* x, T* frame, int64_t height, int64_t width, int64_t channels, int64_t size) {
-  pad(frame, height, width, channels, size, [&](int64_t offset, T* out) {
-    for_channels<T>(width * channels, [&](int64_t i, auto zero) {
-      const auto v = load_as<decltype(zero)>(x + offset + i);
-      store_as(out + i, v < zero ? zero : v);  // a NaN stays
-    });
-  });
-}
-
-template <class T>
-void pad_gradient(const T* dy, const T* z, const T* of_dy, const T* of_z, const T* constant, T* frame, int64_t height,
-                  int64_t width, int64_t channels, int64_t size) {
-  pad(frame, height, width, channels, size, [&](int64_t offset, T* out) {
-    for_channels<T>(channels, [&](int64_t c, auto zero) {
-      using V = decltype(zero);
-      const V a = load_as<V>(of_dy + c), b = load_as<V>(of_z + c), d = load_as<V>(constant + c);
-      for (int64_t w = 0; w < width; ++w) {
-        const int64_t at = w * channels + c;
-        store_as(out + at, a * load_as<V>(dy + offset + at) + b * load_as<V>(z + offset + at) + d);
+void frame_input(const T* x, T* frames, const ImageShape& shape, int64_t images, Before before, int64_t size) {
+  const ImageShape inner = shape_before(shape, before);
+  const int64_t row = shape.width * shape.channels;
+  for (int64_t n = 0; n < images; ++n, x += shape.height * row, frames += frame_elements(inner, size)) {
+    frame_image(frames, inner, size, [&](int64_t h, T* out) {
+      switch (before) {
+        case Before::kNothing:
+          std::memcpy(out, x + h * row, sizeof(T) * size_t(row));
+          break;
+        case Before::kRelu:
+          for_channels<T>(row, [&](int64_t i, auto zero) {
+            const auto v = load_as<decltype(zero)>(x + h * row + i);
+            store_as(out + i, v < zero ? zero : v);  // a NaN stays
+          });
+          break;
+        case Before::kMean2:
+          mean_row(x, out, shape, h);
+          break;
       }
     });
-  });
+  }
 }
 
 template <class T>
-void convolve(const T* frame, const T* weight, T* y, const ConvolutionShape& shape) {
-  product(frame, weight, y, shape);
+void frame_gradient(const OutputGradient<T>& gradient, T* frames, const ImageShape& shape, int64_t images, int64_t size) {
+  const int64_t row = shape.width * shape.channels;
+  for (int64_t n = 0; n < images; ++n, frames += frame_elements(shape, size)) {
+    frame_image(frames, shape, size, [&](int64_t h, T* out) {
+      const int64_t offset = (n * shape.height + h) * row;
+      for (int64_t w = 0; w < row; w += shape.channels) {
+        for_channels<T>(shape.channels, [&](int64_t c, auto zero) {
+          using V = decltype(zero);
+          const int64_t at = offset + w + c;
+          store_as(out + w + c, load_as<V>(gradient.of_dy + c) * load_as<V>(gradient.dy + at) +
+                                    load_as<V>(gradient.of_z + c) * load_as<V>(gradient.z + at) +
+                                    load_as<V>(gradient.constant + c));
+        });
+      }
+    });
+  }
 }
 
 template <class T>
-void convolve_weight_gradient(const T* frame, const T* dz_frame, T* dweight, const ConvolutionShape& shape) {
-  weight_product(frame, dz_frame, dweight, shape);
+void add_input_gradient(const T* dp, const T* x, T* dx, const ImageShape& shape, int64_t images, Before before) {
+  const int64_t size = images * shape.height * shape.width * shape.channels;
+  switch (before) {
+    case Before::kNothing:
+      for_channels<T>(size, [&](int64_t i, auto zero) {
+        using V = decltype(zero);
+        store_as(dx + i, load_as<V>(dx + i) + load_as<V>(dp + i));
+      });
+      break;
+    case Before::kRelu:
+      for_channels<T>(size, [&](int64_t i, auto zero) {
+        using V = decltype(zero);
+        const V gradient = load_as<V>(dp + i);
+        store_as(dx + i, load_as<V>(dx + i) + (load_as<V>(x + i) > zero ? gradient : zero));
+      });
+      break;
+    case Before::kMean2:
+      const ImageShape inner = shape_before(shape, before);
+      for (int64_t n = 0; n < images; ++n) {
+        add_mean_gradient(dp + n * inner.height * inner.width * inner.channels, dx + n * size / images, shape);
+      }
+      break;
+  }
 }
 
 template <class T>
-void add_masked(const T* drelu, const T* x, T* dx, int64_t size) {
-  for_channels<T>(size, [&](int64_t i, auto zero) {
-    using V = decltype(zero);
-    const V gradient = load_as<V>(drelu + i);
-    store_as(dx + i, load_as<V>(dx + i) + (load_as<V>(x + i) > zero ? gradient : zero));
-  });
+void convolve(const T* frames, const T* weight, T* z, const ConvolutionShape& shape, int64_t images) {
+  const Walk walk = forward_walk<T>(shape);
+  for (int64_t n = 0; n < images; ++n) {
+    product(frames + n * frame_elements(shape.input(), shape.size), weight, z + n * walk.rows * walk.out_row, walk,
+            shape.stride * walk.row);
+  }
+}
+
+template <class T>
+void convolve_input_gradient(const T* dz_frames, const T* weight, T* dp, const ConvolutionShape& shape, int64_t images) {
+  const int64_t stride = shape.stride, border = shape.size / 2, out_row = shape.width * shape.in;
+  const int64_t row = frame_side(shape.out_width(), shape.size) * shape.out, frame = frame_elements(shape.output(), shape.size);
+  for (int64_t a = 0; a < stride; ++a) {
+    const Phase down = phase_of(a, shape.size, stride);
+    for (int64_t b = 0; b < stride; ++b) {
+      const Phase across = phase_of(b, shape.size, stride);
+      const Walk walk{(shape.height - a + stride - 1) / stride, (shape.width - b + stride - 1) / stride,
+                      down.taps,        across.taps, shape.out, shape.in, row, shape.out, stride * out_row,
+                      stride * shape.in};
+      const T* const first = dz_frames + (border + down.offset) * row + (border + across.offset) * shape.out;
+      for (int64_t n = 0; n < images; ++n) {
+        product(first + n * frame, weight, dp + n * shape.height * out_row + a * out_row + b * shape.in, walk, row);
+      }
+      weight += down.taps * across.taps * shape.out * shape.in;
+    }
+  }
+}
+
+template <class T>
+void convolve_weight_gradient(const T* frames, const T* dz_frames, T* dweight, const ConvolutionShape& shape, int64_t images) {
+  Walk walk = forward_walk<T>(shape);
+  const int64_t border = shape.size / 2;
+  walk.out_row = frame_side(shape.out_width(), shape.size) * shape.out;
+  for (int64_t n = 0; n < images; ++n) {
+    weight_product(frames + n * frame_elements(shape.input(), shape.size),
+                   dz_frames + n * frame_elements(shape.output(), shape.size) + border * (walk.out_row + shape.out), dweight, walk,
+                   shape.stride * walk.row);
+  }
 }
 
 template <class T>
 void fill_convolution(Kernels<T>* table) {
-  table->pad_relu = pad_relu<T>;
-  table->pad_gradient = pad_gradient<T>;
+  table->frame_input = frame_input<T>;
+  table->frame_gradient = frame_gradient<T>;
+  table->add_input_gradient = add_input_gradient<T>;
   table->convolve = convolve<T>;
+  table->convolve_input_gradient = convolve_input_gradient<T>;
   table->convolve_weight_gradient = convolve_weight_gradient<T>;
-  table->add_masked = add_masked<T>;
 }
 template void fill_convolution(Kernels<float>*);
 template void fill_convolution(Kernels<double>*);

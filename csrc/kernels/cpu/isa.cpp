@@ -27,7 +27,12 @@ struct Isa {
   static void fill(Kernels<float>* float32, Kernels<double>* float64) { ADVNAS_KERNEL_FAMILIES(ADVNAS_FILL_FAMILY) } \
   }
 
+// The set of the compiler's default flags, which every CPU of the architecture runs; on aarch64 those include NEON.
+#ifdef __aarch64__
+ADVNAS_DECLARE_ISA(neon)
+#else
 ADVNAS_DECLARE_ISA(baseline)
+#endif
 #ifdef __x86_64__
 ADVNAS_DECLARE_ISA(avx2)
 ADVNAS_DECLARE_ISA(avx512)
@@ -46,7 +51,11 @@ constexpr Isa kSets[] = {
      avx512::fill},
     {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, avx2::fill},
 #endif
+#ifdef __aarch64__
+    {"neon", [] { return true; }, neon::fill},
+#else
     {"baseline", [] { return true; }, baseline::fill},
+#endif
 };
 
 struct Chosen {

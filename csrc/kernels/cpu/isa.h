@@ -9,10 +9,11 @@
 
 #include "../cell.h"
 #include "../convolution.h"
+#include "../depthwise.h"
 #include "../gate.h"
 #include "../winograd.h"
 
-#define ADVNAS_KERNEL_FAMILIES(family) family(gate) family(cell) family(convolution) family(winograd)
+#define ADVNAS_KERNEL_FAMILIES(family) family(gate) family(cell) family(convolution) family(depthwise) family(winograd)
 
 namespace advnas::cpu {
 
@@ -26,11 +27,15 @@ struct Kernels {
   ChannelMoments<T>* channel_moments;
   NodeSums<T>* node_sums;
 
-  PadRelu<T>* pad_relu;
-  PadGradient<T>* pad_gradient;
+  FrameInput<T>* frame_input;
+  FrameGradient<T>* frame_gradient;
+  AddInputGradient<T>* add_input_gradient;
   Convolve<T>* convolve;
+  ConvolveInputGradient<T>* convolve_input_gradient;
   ConvolveWeightGradient<T>* convolve_weight_gradient;
-  AddMasked<T>* add_masked;
+
+  Depthwise<T>* depthwise;
+  DepthwiseWeightGradient<T>* depthwise_weight_gradient;
 
   WinogradWeight<T>* winograd_weight;
   WinogradConvolve<T>* winograd_convolve;

@@ -5,7 +5,6 @@
 // gradient keeps a block of input channels times output channels, over all pixels of an image.
 #pragma once
 
-#include "../convolution.h"
 #include "channels.h"
 #include "vec.h"
 
@@ -19,22 +18,32 @@ constexpr int kPixels = 6, kInputs = 6;
 constexpr int kPixels = 4, kInputs = 4;
 #endif
 
+// How a product walks over pixels: `rows` x `columns` of them, `taps_down` x `taps_across` taps at each. Strides in elements.
+struct Walk {
+  int64_t rows, columns, taps_down, taps_across, in, out;
+  int64_t row, pixel;          // in the frame
+  int64_t out_row, out_pixel;  // in y, or in the frame of dz
+};
+
+// A matrix product [pixels, in] x [in, out].
+inline Walk matrix_walk(int64_t pixels, int64_t in, int64_t out) { return {1, pixels, 1, 1, in, out, 0, in, 0, out}; }
+
 // y[pixel, channel] for kCount pixels in a row and the channels of kVectors values of V (vectors, or one scalar).
 template <class V, int kVectors, int kCount, class T>
-inline void convolve_block(const T* frame, const T* weight, T* y, const ConvolutionShape& shape, int64_t frame_stride) {
+inline void convolve_block(const T* frame, const T* weight, T* y, const Walk& walk) {
   constexpr int64_t lanes = int64_t(sizeof(V) / sizeof(T));
   V sum[kCount][kVectors] = {};
-  for (int64_t r = 0; r < shape.size; ++r) {
-    // The taps of a row of the kernel lie side by side in the frame: one loop over [size, in].
-    const T* in = frame + r * frame_stride;
-    const T* w = weight + r * shape.size * shape.in * shape.out;
-    for (int64_t i = 0; i < shape.size * shape.in; ++i, w += shape.out) {
+  for (int64_t r = 0; r < walk.taps_down; ++r) {
+    // The taps of a row of the kernel lie side by side in the frame: one loop over [taps_across, in].
+    const T* in = frame + r * walk.row;
+    const T* w = weight + r * walk.taps_across * walk.in * walk.out;
+    for (int64_t i = 0; i < walk.taps_across * walk.in; ++i, w += walk.out) {
       V column[kVectors];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) column[v] = load_as<V>(w + v * lanes);
 #pragma GCC unroll 16
       for (int p = 0; p < kCount; ++p) {
-        const T value = in[p * shape.in + i];
+        const T value = in[p * walk.pixel + i];
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) sum[p][v] += value * column[v];
       }
@@ -43,45 +52,46 @@ inline void convolve_block(const T* frame, const T* weight, T* y, const Convolut
 #pragma GCC unroll 16
   for (int p = 0; p < kCount; ++p) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) store_as(y + p * shape.out + v * lanes, sum[p][v]);
+    for (int v = 0; v < kVectors; ++v) store_as(y + p * walk.out_pixel + v * lanes, sum[p][v]);
   }
 }
 
+// step: elements of the frame from one output row to the next.
 template <class V, int kVectors, class T>
-inline void convolve_channels(const T* frame, const T* weight, T* y, const ConvolutionShape& shape) {
-  const int64_t stride = frame_side(shape.width, shape.size) * shape.in;
-  for (int64_t h = 0; h < shape.height; ++h) {
-    const T* in = frame + h * stride;
-    T* out = y + h * shape.width * shape.out;
+inline void convolve_channels(const T* frame, const T* weight, T* y, const Walk& walk, int64_t step) {
+  for (int64_t h = 0; h < walk.rows; ++h) {
+    const T* in = frame + h * step;
+    T* out = y + h * walk.out_row;
     int64_t w = 0;
-    for (; w + kPixels <= shape.width; w += kPixels) {
-      convolve_block<V, kVectors, kPixels>(in + w * shape.in, weight, out + w * shape.out, shape, stride);
+    for (; w + kPixels <= walk.columns; w += kPixels) {
+      convolve_block<V, kVectors, kPixels>(in + w * walk.pixel, weight, out + w * walk.out_pixel, walk);
     }
-    for (; w + 4 <= shape.width; w += 4) {
-      convolve_block<V, kVectors, 4>(in + w * shape.in, weight, out + w * shape.out, shape, stride);
+    for (; w + 4 <= walk.columns; w += 4) {
+      convolve_block<V, kVectors, 4>(in + w * walk.pixel, weight, out + w * walk.out_pixel, walk);
     }
-    for (; w + 2 <= shape.width; w += 2) {
-      convolve_block<V, kVectors, 2>(in + w * shape.in, weight, out + w * shape.out, shape, stride);
+    for (; w + 2 <= walk.columns; w += 2) {
+      convolve_block<V, kVectors, 2>(in + w * walk.pixel, weight, out + w * walk.out_pixel, walk);
     }
-    for (; w < shape.width; ++w) convolve_block<V, kVectors, 1>(in + w * shape.in, weight, out + w * shape.out, shape, stride);
+    for (; w < walk.columns; ++w) {
+      convolve_block<V, kVectors, 1>(in + w * walk.pixel, weight, out + w * walk.out_pixel, walk);
+    }
   }
 }
 
-// dweight[input, channel] for kCount input channels of one tap.
+// dweight[input, channel] for kCount input channels of one tap; `dz` is at the first pixel.
 template <class V, int kVectors, int kCount, class T>
-inline void weight_block(const T* frame, const T* dz, T* dweight, const ConvolutionShape& shape) {
+inline void weight_block(const T* frame, const T* dz, T* dweight, const Walk& walk, int64_t step) {
   constexpr int64_t lanes = int64_t(sizeof(V) / sizeof(T));
-  const int64_t stride = frame_side(shape.width, shape.size);
   V sum[kCount][kVectors];
 #pragma GCC unroll 16
   for (int i = 0; i < kCount; ++i) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sum[i][v] = load_as<V>(dweight + i * shape.out + v * lanes);
+    for (int v = 0; v < kVectors; ++v) sum[i][v] = load_as<V>(dweight + i * walk.out + v * lanes);
   }
-  for (int64_t h = 0; h < shape.height; ++h) {
-    const T* in = frame + h * stride * shape.in;
-    const T* gradient = dz + h * stride * shape.out;
-    for (int64_t w = 0; w < shape.width; ++w, in += shape.in, gradient += shape.out) {
+  for (int64_t h = 0; h < walk.rows; ++h) {
+    const T* in = frame + h * step;
+    const T* gradient = dz + h * walk.out_row;
+    for (int64_t w = 0; w < walk.columns; ++w, in += walk.pixel, gradient += walk.out_pixel) {
       V column[kVectors];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) column[v] = load_as<V>(gradient + v * lanes);
@@ -95,43 +105,43 @@ inline void weight_block(const T* frame, const T* dz, T* dweight, const Convolut
 #pragma GCC unroll 16
   for (int i = 0; i < kCount; ++i) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) store_as(dweight + i * shape.out + v * lanes, sum[i][v]);
+    for (int v = 0; v < kVectors; ++v) store_as(dweight + i * walk.out + v * lanes, sum[i][v]);
   }
 }
 
 template <class V, int kVectors, class T>
-inline void weight_channels(const T* frame, const T* dz_frame, T* dweight, const ConvolutionShape& shape) {
-  const int64_t padding = shape.size / 2, stride = frame_side(shape.width, shape.size);
-  const T* dz = dz_frame + (padding * stride + padding) * shape.out;
-  for (int64_t r = 0; r < shape.size; ++r) {
-    for (int64_t s = 0; s < shape.size; ++s) {
-      const T* in = frame + (r * stride + s) * shape.in;
-      T* out = dweight + (r * shape.size + s) * shape.in * shape.out;
-      int64_t i = 0;
-      for (; i + kInputs <= shape.in; i += kInputs) weight_block<V, kVectors, kInputs>(in + i, dz, out + i * shape.out, shape);
-      for (; i + 4 <= shape.in; i += 4) weight_block<V, kVectors, 4>(in + i, dz, out + i * shape.out, shape);
-      for (; i + 2 <= shape.in; i += 2) weight_block<V, kVectors, 2>(in + i, dz, out + i * shape.out, shape);
-      for (; i < shape.in; ++i) weight_block<V, kVectors, 1>(in + i, dz, out + i * shape.out, shape);
-    }
+inline void weight_channels(const T* frame, const T* dz, T* dweight, const Walk& walk, int64_t step) {
+  for (int64_t r = 0; r < walk.taps_down; ++r) {
+    // The taps of a row of the kernel lie side by side in the frame and in the gradient.
+    const T* in = frame + r * walk.row;
+    T* out = dweight + r * walk.taps_across * walk.in * walk.out;
+    const int64_t inputs = walk.taps_across * walk.in;
+    int64_t i = 0;
+    for (; i + kInputs <= inputs; i += kInputs) weight_block<V, kVectors, kInputs>(in + i, dz, out + i * walk.out, walk, step);
+    for (; i + 4 <= inputs; i += 4) weight_block<V, kVectors, 4>(in + i, dz, out + i * walk.out, walk, step);
+    for (; i + 2 <= inputs; i += 2) weight_block<V, kVectors, 2>(in + i, dz, out + i * walk.out, walk, step);
+    for (; i < inputs; ++i) weight_block<V, kVectors, 1>(in + i, dz, out + i * walk.out, walk, step);
   }
 }
 
-// y [height, width, out] = the sums of convolution.h over the frame.
+// y = the sums of convolution.h over the frame.
 template <class T>
-inline void product(const T* frame, const T* weight, T* y, const ConvolutionShape& shape) {
+inline void product(const T* frame, const T* weight, T* y, const Walk& walk, int64_t step = 0) {
+  const int64_t out = walk.out;
   int64_t o = 0;
-  for (; o + 2 * kLanes<T> <= shape.out; o += 2 * kLanes<T>) convolve_channels<Vec<T>, 2>(frame, weight + o, y + o, shape);
-  for (; o + kLanes<T> <= shape.out; o += kLanes<T>) convolve_channels<Vec<T>, 1>(frame, weight + o, y + o, shape);
-  for (; o < shape.out; ++o) convolve_channels<T, 1>(frame, weight + o, y + o, shape);
+  for (; o + 2 * kLanes<T> <= out; o += 2 * kLanes<T>) convolve_channels<Vec<T>, 2>(frame, weight + o, y + o, walk, step);
+  for (; o + kLanes<T> <= out; o += kLanes<T>) convolve_channels<Vec<T>, 1>(frame, weight + o, y + o, walk, step);
+  for (; o < out; ++o) convolve_channels<T, 1>(frame, weight + o, y + o, walk, step);
 }
 
-// dweight [size, size, in, out] += the sums over both frames.
+// dweight [taps_down, taps_across, in, out] += the sums over frame and gradient.
 template <class T>
-inline void weight_product(const T* frame, const T* dz_frame, T* dweight, const ConvolutionShape& shape) {
+inline void weight_product(const T* frame, const T* dz, T* dweight, const Walk& walk, int64_t step = 0) {
+  const int64_t out = walk.out;
   int64_t o = 0;
-  for (; o + 2 * kLanes<T> <= shape.out; o += 2 * kLanes<T>) weight_channels<Vec<T>, 2>(frame, dz_frame + o, dweight + o, shape);
-  for (; o + kLanes<T> <= shape.out; o += kLanes<T>) weight_channels<Vec<T>, 1>(frame, dz_frame + o, dweight + o, shape);
-  for (; o < shape.out; ++o) weight_channels<T, 1>(frame, dz_frame + o, dweight + o, shape);
+  for (; o + 2 * kLanes<T> <= out; o += 2 * kLanes<T>) weight_channels<Vec<T>, 2>(frame, dz + o, dweight + o, walk, step);
+  for (; o + kLanes<T> <= out; o += kLanes<T>) weight_channels<Vec<T>, 1>(frame, dz + o, dweight + o, walk, step);
+  for (; o < out; ++o) weight_channels<T, 1>(frame, dz + o, dweight + o, walk, step);
 }
 
 }  // namespace advnas::cpu::ADVNAS_ISA

@@ -62,147 +62,158 @@ inline void weight_gradient_1d(const V* u, V* g, int step) {
   g[2 * step] = (sum2 - sum1) * T(1. / 6) + u[5];
 }
 
-// places[36, tiles, channels] = B^T d B of every tile of the strip, or with kGradient A dy A^T; `frame` is at the strip's first
-// pixel.
+// Where the tiles of a strip lie: rows of tiles from `first` on, counted through all images.
+struct Strip {
+  int64_t first, rows, columns, rows_an_image;
+  int64_t tiles() const { return rows * columns; }
+};
+
+// places[36, tiles, channels] = B^T d B of every tile of the strip, or with kGradient A dy A^T; `frames` is at the corner of the
+// first patch, a frame has `frame` elements and rows of `row`.
 template <bool kGradient, class T>
-void transform(const T* frame, T* places, int64_t rows, int64_t columns, int64_t channels, int64_t stride) {
+void transform(const T* frames, T* places, const Strip& strip, int64_t channels, int64_t row, int64_t frame) {
   constexpr int side = kGradient ? 4 : 6;
-  const int64_t place = rows * columns * channels;
-  for (int64_t tile = 0; tile < rows * columns; ++tile) {
-    const T* patch = frame + (tile / columns * stride + tile % columns) * 4 * channels;
-    for_channels<T>(channels, [&](int64_t c, auto zero) {
-      using V = decltype(zero);
-      V half[6 * side];
+  const int64_t place = place_stride(strip.tiles(), channels);
+  for (int64_t i = 0; i < strip.rows; ++i) {
+    const int64_t at = strip.first + i;
+    const T* patch = frames + at / strip.rows_an_image * frame + at % strip.rows_an_image * 4 * row;
+    for (int64_t j = 0; j < strip.columns; ++j, patch += 4 * channels, places += channels) {
+      for_channels<T>(channels, [&](int64_t c, auto zero) {
+        using V = decltype(zero);
+        V half[6 * side];
 #pragma GCC unroll 6
-      for (int j = 0; j < side; ++j) {
-        V column[side];
+        for (int x = 0; x < side; ++x) {
+          V column[side];
 #pragma GCC unroll 6
-        for (int i = 0; i < side; ++i) column[i] = load_as<V>(patch + (i * stride + j) * channels + c);
-        if constexpr (kGradient) {
-          output_gradient_1d(column, half + j, side);
-        } else {
-          input_1d(column, half + j, side);
+          for (int y = 0; y < side; ++y) column[y] = load_as<V>(patch + y * row + x * channels + c);
+          if constexpr (kGradient) {
+            output_gradient_1d(column, half + x, side);
+          } else {
+            input_1d(column, half + x, side);
+          }
         }
-      }
+        T* out = places + c;
 #pragma GCC unroll 6
-      for (int i = 0; i < 6; ++i) {
-        V row[6];
-        if constexpr (kGradient) {
-          output_gradient_1d(half + i * side, row, 1);
-        } else {
-          input_1d(half + i * side, row, 1);
+        for (int y = 0; y < 6; ++y, out += 6 * place) {
+          V line[6];
+          if constexpr (kGradient) {
+            output_gradient_1d(half + y * side, line, 1);
+          } else {
+            input_1d(half + y * side, line, 1);
+          }
+#pragma GCC unroll 6
+          for (int x = 0; x < 6; ++x) store_as(out + x * place, line[x]);
         }
-        T* const out = places + i * 6 * place + tile * channels + c;
-#pragma GCC unroll 6
-        for (int j = 0; j < 6; ++j) store_as(out + j * place, row[j]);
-      }
-    });
+      });
+    }
   }
 }
 
-// y = A^T m A for every tile of the strip, as far as the image goes; `y` and `height` are those of the strip.
+// y = A^T m A for every tile of the strip, as far as the images go.
 template <class T>
-void transform_back(const T* places, T* y, int64_t rows, int64_t columns, int64_t height, int64_t width, int64_t channels) {
-  const int64_t place = rows * columns * channels;
-  for (int64_t tile = 0; tile < rows * columns; ++tile) {
-    const int64_t top = tile / columns * 4, left = tile % columns * 4;
-    const int64_t last_row = height - top < 4 ? height - top : 4, last_column = width - left < 4 ? width - left : 4;
-    T* const corner = y + (top * width + left) * channels;
-    for_channels<T>(channels, [&](int64_t c, auto zero) {
-      using V = decltype(zero);
-      V half[24];
+void transform_back(const T* places, T* y, const Strip& strip, const ImageShape& shape) {
+  const int64_t channels = shape.channels, place = place_stride(strip.tiles(), channels);
+  for (int64_t i = 0; i < strip.rows; ++i) {
+    const int64_t image = (strip.first + i) / strip.rows_an_image, top = (strip.first + i) % strip.rows_an_image * 4;
+    const int64_t last_row = shape.height - top < 4 ? shape.height - top : 4;
+    for (int64_t left = 0; left < 4 * strip.columns; left += 4, places += channels) {
+      const int64_t last_column = shape.width - left < 4 ? shape.width - left : 4;
+      T* const corner = y + ((image * shape.height + top) * shape.width + left) * channels;
+      for_channels<T>(channels, [&](int64_t c, auto zero) {
+        using V = decltype(zero);
+        V half[24];
 #pragma GCC unroll 6
-      for (int j = 0; j < 6; ++j) {
-        V column[6];
+        for (int x = 0; x < 6; ++x) {
+          V column[6];
 #pragma GCC unroll 6
-        for (int i = 0; i < 6; ++i) column[i] = load_as<V>(places + (i * 6 + j) * place + tile * channels + c);
-        output_1d(column, half + j, 6);
-      }
-      for (int64_t i = 0; i < last_row; ++i) {
-        V row[4];
-        output_1d(half + i * 6, row, 1);
-        for (int64_t j = 0; j < last_column; ++j) store_as(corner + (i * width + j) * channels + c, row[j]);
-      }
-    });
+          for (int k = 0; k < 6; ++k) column[k] = load_as<V>(places + (k * 6 + x) * place + c);
+          output_1d(column, half + x, 6);
+        }
+        for (int64_t k = 0; k < last_row; ++k) {
+          V line[4];
+          output_1d(half + k * 6, line, 1);
+          for (int64_t x = 0; x < last_column; ++x) store_as(corner + (k * shape.width + x) * channels + c, line[x]);
+        }
+      });
+    }
   }
 }
 
-// Calls body(first row of tiles, rows) for every strip.
+// Calls body(strip) for every strip of the images.
 template <class Body>
-inline void for_strips(const ConvolutionShape& shape, const Body& body) {
-  const int64_t rows = (shape.height + 3) / 4, strip = winograd_rows_of_tiles(shape);
-  for (int64_t row = 0; row < rows; row += strip) body(row, strip < rows - row ? strip : rows - row);
+inline void for_strips(const ConvolutionShape& shape, int64_t images, const Body& body) {
+  const int64_t rows = tiles_along(shape.height), all = images * rows, wanted = strip_rows(shape);
+  for (int64_t first = 0; first < all; first += wanted) {
+    body(Strip{first, wanted < all - first ? wanted : all - first, tiles_along(shape.width), rows});
+  }
 }
 
 }  // namespace
 
 template <class T>
-void winograd_weight(const T* weight, T* u, int64_t in, int64_t out) {
-  const int64_t place = in * out;
-  for_channels<T>(place, [&](int64_t c, auto zero) {
+void winograd_weight(const T* weight, T* u, int64_t place, int64_t first, int64_t count) {
+  for_channels<T>(count, [&](int64_t c, auto zero) {
     using V = decltype(zero);
     V half[18];
     for (int j = 0; j < 3; ++j) {
       V column[3];
-      for (int i = 0; i < 3; ++i) column[i] = load_as<V>(weight + (i * 3 + j) * place + c);
+      for (int i = 0; i < 3; ++i) column[i] = load_as<V>(weight + (i * 3 + j) * place + first + c);
       weight_1d<T>(column, half + j, 3);
     }
     for (int i = 0; i < 6; ++i) {
       V row[6];
       weight_1d<T>(half + i * 3, row, 1);
-      for (int j = 0; j < 6; ++j) store_as(u + (i * 6 + j) * place + c, row[j]);
+      for (int j = 0; j < 6; ++j) store_as(u + (i * 6 + j) * place + first + c, row[j]);
     }
   });
 }
 
 template <class T>
-void winograd_convolve(const T* frame, const T* u, T* y, const ConvolutionShape& shape, T* workspace) {
-  const int64_t columns = (shape.width + 3) / 4, stride = frame_side(shape.width, 3);
-  for_strips(shape, [&](int64_t row, int64_t rows) {
-    const int64_t tiles = rows * columns;
+void winograd_convolve(const T* frames, const T* u, T* y, const ConvolutionShape& shape, int64_t images, T* workspace) {
+  const int64_t row = frame_side(shape.width, 3) * shape.in, frame = frame_elements(shape.input(), 3);
+  for_strips(shape, images, [&](const Strip& strip) {
+    const int64_t tiles = strip.tiles(), from = place_stride(tiles, shape.in), to = place_stride(tiles, shape.out);
     T* const v = workspace;
-    T* const m = workspace + kWinogradPlaces * tiles * shape.in;
-    transform<false>(frame + row * 4 * stride * shape.in, v, rows, columns, shape.in, stride);
-    const ConvolutionShape matrix{1, tiles, shape.in, shape.out, 1};
-    for (int64_t k = 0; k < kWinogradPlaces; ++k) {
-      product(v + k * tiles * shape.in, u + k * shape.in * shape.out, m + k * tiles * shape.out, matrix);
-    }
-    transform_back(m, y + row * 4 * shape.width * shape.out, rows, columns, shape.height - row * 4, shape.width, shape.out);
+    T* const m = workspace + kWinogradPlaces * from;
+    transform<false>(frames, v, strip, shape.in, row, frame);
+    const Walk walk = matrix_walk(tiles, shape.in, shape.out);
+    for (int64_t k = 0; k < kWinogradPlaces; ++k) product(v + k * from, u + k * shape.in * shape.out, m + k * to, walk);
+    transform_back(m, y, strip, shape.output());
   });
 }
 
 template <class T>
-void winograd_weight_gradient(const T* frame, const T* dz_frame, T* du, const ConvolutionShape& shape, T* workspace) {
-  const int64_t columns = (shape.width + 3) / 4, stride = frame_side(shape.width, 3);
-  const T* const dz = dz_frame + (stride + 1) * shape.out;
-  for_strips(shape, [&](int64_t row, int64_t rows) {
-    const int64_t tiles = rows * columns;
+void winograd_weight_gradient(const T* frames, const T* dz_frames, T* du, const ConvolutionShape& shape, int64_t images,
+                              T* workspace) {
+  const int64_t side = frame_side(shape.width, 3), row = side * shape.in, dz_row = side * shape.out;
+  const int64_t frame = frame_elements(shape.input(), 3), dz_frame = frame_elements(shape.output(), 3);
+  for_strips(shape, images, [&](const Strip& strip) {
+    const int64_t tiles = strip.tiles(), from = place_stride(tiles, shape.in), to = place_stride(tiles, shape.out);
     T* const v = workspace;
-    T* const dm = workspace + kWinogradPlaces * tiles * shape.in;
-    transform<false>(frame + row * 4 * stride * shape.in, v, rows, columns, shape.in, stride);
-    transform<true>(dz + row * 4 * stride * shape.out, dm, rows, columns, shape.out, stride);
-    const ConvolutionShape matrix{1, tiles, shape.in, shape.out, 1};
+    T* const dm = workspace + kWinogradPlaces * from;
+    transform<false>(frames, v, strip, shape.in, row, frame);
+    transform<true>(dz_frames + dz_row + shape.out, dm, strip, shape.out, dz_row, dz_frame);
+    const Walk walk = matrix_walk(tiles, shape.in, shape.out);
     for (int64_t k = 0; k < kWinogradPlaces; ++k) {
-      weight_product(v + k * tiles * shape.in, dm + k * tiles * shape.out, du + k * shape.in * shape.out, matrix);
+      weight_product(v + k * from, dm + k * to, du + k * shape.in * shape.out, walk);
     }
   });
 }
 
 template <class T>
-void winograd_finish(const T* du, T* dweight, int64_t in, int64_t out) {
-  const int64_t place = in * out;
-  for_channels<T>(place, [&](int64_t c, auto zero) {
+void winograd_finish(const T* du, T* dweight, int64_t place, int64_t first, int64_t count) {
+  for_channels<T>(count, [&](int64_t c, auto zero) {
     using V = decltype(zero);
     V half[18];
     for (int j = 0; j < 6; ++j) {
       V column[6];
-      for (int i = 0; i < 6; ++i) column[i] = load_as<V>(du + (i * 6 + j) * place + c);
+      for (int i = 0; i < 6; ++i) column[i] = load_as<V>(du + (i * 6 + j) * place + first + c);
       weight_gradient_1d<T>(column, half + j, 6);
     }
     for (int i = 0; i < 3; ++i) {
       V row[3];
       weight_gradient_1d<T>(half + i * 6, row, 1);
-      for (int j = 0; j < 3; ++j) store_as(dweight + (i * 3 + j) * place + c, row[j]);
+      for (int j = 0; j < 3; ++j) store_as(dweight + (i * 3 + j) * place + first + c, row[j]);
     }
   });
 }

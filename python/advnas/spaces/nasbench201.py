@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from advnas_ext import NAS_BENCH_201, OnePathCell, Path
+from advnas_ext.native import Before, Graph, Step, convolution, runs_natively
 
 OPS = NAS_BENCH_201
 NUM_NODES = 4
@@ -73,6 +74,10 @@ class _ReLUConvBN(nn.Module):
             nn.BatchNorm2d(out_channels),
         )
 
+    def steps(self) -> list[Step]:
+        _, conv, norm = self.op
+        return [convolution(Before.RELU, conv, norm)]  # type: ignore[arg-type]
+
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
 
@@ -89,7 +94,28 @@ class Reduction(nn.Module):
         self.downsample = nn.Sequential(pool, nn.Conv2d(channels, 2 * channels, 1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv_b(self.conv_a(x)) + self.downsample(x)
+        if not runs_natively(x):
+            return self.conv_b(self.conv_a(x)) + self.downsample(x)
+        graph = Graph()
+        half = graph.node([(self.conv_a.steps(), 0, -1)])
+        shortcut = convolution(Before.MEAN_2X2, self.downsample[1])  # type: ignore[arg-type]
+        graph.node([(self.conv_b.steps(), half, -1), ([shortcut], 0, -1)])
+        return graph.run(x)
+
+
+class Stem(nn.Sequential):
+    """3x3 convolution and batch norm."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__(nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not runs_natively(x):
+            return super().forward(x)
+        conv, norm = self
+        graph = Graph()
+        graph.node([([convolution(Before.NOTHING, conv, norm)], 0, -1)])  # type: ignore[arg-type]
+        return graph.run(x)
 
 
 class Network(nn.Module):
@@ -113,10 +139,7 @@ class Network(nn.Module):
         track_running_stats: bool = False,
     ) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-        )
+        self.stem = Stem(in_channels, channels)
         self.cells = nn.ModuleList()
         for stage in range(3):
             width = channels << stage

@@ -1,0 +1,139 @@
+"""How time and memory grow with the batch, the channels, the cells and the image, for ours and plain PyTorch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path as FilePath
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import peak
+from measure import STEPS, compare
+from report import Sheet
+from sides import OURS, PLAIN
+from work import Case
+
+SIDES = {OURS: "tab:blue", PLAIN: "tab:orange"}
+ALLOWED = 1.1  # the exponent of growth that passes as linear: times are not exact
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A size that varies.
+
+    Attributes:
+        field: of Case.
+        exponent: the work of a step grows with this power of the size, by nature: the pixels are the square of an image's height, the
+            multiply-adds of a convolution the square of its channels.
+    """
+
+    name: str
+    field: str
+    values: Sequence[int]
+    exponent: int = 1
+
+
+AXES = (
+    Axis("images in the batch", "batch_size", (16, 32, 64, 128, 256)),
+    Axis("channels", "channels", (8, 16, 32, 64), exponent=2),
+    Axis("cells in a stage", "cells", (1, 2, 4, 8)),
+    Axis("height and width of the images", "image_size", (16, 32, 64), exponent=2),
+)
+
+
+@dataclass
+class Curve:
+    """One side along one axis.
+
+    Attributes:
+        ms: medians over the paths, of a weight step and an architecture step together.
+        mib: peak memory of a weight step, in a process of its own.
+    """
+
+    ms: list[float]
+    mib: list[float]
+
+
+Curves = dict[tuple[str, str], Curve]  # field, side
+
+
+def points() -> int:
+    return sum(len(axis.values) for axis in AXES)
+
+
+def measure(case: Case, paths: Tensor, threads: int, advance: Callable[[], None]) -> Curves:
+    """``advance`` is called after each point."""
+    curves = {(axis.field, side): Curve([], []) for axis in AXES for side in SIDES}
+    for axis in AXES:
+        for value in axis.values:
+            at = replace(case, **{axis.field: value})
+            comparison = compare(at, list(SIDES), paths, lambda: None)
+            for side in SIDES:
+                curve = curves[axis.field, side]
+                curve.ms.append(sum(comparison[side, to_gates].median for to_gates in STEPS))
+                curve.mib.append(peak.in_own_process(side, False, at, paths, threads))
+            advance()
+    return curves
+
+
+def exponent(axis: Axis, values: Sequence[float]) -> float:
+    """p of values ~ size^p between the first and the last point."""
+    return math.log(values[-1] / values[0]) / math.log(axis.values[-1] / axis.values[0])
+
+
+def sheet(curves: Curves) -> Sheet:
+    """The check that nothing of ours grows faster than the work."""
+    made = Sheet(
+        "Growth: p of time ~ size^p and of memory ~ size^p from the smallest to the largest size; the work of a step grows with "
+        "the square of the channels and of the image's height, and memory with the square of the height",
+        (
+            "size",
+            "from - to",
+            "work",
+            *(f"{side}: {what}" for side in SIDES for what in ("time", "memory")),
+            "ours within",
+        ),
+    )
+    for axis in AXES:
+        found = [exponent(axis, values) for side in SIDES for values in _both(curves[axis.field, side])]
+        within = max(found[:2]) <= ALLOWED * axis.exponent
+        span = f"{axis.values[0]} - {axis.values[-1]}"
+        made.rows.append([axis.name, span, str(axis.exponent), *(f"{p:.2f}" for p in found), "yes" if within else "no"])
+    return made
+
+
+def _both(curve: Curve) -> tuple[list[float], list[float]]:
+    return curve.ms, curve.mib
+
+
+def draw(curves: Curves, path: FilePath) -> None:
+    matplotlib.rcParams["svg.hashsalt"] = "growth"  # the same results give the same file
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    for axes, axis in zip(figure.subplots(2, 2).flat, AXES, strict=True):
+        _panel(axes, axis, curves)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    more = figure.axes[len(AXES)].get_legend_handles_labels()  # of the first panel's right side
+    figure.legend(handles + more[0], labels + more[1], loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def _panel(axes: Axes, axis: Axis, curves: Curves) -> None:
+    """Time on the left, memory on the right, against the size, or against its square where the work is that."""
+    right = axes.twinx()
+    x = [value**axis.exponent for value in axis.values]
+    for side, color in SIDES.items():
+        curve = curves[axis.field, side]
+        axes.plot(x, curve.ms, color=color, marker="o", label=f"{side}: time")
+        right.plot(x, curve.mib, color=color, marker="s", alpha=0.5, linestyle=":", label=f"{side}: memory")
+    start = curves[axis.field, OURS].ms[0]
+    axes.plot(x, [start * value / x[0] for value in x], color="gray", linestyle="--", label="linear")
+    axes.set(xscale="log", yscale="log", xlabel=axis.name + (" (axis: squares)" if axis.exponent == 2 else ""))
+    axes.set_ylabel("ms, a step of either kind")
+    right.set(yscale="log", ylabel="peak MiB")
+    axes.set_xticks(x, [str(value) for value in axis.values])
+    axes.minorticks_off()

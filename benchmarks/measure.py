@@ -1,0 +1,128 @@
+"""Comparing the sides: first their results, then their times, interleaved in one process."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import sides
+from sides import OURS, NetworkSide, Ours, Plain, Side
+from work import Case
+
+STEPS = {False: "weight", True: "architecture"}
+
+
+@dataclass
+class Times:
+    """Milliseconds of one side's step, one for each path, beside ours on the same paths."""
+
+    ms: list[float]
+    ours: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.ms)
+
+    @property
+    def ratios(self) -> list[float]:
+        return [theirs / ours for theirs, ours in zip(self.ms, self.ours, strict=True)]
+
+    @property
+    def ratio(self) -> float:
+        return statistics.median(self.ratios)
+
+    @property
+    def worst(self) -> float:
+        return min(self.ratios)
+
+
+Comparison = dict[tuple[str, bool], Times]  # side, to_gates
+
+
+def compare(case: Case, names: list[str], paths: Tensor, advance: Callable[[], None]) -> Comparison:
+    """Time a step of either kind of every side on every path; ``advance`` is called after each path, the one to warm up included."""
+    network, batch = sides.make_network(case)
+    made = {name: sides.make_side(name, network, batch, case) for name in names}
+    times: dict[tuple[str, bool], list[float]] = {}
+    gc.collect()
+    gc.disable()  # graphs are freed by reference counts; a collection would hit one side by chance
+    try:
+        for turn, ops in enumerate([paths[0], *paths]):
+            for key, seconds in _one_path(made, ops, turn):
+                if turn > 0:  # the first one warms up
+                    times.setdefault(key, []).append(1e3 * seconds)
+            advance()
+    finally:
+        gc.enable()
+    return {(name, to_gates): Times(ms, times[OURS, to_gates]) for (name, to_gates), ms in times.items()}
+
+
+def _one_path(made: dict[str, Side], ops: Tensor, turn: int) -> list[tuple[tuple[str, bool], float]]:
+    """The sides take turns in going first."""
+    names = list(made)
+    names = names[turn % len(names) :] + names[: turn % len(names)]
+    return [
+        ((name, to_gates), made[name].seconds(ops, to_gates))
+        for to_gates in STEPS
+        for name in names
+        if to_gates or made[name].weight_step
+    ]
+
+
+@dataclass
+class Differences:
+    """The largest ones over the paths that were checked.
+
+    Attributes:
+        loss, gate_grads: ours against plain PyTorch in float64, relative to the loss and to the largest entry.
+        xautodl_loss: ours against xautodl in float32; None where it did not run.
+    """
+
+    loss: float
+    gate_grads: float
+    xautodl_loss: float | None
+
+    def __str__(self) -> str:
+        text = f"against plain PyTorch in float64: loss {self.loss:.0e}, gate gradients {self.gate_grads:.0e}"
+        if self.xautodl_loss is not None:
+            text += f"; against xautodl in float32: loss {self.xautodl_loss:.0e}"
+        return text
+
+    def require_small(self) -> None:
+        if max(self.loss, self.gate_grads) > 1e-9 or (self.xautodl_loss or 0) > 1e-3:
+            raise SystemExit(f"the sides do not compute the same, {self}")
+
+
+def differences(case: Case, paths: Tensor, xautodl: bool, images: int = 8) -> Differences:
+    """Compare the results of the sides on the first ``images`` images."""
+    network, batch = sides.make_network(case)
+    double = copy.deepcopy(network).double(), batch.double(images)
+    pair = Ours(*double), Plain(*double, case)
+    loss = gate_grads = 0.0
+    for ops in paths:
+        ours, plain = (side.step(ops, True) for side in pair)
+        assert ours.gate_grads is not None
+        assert plain.gate_grads is not None
+        loss = max(loss, _relative(ours.loss, plain.loss))
+        gate_grads = max(gate_grads, _relative(ours.gate_grads, plain.gate_grads))
+    return Differences(loss, gate_grads, _xautodl_loss(network, batch, case, paths) if xautodl else None)
+
+
+def _relative(actual: Tensor, expected: Tensor) -> float:
+    scale = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
+    return ((actual - expected).abs().max() / scale).item()
+
+
+def _xautodl_loss(network: sides.Network, batch: sides.Batch, case: Case, paths: Tensor) -> float:
+    pair = [sides.make_side(name, network, batch, case) for name in (OURS, sides.XAUTODL)]
+    worst = 0.0
+    for ops in paths:
+        ours, theirs = (side.step(ops, False).loss for side in pair if isinstance(side, NetworkSide))
+        worst = max(worst, (ours - theirs).abs().item())
+    return worst

@@ -1,0 +1,70 @@
+// Lanes are channels; a block of lanes of one row of pixels is added to tap by tap, in the first-level cache.
+#include "../depthwise.h"
+
+#include "../convolution.h"
+#include "channels.h"
+#include "isa.h"
+#include "vec.h"
+
+namespace advnas::cpu::ADVNAS_ISA {
+
+template <class T>
+void depthwise(const T* frames, const T* weight, T* y, const DepthwiseShape& shape, int64_t images) {
+  const auto [height, width, channels] = shape.image;
+  const int64_t row = frame_side(width, shape.extent()) * channels, frame = frame_elements(shape.image, shape.extent());
+  for (int64_t n = 0; n < images; ++n) {
+    for (int64_t h = 0; h < height; ++h) {
+      const T* const in = frames + n * frame + h * row;
+      T* const out = y + (n * height + h) * width * channels;
+      for_channels<T>(channels, [&](int64_t c, auto zero) {
+        using V = decltype(zero);
+        for (int64_t w = 0; w < width; ++w) {
+          V sum = zero;
+          for (int64_t r = 0; r < shape.size; ++r) {
+            for (int64_t s = 0; s < shape.size; ++s) {
+              sum += load_as<V>(in + r * shape.dilation * row + (w + s * shape.dilation) * channels + c) *
+                     load_as<V>(weight + (r * shape.size + s) * channels + c);
+            }
+          }
+          store_as(out + w * channels + c, sum);
+        }
+      });
+    }
+  }
+}
+
+template <class T>
+void depthwise_weight_gradient(const T* frames, const T* dy, T* dweight, const DepthwiseShape& shape, int64_t images) {
+  const auto [height, width, channels] = shape.image;
+  const int64_t row = frame_side(width, shape.extent()) * channels, frame = frame_elements(shape.image, shape.extent());
+  for (int64_t n = 0; n < images; ++n) {
+    for (int64_t h = 0; h < height; ++h) {
+      const T* const in = frames + n * frame + h * row;
+      const T* const gradient = dy + (n * height + h) * width * channels;
+      for_channels<T>(channels, [&](int64_t c, auto zero) {
+        using V = decltype(zero);
+        for (int64_t r = 0; r < shape.size; ++r) {
+          for (int64_t s = 0; s < shape.size; ++s) {
+            T* const to = dweight + (r * shape.size + s) * channels + c;
+            V sum = load_as<V>(to);
+            for (int64_t w = 0; w < width; ++w) {
+              sum += load_as<V>(in + r * shape.dilation * row + (w + s * shape.dilation) * channels + c) *
+                     load_as<V>(gradient + w * channels + c);
+            }
+            store_as(to, sum);
+          }
+        }
+      });
+    }
+  }
+}
+
+template <class T>
+void fill_depthwise(Kernels<T>* table) {
+  table->depthwise = depthwise<T>;
+  table->depthwise_weight_gradient = depthwise_weight_gradient<T>;
+}
+template void fill_depthwise(Kernels<float>*);
+template void fill_depthwise(Kernels<double>*);
+
+}  // namespace advnas::cpu::ADVNAS_ISA
