@@ -7,7 +7,7 @@ FORMATTED := $(shell git ls-files 'csrc/*' 'tests/*' 'benchmarks/*' | grep -E '\
 RUN := runs/digits
 
 .DEFAULT_GOAL := help
-.PHONY: help build search test test-python test-native test-isa isa-tools lint format bench clean
+.PHONY: help build search test test-python test-native test-isa isa-tools lint format bench bench-cpu clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 | \2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -85,8 +85,13 @@ format: $(VENV)/.requirements  ## let ruff and clang-format write
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(FORMATTED)
 
-bench: $(VENV)/.built  ## time a weight step and an architecture step beside plain PyTorch, and the pieces
-	$(BIN)/python benchmarks/step.py
+bench: $(VENV)/.built  ## time every fused piece beside plain PyTorch (under 4 minutes); keeps the numbers in .benchmarks
+	$(BIN)/python -m pytest -v benchmarks/test_pieces.py --benchmark-autosave --benchmark-storage=.benchmarks --benchmark-group-by=group
+
+# Without dependencies: see the file.
+bench-cpu: $(VENV)/.built  ## time whole steps beside xautodl, plain PyTorch and bare convolutions; writes benchmarks/results
+	$(BIN)/pip install --quiet --no-deps --requirement benchmarks/requirements.txt
+	$(BIN)/python benchmarks/cpu.py
 
 clean:  ## remove .venv and everything built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks .coverage advnas_ext/_C*.so advnas_ext/_build.json

@@ -14,21 +14,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any
 
-import torch
-import tyro
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor
-
 import growth
 import peak
 import report
 import sides
-from advnas.spaces.nasbench201 import format_arch
+import torch
+import tyro
 from measure import STEPS, Comparison, compare, differences
 from report import Sheet
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from sides import BARE, OURS, PLAIN, PLAIN_TO_INPUTS, XAUTODL, XAUTODL_CHANNELS_LAST
+from torch import Tensor
 from work import Case
+
+from advnas.spaces.nasbench201 import format_arch
 
 
 @dataclass
@@ -99,7 +99,7 @@ class Benchmark:
         }
 
     def run(self) -> None:
-        self.console.print(str(self.machine))
+        self.console.print(f"{self.machine}\n{report.KEY}")
         self.check()
         comparison = self.main_case()
         peaks = self.memory() if self.settings.memory else None
@@ -125,9 +125,9 @@ class Benchmark:
         return self.compare("times", self.case, names, self.paths, self.settings.threads)
 
     def compare(self, what: str, case: Case, names: list[str], paths: Tensor, threads: int) -> Comparison:
-        title = f"{report.describe(case)}, {threads} thread{'s' * (threads > 1)}, {len(paths)} random paths"
+        title = f"{report.describe(case)}, {report.count(threads, 'thread')}, {report.count(len(paths), 'random path')}"
         torch.set_num_threads(threads)
-        with progress(self.console, title, len(paths) + 1) as advance:
+        with progress(self.console, report.describe(case), len(paths) + 1) as advance:
             comparison = compare(case, names, paths, advance)
         torch.set_num_threads(self.settings.threads)
         self.show(report.times(comparison, title))
@@ -188,7 +188,7 @@ class Benchmark:
     def write(self) -> None:
         out = self.settings.out
         (out / "cpu.json").write_text(json.dumps(self.results, indent=1) + "\n")
-        text = [f"{self.machine}.", "", *(sheet.markdown() for sheet in self.sheets)]
+        text = [f"{self.machine}. {report.KEY.capitalize()}.", "", *(sheet.markdown() for sheet in self.sheets)]
         (out / "cpu.md").write_text("\n".join(text))
         self.console.print(f"written to {out}")
 

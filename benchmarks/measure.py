@@ -8,11 +8,10 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 import sides
+import torch
 from sides import OURS, NetworkSide, Ours, Plain, Side
+from torch import Tensor
 from work import Case
 
 STEPS = {False: "weight", True: "architecture"}
@@ -46,7 +45,10 @@ Comparison = dict[tuple[str, bool], Times]  # side, to_gates
 
 
 def compare(case: Case, names: list[str], paths: Tensor, advance: Callable[[], None]) -> Comparison:
-    """Time a step of either kind of every side on every path; ``advance`` is called after each path, the one to warm up included."""
+    """Time a step of either kind of every side on every path.
+
+    ``advance`` is called after each path, and after the first one's extra turn, which warms up.
+    """
     network, batch = sides.make_network(case)
     made = {name: sides.make_side(name, network, batch, case) for name in names}
     times: dict[tuple[str, bool], list[float]] = {}
@@ -60,7 +62,8 @@ def compare(case: Case, names: list[str], paths: Tensor, advance: Callable[[], N
             advance()
     finally:
         gc.enable()
-    return {(name, to_gates): Times(ms, times[OURS, to_gates]) for (name, to_gates), ms in times.items()}
+    keys = [(name, to_gates) for to_gates in STEPS for name in names if (name, to_gates) in times]
+    return {key: Times(times[key], times[OURS, key[1]]) for key in keys}
 
 
 def _one_path(made: dict[str, Side], ops: Tensor, turn: int) -> list[tuple[tuple[str, bool], float]]:
@@ -102,7 +105,8 @@ class Differences:
 def differences(case: Case, paths: Tensor, xautodl: bool, images: int = 8) -> Differences:
     """Compare the results of the sides on the first ``images`` images."""
     network, batch = sides.make_network(case)
-    double = copy.deepcopy(network).double(), batch.double(images)
+    batch = batch.first(images)
+    double = copy.deepcopy(network).double(), batch.double()
     pair = Ours(*double), Plain(*double, case)
     loss = gate_grads = 0.0
     for ops in paths:

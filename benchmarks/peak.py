@@ -12,10 +12,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path as FilePath
 
+import sides
 import torch
 from torch import Tensor
-
-import sides
 from work import Case
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 
 import torch
-from rich.box import SIMPLE
-from rich.table import Table
-
 from measure import STEPS, Comparison
+from rich.box import SIMPLE
+from rich.markup import escape
+from rich.table import Table
 from sides import BARE, OURS, PLAIN, XAUTODL, XAUTODL_CHANNELS_LAST
 from work import Case, least_bytes, multiply_adds
 
@@ -25,6 +25,8 @@ TARGETS: dict[str, tuple[tuple[float, float], tuple[float, float] | None]] = {
     BARE: ((1.4, 1.1), None),
 }
 MEMORY_TARGETS = (0.55, 0.5)  # ours / xautodl, at most
+
+KEY = "ms: of a step, median and range over the paths; ratio: side/ours on the same path, its median and the worst path"
 
 
 @dataclass
@@ -40,7 +42,7 @@ class Sheet:
         for i, name in enumerate(self.header):
             table.add_column(name, justify="left" if i < self.text_columns else "right", no_wrap=i >= self.text_columns)
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         return table
 
     def markdown(self) -> str:
@@ -58,7 +60,7 @@ class Machine:
     date: str
 
     def __str__(self) -> str:
-        return f"{self.cpu}, {self.threads} threads, torch {self.torch}, Python {self.python}, {self.date}"
+        return f"{self.cpu}, {count(self.threads, 'thread')}, torch {self.torch}, Python {self.python}, {self.date}"
 
 
 def machine(threads: int) -> Machine:
@@ -76,19 +78,21 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def count(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)
+
+
 def describe(case: Case) -> str:
     size = case.image_size
     return f"C = {case.channels}, N = {case.cells}, batch {case.batch_size}, {size}x{size}"
 
 
 def times(comparison: Comparison, title: str) -> Sheet:
-    sheet = Sheet(title, ("step", "side", "ms: median", "[min - max]", "side/ours: median", "worst path"), 2)
-    for to_gates, step in STEPS.items():
-        for (name, of_gates), side in comparison.items():
-            if of_gates == to_gates:
-                span = f"[{min(side.ms):.1f} - {max(side.ms):.1f}]"
-                ratios = ["", ""] if name == OURS else [f"{side.ratio:.2f}x", f"{side.worst:.2f}x"]
-                sheet.rows.append([step, name, f"{side.median:.1f}", span, *ratios])
+    sheet = Sheet(title, ("step", "side", "ms", "[min - max]", "ratio", "worst"), 2)
+    for (name, to_gates), side in comparison.items():
+        span = f"[{min(side.ms):.1f} - {max(side.ms):.1f}]"
+        ratios = ["", ""] if name == OURS else [f"{side.ratio:.2f}x", f"{side.worst:.2f}x"]
+        sheet.rows.append([STEPS[to_gates], name, f"{side.median:.1f}", span, *ratios])
     return sheet
 
 
@@ -99,7 +103,7 @@ def memory(peaks: Memory) -> Sheet:
     imports = peaks[None, False]
     sheet = Sheet(
         f"Peak memory of a process of its own, MiB; the imports alone {imports:.0f}",
-        ("side", "weight step", "architecture step", "ours/side", "ours/side"),
+        ("side", "weight", "architecture", "ours/side: weight", "architecture"),
     )
     for name in dict.fromkeys(name for name, _ in peaks if name is not None):
         ratios = ["", ""] if name == OURS else [f"{peaks[OURS, step] / peaks[name, step]:.2f}x" for step in STEPS]
@@ -128,7 +132,7 @@ def _target(what: str, wanted: Sequence[float], reached: Sequence[float], bound:
     return [
         what,
         f"{bound} {wanted[0]:g}x / {wanted[1]:g}x",
-        *(f"{value:.2f}x" for value in reached),
+        *(f"{value:.3f}x" for value in reached),
         " / ".join("yes" if each else "no" for each in met),
     ]
 
@@ -155,8 +159,8 @@ def roofline(comparison: Comparison, case: Case, paths: list[list[int]]) -> dict
 
 def roofline_sheet(found: dict[bool, Roofline], comparison: Comparison) -> Sheet:
     sheet = Sheet(
-        "What ours does per second, averages over the paths (the model of the least bytes: benchmarks/work.py)",
-        ("step", "mean ms", "GFLOP of convolutions", "GB at least", "GFLOP/s", "GB/s"),
+        "What ours does, averages over the paths: GFLOP of the convolutions, GB at least (model: benchmarks/work.py)",
+        ("step", "mean ms", "GFLOP", "GB", "GFLOP/s", "GB/s"),
     )
     for to_gates, step in STEPS.items():
         each = found[to_gates]

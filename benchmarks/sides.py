@@ -16,17 +16,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, cross_entropy, one_hot
+from work import Case, Convolution, convolutions
 
 from advnas.spaces.nasbench201 import EDGES, NUM_NODES, OPS, Network
 from advnas_ext import Path
-from work import Case, Convolution, convolutions
 
 OURS = "advnas_ext"
 PLAIN = "plain PyTorch"
-PLAIN_TO_INPUTS = "plain PyTorch, backward(inputs=[gates])"
+PLAIN_TO_INPUTS = "plain, inputs=[gates]"
 XAUTODL = "xautodl"
 XAUTODL_CHANNELS_LAST = "xautodl, channels_last"
-BARE = "bare oneDNN convolutions"
+BARE = "bare oneDNN"
 
 
 @dataclass
@@ -34,9 +34,11 @@ class Batch:
     images: Tensor
     labels: Tensor
 
-    def double(self, images: int) -> Batch:
-        """The first images in float64."""
-        return Batch(self.images[:images].double(), self.labels[:images])
+    def first(self, images: int) -> Batch:
+        return Batch(self.images[:images], self.labels[:images])
+
+    def double(self) -> Batch:
+        return Batch(self.images.double(), self.labels)
 
 
 @dataclass
@@ -198,8 +200,8 @@ class PlainToInputs(Plain):
 class Xautodl(NetworkSide):
     """xautodl's GDAS supernet as shipped; its search computes all gradients in either step.
 
-    GDAS draws its path by the Gumbel trick from ``arch_parameters``. Here the wanted operations have 0 and all others a value that no
-    Gumbel noise outweighs: nothing of its code is changed, and its gates are exactly 1.
+    GDAS draws its path by the Gumbel trick from ``arch_parameters``. Here the wanted operations have 0 there and all others a value
+    that no Gumbel noise outweighs: nothing of its code is changed, and its gates are exactly 1.
     """
 
     OUT_OF_REACH = -1e4

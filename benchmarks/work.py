@@ -44,8 +44,8 @@ class Convolution:
     Attributes:
         size: height and width of the output.
         norm: whether batch norm follows.
-        after_weights, after_gates: whether its input depends on weights, or on gates: whether a weight step, or an architecture step,
-            needs the gradient of its input.
+        after_weights, after_gates: whether its input depends on weights, or on gates: whether a weight step, or an architecture
+            step, needs the gradient of its input.
     """
 
     inputs: int

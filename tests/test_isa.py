@@ -22,8 +22,8 @@ ISAS = _C.isas().split()
 AVX = re.compile(r"advnas::cpu::(avx2|avx512)::")
 on_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="needs an x86-64 machine")
 
-# A strip of objdump: "<symbol>:", then "address: TAB bytes TAB instruction". A VEX prefix is c4 or c5 and an EVEX prefix 62: in 64-bit
-# code these bytes begin nothing else. Before them only a segment and an address size prefix may stand.
+# What objdump prints: "<symbol>:", then lines of "address: TAB bytes TAB instruction". A VEX prefix is c4 or c5 and an EVEX prefix
+# is 62: in 64-bit code nothing else begins with these bytes. Before them only a segment and an address size prefix may stand.
 SYMBOL = re.compile(r"^[0-9a-f]+ <(.*)>:$")
 VEX = re.compile(r"^ *[0-9a-f]+:\t(?:(?:2e|36|3e|26|64|65|67) )*(?:c4|c5|62) ")
 

@@ -33,32 +33,41 @@ inline T window(int64_t i, int64_t size) {
 }
 
 // One row of avg_pool_3x3 (mean over the pixels that exist), or of its transpose, into `out` [width, channels]. The count is a
-// product of a count of rows and one of columns, so both are separable: forward divides after each sum, the transpose before.
-// row: [width + 2, channels] of vertical sums with a zero pixel at both ends.
+// product of a count of rows and one of columns, so both are separable: forward divides after each sum, the transpose before. All
+// pixels are divided by 3 columns, and then the two at the ends are corrected.
+// sums: [width + 2, channels] of vertical sums with a zero pixel at both ends.
 template <class T, bool kTransposed>
-void pool_row(const T* in, int64_t h, const ImageShape& shape, T* row, T* out) {
-  const int64_t width = shape.width, channels = shape.channels, stride = width * channels;
-  const int64_t first = h > 0 ? h - 1 : 0, last = h + 1 < shape.height ? h + 1 : h;
-  const T rows_here = T(1) / window<T>(h, shape.height);
-  for_channels<T>(channels, [&](int64_t c, auto zero) {
+void pool_row(const T* in, int64_t h, const ImageShape& shape, T* sums, T* out) {
+  const int64_t width = shape.width, channels = shape.channels, size = width * channels;
+  T factor[3];  // of the rows above, here and below
+  for (int64_t r = 0; r < 3; ++r) factor[r] = T(1) / (3 * window<T>(kTransposed ? h + r - 1 : h, shape.height));
+  if (h == 0) factor[0] = 0;
+  if (h + 1 == shape.height) factor[2] = 0;
+  const T* const here = in + h * size;
+  const T* const above = h == 0 ? here : here - size;
+  const T* const below = h + 1 == shape.height ? here : here + size;
+  const auto correct_ends = [&](T* row) {
+    for (int64_t w = 0; w < width; w += width > 1 ? width - 1 : 1) {
+      const T correction = T(3) / window<T>(w, width);
+      for_channels<T>(channels, [&](int64_t c, auto zero) {
+        T* const at = row + w * channels + c;
+        store_as(at, load_as<decltype(zero)>(at) * correction);
+      });
+    }
+  };
+  std::memset(sums, 0, sizeof(T) * size_t(channels));
+  std::memset(sums + channels + size, 0, sizeof(T) * size_t(channels));
+  for_channels<T>(size, [&](int64_t i, auto zero) {
     using V = decltype(zero);
-    store_as(row + c, zero);
-    store_as(row + (width + 1) * channels + c, zero);
-    for (int64_t w = 0; w < width; ++w) {
-      V sum{};
-      for (int64_t r = first; r <= last; ++r) {
-        const V v = load_as<V>(in + r * stride + w * channels + c);
-        sum += kTransposed ? v * (T(1) / window<T>(r, shape.height)) : v;
-      }
-      sum *= kTransposed ? T(1) / window<T>(w, width) : rows_here;
-      store_as(row + (w + 1) * channels + c, sum);
-    }
-    for (int64_t w = 0; w < width; ++w) {
-      const T* at = row + w * channels + c;
-      const V sum = load_as<V>(at) + load_as<V>(at + channels) + load_as<V>(at + 2 * channels);
-      store_as(out + w * channels + c, kTransposed ? sum : sum * (T(1) / window<T>(w, width)));
-    }
+    store_as(sums + channels + i,
+             load_as<V>(above + i) * factor[0] + load_as<V>(here + i) * factor[1] + load_as<V>(below + i) * factor[2]);
   });
+  if (kTransposed) correct_ends(sums + channels);
+  for_channels<T>(size, [&](int64_t i, auto zero) {
+    using V = decltype(zero);
+    store_as(out + i, load_as<V>(sums + i) + load_as<V>(sums + channels + i) + load_as<V>(sums + 2 * channels + i));
+  });
+  if (!kTransposed) correct_ends(out);
 }
 
 // out [width, channels] = start + sum_k scale_k in_k for kNum sources, and product_k += sum in_k x unless x is null. start: bias
@@ -66,6 +75,11 @@ void pool_row(const T* in, int64_t h, const ImageShape& shape, T* row, T* out) {
 template <int kNum, bool kProducts, class T>
 void combine(const T* const* in, const T* const* scale, const T* bias, T* out, int64_t width, int64_t channels, const T* x,
              double* product) {
+  const T *source[kNum], *factor[kNum];  // on the stack: no store can change them
+  for (int k = 0; k < kNum; ++k) {
+    source[k] = in[k];
+    factor[k] = scale[k];
+  }
   Vec<T> vectors[kNum] = {};
   T rest[kNum] = {};
   for (int64_t w = 0; w < width; ++w) {
@@ -75,8 +89,8 @@ void combine(const T* const* in, const T* const* scale, const T* bias, T* out, i
       V sum = bias != nullptr ? load_as<V>(bias + c) : load_as<V>(out + at);
 #pragma GCC unroll 4
       for (int k = 0; k < kNum; ++k) {
-        const V value = load_as<V>(in[k] + at);
-        sum += value * load_as<V>(scale[k] + c);
+        const V value = load_as<V>(source[k] + at);
+        sum += value * load_as<V>(factor[k] + c);
         if constexpr (kProducts && sizeof(V) == sizeof(Vec<T>)) vectors[k] += value * load_as<V>(x + at);
         if constexpr (kProducts && sizeof(V) == sizeof(T)) rest[k] += value * load_as<V>(x + at);
       }

@@ -61,9 +61,12 @@ void add_mean_gradient(const T* dp, T* dx, const ImageShape& shape) {
   }
 }
 
+// Frames without a border and with stride 1 are matrices.
+inline bool is_matrix(const ConvolutionShape& shape) { return shape.size == 1 && shape.stride == 1; }
+inline int64_t pixels(const ConvolutionShape& shape, int64_t images) { return images * shape.height * shape.width; }
+
 // The products of a frame with all taps, for output pixels of the given stride.
-template <class T>
-Walk forward_walk(const ConvolutionShape& shape) {
+inline Walk forward_walk(const ConvolutionShape& shape) {
   const int64_t row = frame_side(shape.width, shape.size) * shape.in;
   return {shape.out_height(), shape.out_width(), shape.size,
           shape.size,         shape.in,          shape.out,
@@ -99,17 +102,17 @@ void frame_input(const T* x, T* frames, const ImageShape& shape, int64_t images,
 
 template <class T>
 void frame_gradient(const OutputGradient<T>& gradient, T* frames, const ImageShape& shape, int64_t images, int64_t size) {
-  const int64_t row = shape.width * shape.channels;
+  const auto [dy, z, of_dy, of_z, constant] = gradient;
+  const int64_t channels = shape.channels, row = shape.width * channels;
   for (int64_t n = 0; n < images; ++n, frames += frame_elements(shape, size)) {
-    frame_image(frames, shape, size, [&](int64_t h, T* out) {
+    frame_image(frames, shape, size, [=](int64_t h, T* out) {
       const int64_t offset = (n * shape.height + h) * row;
-      for (int64_t w = 0; w < row; w += shape.channels) {
-        for_channels<T>(shape.channels, [&](int64_t c, auto zero) {
+      for (int64_t w = 0; w < row; w += channels) {
+        for_channels<T>(channels, [=](int64_t c, auto zero) {
           using V = decltype(zero);
           const int64_t at = offset + w + c;
-          store_as(out + w + c, load_as<V>(gradient.of_dy + c) * load_as<V>(gradient.dy + at) +
-                                    load_as<V>(gradient.of_z + c) * load_as<V>(gradient.z + at) +
-                                    load_as<V>(gradient.constant + c));
+          store_as(out + w + c, load_as<V>(of_dy + c) * load_as<V>(dy + at) + load_as<V>(of_z + c) * load_as<V>(z + at) +
+                                    load_as<V>(constant + c));
         });
       }
     });
@@ -144,7 +147,8 @@ void add_input_gradient(const T* dp, const T* x, T* dx, const ImageShape& shape,
 
 template <class T>
 void convolve(const T* frames, const T* weight, T* z, const ConvolutionShape& shape, int64_t images) {
-  const Walk walk = forward_walk<T>(shape);
+  if (is_matrix(shape)) return product(frames, weight, z, matrix_walk(pixels(shape, images), shape.in, shape.out));
+  const Walk walk = forward_walk(shape);
   for (int64_t n = 0; n < images; ++n) {
     product(frames + n * frame_elements(shape.input(), shape.size), weight, z + n * walk.rows * walk.out_row, walk,
             shape.stride * walk.row);
@@ -153,6 +157,7 @@ void convolve(const T* frames, const T* weight, T* z, const ConvolutionShape& sh
 
 template <class T>
 void convolve_input_gradient(const T* dz_frames, const T* weight, T* dp, const ConvolutionShape& shape, int64_t images) {
+  if (is_matrix(shape)) return product(dz_frames, weight, dp, matrix_walk(pixels(shape, images), shape.out, shape.in));
   const int64_t stride = shape.stride, border = shape.size / 2, out_row = shape.width * shape.in;
   const int64_t row = frame_side(shape.out_width(), shape.size) * shape.out, frame = frame_elements(shape.output(), shape.size);
   for (int64_t a = 0; a < stride; ++a) {
@@ -173,7 +178,10 @@ void convolve_input_gradient(const T* dz_frames, const T* weight, T* dp, const C
 
 template <class T>
 void convolve_weight_gradient(const T* frames, const T* dz_frames, T* dweight, const ConvolutionShape& shape, int64_t images) {
-  Walk walk = forward_walk<T>(shape);
+  if (is_matrix(shape)) {
+    return weight_product(frames, dz_frames, dweight, matrix_walk(pixels(shape, images), shape.in, shape.out));
+  }
+  Walk walk = forward_walk(shape);
   const int64_t border = shape.size / 2;
   walk.out_row = frame_side(shape.out_width(), shape.size) * shape.out;
   for (int64_t n = 0; n < images; ++n) {

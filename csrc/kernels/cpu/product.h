@@ -56,25 +56,28 @@ inline void convolve_block(const T* frame, const T* weight, T* y, const Walk& wa
   }
 }
 
+// Calls body(first, Count<n>) for blocks of n <= kMost. Small blocks leave the multipliers idle, so a rest of 1 or 2 is avoided.
+template <int kCount>
+struct Count {};
+template <int kMost, class Body>
+inline void for_blocks(int64_t count, const Body& body) {
+  int64_t first = 0;
+  for (; count - first == kMost || count - first >= kMost + 3; first += kMost) body(first, Count<kMost>{});
+  for (; count - first >= 4; first += 4) body(first, Count<4>{});
+  if (count - first == 3) body(first, Count<3>{});
+  if (count - first == 2) body(first, Count<2>{});
+  if (count - first == 1) body(first, Count<1>{});
+}
+
 // step: elements of the frame from one output row to the next.
 template <class V, int kVectors, class T>
 inline void convolve_channels(const T* frame, const T* weight, T* y, const Walk& walk, int64_t step) {
   for (int64_t h = 0; h < walk.rows; ++h) {
     const T* in = frame + h * step;
     T* out = y + h * walk.out_row;
-    int64_t w = 0;
-    for (; w + kPixels <= walk.columns; w += kPixels) {
-      convolve_block<V, kVectors, kPixels>(in + w * walk.pixel, weight, out + w * walk.out_pixel, walk);
-    }
-    for (; w + 4 <= walk.columns; w += 4) {
-      convolve_block<V, kVectors, 4>(in + w * walk.pixel, weight, out + w * walk.out_pixel, walk);
-    }
-    for (; w + 2 <= walk.columns; w += 2) {
-      convolve_block<V, kVectors, 2>(in + w * walk.pixel, weight, out + w * walk.out_pixel, walk);
-    }
-    for (; w < walk.columns; ++w) {
-      convolve_block<V, kVectors, 1>(in + w * walk.pixel, weight, out + w * walk.out_pixel, walk);
-    }
+    for_blocks<kPixels>(walk.columns, [&]<int kCount>(int64_t w, Count<kCount>) {
+      convolve_block<V, kVectors, kCount>(in + w * walk.pixel, weight, out + w * walk.out_pixel, walk);
+    });
   }
 }
 
@@ -82,12 +85,7 @@ inline void convolve_channels(const T* frame, const T* weight, T* y, const Walk&
 template <class V, int kVectors, int kCount, class T>
 inline void weight_block(const T* frame, const T* dz, T* dweight, const Walk& walk, int64_t step) {
   constexpr int64_t lanes = int64_t(sizeof(V) / sizeof(T));
-  V sum[kCount][kVectors];
-#pragma GCC unroll 16
-  for (int i = 0; i < kCount; ++i) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sum[i][v] = load_as<V>(dweight + i * walk.out + v * lanes);
-  }
+  V sum[kCount][kVectors] = {};  // not loaded: GCC keeps only what begins at 0 in registers
   for (int64_t h = 0; h < walk.rows; ++h) {
     const T* in = frame + h * step;
     const T* gradient = dz + h * walk.out_row;
@@ -105,7 +103,10 @@ inline void weight_block(const T* frame, const T* dz, T* dweight, const Walk& wa
 #pragma GCC unroll 16
   for (int i = 0; i < kCount; ++i) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) store_as(dweight + i * walk.out + v * lanes, sum[i][v]);
+    for (int v = 0; v < kVectors; ++v) {
+      T* const to = dweight + i * walk.out + v * lanes;
+      store_as(to, load_as<V>(to) + sum[i][v]);
+    }
   }
 }
 
@@ -115,12 +116,9 @@ inline void weight_channels(const T* frame, const T* dz, T* dweight, const Walk&
     // The taps of a row of the kernel lie side by side in the frame and in the gradient.
     const T* in = frame + r * walk.row;
     T* out = dweight + r * walk.taps_across * walk.in * walk.out;
-    const int64_t inputs = walk.taps_across * walk.in;
-    int64_t i = 0;
-    for (; i + kInputs <= inputs; i += kInputs) weight_block<V, kVectors, kInputs>(in + i, dz, out + i * walk.out, walk, step);
-    for (; i + 4 <= inputs; i += 4) weight_block<V, kVectors, 4>(in + i, dz, out + i * walk.out, walk, step);
-    for (; i + 2 <= inputs; i += 2) weight_block<V, kVectors, 2>(in + i, dz, out + i * walk.out, walk, step);
-    for (; i < inputs; ++i) weight_block<V, kVectors, 1>(in + i, dz, out + i * walk.out, walk, step);
+    for_blocks<kInputs>(walk.taps_across * walk.in, [&]<int kCount>(int64_t i, Count<kCount>) {
+      weight_block<V, kVectors, kCount>(in + i, dz, out + i * walk.out, walk, step);
+    });
   }
 }
 
