@@ -242,9 +242,9 @@ def make_runs(settings: Settings, store: Store, console: Console) -> None:
 
 def summarise(settings: Settings, runs: dict[tuple[int, str], list[Row]]) -> Table:
     """Final losses of both sides, and the seconds of a run without its evaluation."""
-    title = f"After {settings.epochs} epochs on {settings.images // 2} images, {settings.seeds} seeds; difference: engine - plain"
-    table = Table(title=title, title_justify="left", box=SIMPLE)
-    for name in ("", "plain", "engine", "difference", "its 95 %", "sd of plain"):
+    title = f"After {settings.epochs} epochs on {settings.images // 2} images, {settings.seeds} seeds; diff.: engine - plain"
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    for name in ("", "plain", "engine", "diff.", "95 % of that", "sd of plain"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for loss, name in LOSSES.items():
         plain, engine = ([getattr(runs[seed, side][-1], loss) for seed in range(settings.seeds)] for side in SIDES)

@@ -90,7 +90,8 @@ class Dense final : public Convolver<T> {
 
   void clear(int64_t range) override { sums_.clear(range); }
 
-  void backward(int64_t range, const T* x, const OutputGradient<T>& dz, T* dx, int64_t images, T* workspace) override {
+  void backward(int64_t range, const T* x, const OutputGradient<T>& dz, T* dx, bool add, int64_t images,
+                T* workspace) override {
     const auto& kernels = cpu::kernels<T>();
     T* const frames = workspace;
     T* const dz_frames = frames + images * in_frame_;
@@ -104,7 +105,7 @@ class Dense final : public Convolver<T> {
       } else {
         kernels.convolve_input_gradient(dz_frames, weight, dp, shape_, images);
       }
-      kernels.add_input_gradient(dp, x, dx, x_, images, before_);
+      kernels.input_gradient(dp, x, dx, x_, images, before_, add);
     }
     if (sums_.wanted()) {
       kernels.frame_input(x, frames, x_, images, before_, shape_.size);
@@ -174,7 +175,8 @@ class Separable final : public Convolver<T> {
     depthwise_sums_.clear(range);
   }
 
-  void backward(int64_t range, const T* x, const OutputGradient<T>& dz, T* dx, int64_t images, T* workspace) override {
+  void backward(int64_t range, const T* x, const OutputGradient<T>& dz, T* dx, bool add, int64_t images,
+                T* workspace) override {
     const auto& kernels = cpu::kernels<T>();
     T* const frames = workspace;
     const T* const between = run_depthwise(x, images, frames);
@@ -190,7 +192,7 @@ class Separable final : public Convolver<T> {
     if (rotated_.defined()) {
       kernels.frame_input(dbetween, gradient_frames, depthwise_.image, images, Before::kNothing, depthwise_.extent());
       kernels.depthwise(gradient_frames, rotated_.const_data_ptr<T>(), dbetween, depthwise_, images);
-      kernels.add_input_gradient(dbetween, x, dx, depthwise_.image, images, before_);
+      kernels.input_gradient(dbetween, x, dx, depthwise_.image, images, before_, add);
     }
   }
 

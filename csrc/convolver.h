@@ -33,8 +33,9 @@ class Convolver {
   virtual void forward(const T* x, T* z, int64_t images, T* workspace) const = 0;
   // Before the first image of a range.
   virtual void clear(int64_t range) = 0;
-  // Adds to dx, and to the weight gradient of the range.
-  virtual void backward(int64_t range, const T* x, const OutputGradient<T>& dz, T* dx, int64_t images, T* workspace) = 0;
+  // Writes dx or adds to it, and adds to the weight gradient of the range.
+  virtual void backward(int64_t range, const T* x, const OutputGradient<T>& dz, T* dx, bool add, int64_t images,
+                        T* workspace) = 0;
   // Of weight and depthwise, in their shapes and layouts; undefined if not wanted.
   virtual std::pair<at::Tensor, at::Tensor> weight_gradients() const = 0;
 };

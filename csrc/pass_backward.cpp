@@ -94,7 +94,9 @@ class Backward {
         },
         [&](int64_t range, int64_t first, int64_t images, T* space) {
           const auto value = [&](int64_t i) { return x.defined() ? image<T>(x, i) : nullptr; };
-          for (int64_t i = first; gather && i < first + images; ++i) {
+          // Where no other operation leaves the node, its first convolution writes the gradient instead of adding to it.
+          const bool zero = gather && sources.num() == 0 && leaving.empty();
+          for (int64_t i = first; (sources.num() > 0 || zero) && i < first + images; ++i) {
             double* const partial = gate_partial.empty() ? nullptr : gate_partial.data() + i * sources.num();
             sources.with_image(i, [&](const Sources<T>& of_image) {
               kernels.node_backward(of_image, value(i), mutable_image<T>(gradient_[node], i), partial, shape, space);
@@ -103,7 +105,7 @@ class Backward {
           for (const Leaving& out : leaving) {
             const OutputGradient<T> dz = coefficients_[out.convolution].at(out.dy, pass_.z[out.convolution], first);
             T* const dx = gather ? mutable_image<T>(gradient_[node], first) : nullptr;
-            out.convolver->backward(range, value(first), dz, dx, images, space);
+            out.convolver->backward(range, value(first), dz, dx, sources.num() > 0 || &out != &leaving.front(), images, space);
           }
           for (int64_t i = first; i < first + images; ++i) sum_arriving(arriving, node, i);
         });

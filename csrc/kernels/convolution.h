@@ -70,9 +70,9 @@ struct OutputGradient {
 template <class T>
 using FrameGradient = void(const OutputGradient<T>& gradient, T* frames, const ImageShape& shape, int64_t images, int64_t size);
 
-// dx += the gradient of p: dp of p's shape.
+// dx = the gradient of p, or dx += with `add`; dp of p's shape.
 template <class T>
-using AddInputGradient = void(const T* dp, const T* x, T* dx, const ImageShape& shape, int64_t images, Before before);
+using InputGradientBefore = void(const T* dp, const T* x, T* dx, const ImageShape& shape, int64_t images, Before before, bool add);
 
 template <class T>
 using Convolve = void(const T* frames, const T* weight, T* z, const ConvolutionShape& shape, int64_t images);

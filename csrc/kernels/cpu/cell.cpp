@@ -70,9 +70,11 @@ void pool_row(const T* in, int64_t h, const ImageShape& shape, T* sums, T* out) 
   if (!kTransposed) correct_ends(out);
 }
 
-// out [width, channels] = start + sum_k scale_k in_k for kNum sources, and product_k += sum in_k x unless x is null. start: bias
-// [channels], or null for what is in `out` already.
-template <int kNum, bool kProducts, class T>
+// What a row of sources is added to: a bias for each channel, nothing, or what is in `out` already.
+enum class Start { kBias, kZero, kOut };
+
+// out [width, channels] = start + sum_k scale_k in_k for kNum sources, and product_k += sum in_k x unless x is null.
+template <int kNum, bool kProducts, Start kStart, class T>
 void combine(const T* const* in, const T* const* scale, const T* bias, T* out, int64_t width, int64_t channels, const T* x,
              double* product) {
   const T *source[kNum], *factor[kNum];  // on the stack: no store can change them
@@ -86,7 +88,9 @@ void combine(const T* const* in, const T* const* scale, const T* bias, T* out, i
     for_channels<T>(channels, [&](int64_t c, auto zero) {
       using V = decltype(zero);
       const int64_t at = w * channels + c;
-      V sum = bias != nullptr ? load_as<V>(bias + c) : load_as<V>(out + at);
+      V sum = zero;
+      if constexpr (kStart == Start::kBias) sum = load_as<V>(bias + c);
+      if constexpr (kStart == Start::kOut) sum = load_as<V>(out + at);
 #pragma GCC unroll 4
       for (int k = 0; k < kNum; ++k) {
         const V value = load_as<V>(source[k] + at);
@@ -117,17 +121,21 @@ class Rows {
     }
   }
 
-  // kMost sources at a time; the bias counts as null from the second time on.
+  // kMost sources at a time. bias may be null.
   void add_up(const T* bias, T* out, const T* x, double* product) const {
-    const int64_t size = shape_.width * shape_.channels;
-    if (bias == nullptr || sources_.num == 0) fill(bias, out);
-    for (int64_t first = 0; first < sources_.num; first += kMost) {
+    if (sources_.num == 0) return fill(bias, out);
+    Start start = bias != nullptr ? Start::kBias : Start::kZero;
+    for (int64_t first = 0; first < sources_.num; first += kMost, start = Start::kOut) {
       const T* rows[kMost];
       const int64_t num = sources_.num - first < kMost ? sources_.num - first : kMost;
       for (int64_t k = 0; k < num; ++k) {
-        rows[k] = sources_.pooled[first + k] ? pooled_row(first + k) : sources_.image[first + k] + h_ * size;
+        rows[k] = sources_.pooled[first + k] ? pooled_row(first + k)
+                                             : sources_.image[first + k] + h_ * shape_.width * shape_.channels;
       }
-      add(num, rows, sources_.scale + first, first == 0 ? bias : nullptr, out, x, product + (x != nullptr ? first : 0));
+      const Call call{num, rows, sources_.scale + first, bias, out, x, product + (x != nullptr ? first : 0)};
+      if (start == Start::kBias) with_products<Start::kBias>(call);
+      if (start == Start::kZero) with_products<Start::kZero>(call);
+      if (start == Start::kOut) with_products<Start::kOut>(call);
     }
   }
 
@@ -144,19 +152,30 @@ class Rows {
     }
   }
 
-  void add(int64_t num, const T* const* rows, const T* const* scale, const T* bias, T* out, const T* x, double* product) const {
-    const auto with = [&](auto combination) { combination(rows, scale, bias, out, shape_.width, shape_.channels, x, product); };
-    if (x == nullptr) {
-      if (num == 1) with(combine<1, false, T>);
-      if (num == 2) with(combine<2, false, T>);
-      if (num == 3) with(combine<3, false, T>);
-      if (num == 4) with(combine<4, false, T>);
-    } else {
-      if (num == 1) with(combine<1, true, T>);
-      if (num == 2) with(combine<2, true, T>);
-      if (num == 3) with(combine<3, true, T>);
-      if (num == 4) with(combine<4, true, T>);
-    }
+  struct Call {
+    int64_t num;
+    const T* const* rows;
+    const T* const* scale;
+    const T* bias;
+    T* out;
+    const T* x;
+    double* product;
+  };
+
+  template <Start kStart>
+  void with_products(const Call& call) const {
+    call.x != nullptr ? with_num<true, kStart>(call) : with_num<false, kStart>(call);
+  }
+
+  template <bool kProducts, Start kStart>
+  void with_num(const Call& call) const {
+    const auto run = [&](auto combination) {
+      combination(call.rows, call.scale, call.bias, call.out, shape_.width, shape_.channels, call.x, call.product);
+    };
+    if (call.num == 1) run(combine<1, kProducts, kStart, T>);
+    if (call.num == 2) run(combine<2, kProducts, kStart, T>);
+    if (call.num == 3) run(combine<3, kProducts, kStart, T>);
+    if (call.num == 4) run(combine<4, kProducts, kStart, T>);
   }
 
   const Sources<T>& sources_;

@@ -9,20 +9,26 @@
 namespace advnas::cpu::ADVNAS_ISA {
 namespace {
 
+// memset is slow to call for a few pixels.
+template <class T>
+inline void clear(T* out, int64_t size) {
+  for_channels<T>(size, [&](int64_t i, auto zero) { store_as(out + i, zero); });
+}
+
 // Copies an image into a frame: value(h, out) writes a row of pixels.
 template <class T, class Row>
 inline void frame_image(T* frame, const ImageShape& shape, int64_t size, const Row& value) {
   const int64_t row = shape.width * shape.channels, frame_row = frame_side(shape.width, size) * shape.channels;
   const int64_t above = size / 2, below = frame_side(shape.height, size) - above - shape.height;
   const int64_t before = size / 2 * shape.channels, after = frame_row - before - row;
-  std::memset(frame, 0, sizeof(T) * size_t(above * frame_row));
+  clear(frame, above * frame_row);
   frame += above * frame_row;
   for (int64_t h = 0; h < shape.height; ++h, frame += frame_row) {
-    std::memset(frame, 0, sizeof(T) * size_t(before));
+    clear(frame, before);
     value(h, frame + before);
-    std::memset(frame + before + row, 0, sizeof(T) * size_t(after));
+    clear(frame + before + row, after);
   }
-  std::memset(frame, 0, sizeof(T) * size_t(below * frame_row));
+  clear(frame, below * frame_row);
 }
 
 // The 2x2 pixels of x that mean pixel (h, w) takes; fewer at an odd border. Calls body(offset of each), returns their number.
@@ -46,18 +52,39 @@ void mean_row(const T* x, T* out, const ImageShape& shape, int64_t h) {
   }
 }
 
-template <class T>
-void add_mean_gradient(const T* dp, T* dx, const ImageShape& shape) {
+template <bool kAdd, class T>
+void put_mean_gradient(const T* dp, T* dx, const ImageShape& shape) {
   for (int64_t h = 0; h < (shape.height + 1) / 2; ++h) {
     for (int64_t w = 0; w < (shape.width + 1) / 2; ++w, dp += shape.channels) {
-      const int64_t count = for_window(shape, h, w, [](int64_t) {});
+      const T share = T(1) / T(for_window(shape, h, w, [](int64_t) {}));
       for_window(shape, h, w, [&](int64_t at) {
         for_channels<T>(shape.channels, [&](int64_t c, auto zero) {
           using V = decltype(zero);
-          store_as(dx + at + c, load_as<V>(dx + at + c) + load_as<V>(dp + c) * (T(1) / T(count)));
+          const V gradient = load_as<V>(dp + c) * share;
+          store_as(dx + at + c, kAdd ? load_as<V>(dx + at + c) + gradient : gradient);
         });
       });
     }
+  }
+}
+
+template <bool kAdd, class T>
+void put_gradient(const T* dp, const T* x, T* dx, int64_t size) {
+  for_channels<T>(size, [&](int64_t i, auto zero) {
+    using V = decltype(zero);
+    V gradient = load_as<V>(dp + i);
+    if (x != nullptr) gradient = load_as<V>(x + i) > zero ? gradient : zero;
+    store_as(dx + i, kAdd ? load_as<V>(dx + i) + gradient : gradient);
+  });
+}
+
+template <bool kAdd, class T>
+void put_input_gradient(const T* dp, const T* x, T* dx, const ImageShape& shape, int64_t images, Before before) {
+  const int64_t size = shape.height * shape.width * shape.channels;
+  if (before != Before::kMean2) return put_gradient<kAdd>(dp, before == Before::kRelu ? x : nullptr, dx, images * size);
+  const ImageShape inner = shape_before(shape, before);
+  for (int64_t n = 0; n < images; ++n) {
+    put_mean_gradient<kAdd>(dp + n * inner.height * inner.width * inner.channels, dx + n * size, shape);
   }
 }
 
@@ -120,29 +147,9 @@ void frame_gradient(const OutputGradient<T>& gradient, T* frames, const ImageSha
 }
 
 template <class T>
-void add_input_gradient(const T* dp, const T* x, T* dx, const ImageShape& shape, int64_t images, Before before) {
-  const int64_t size = images * shape.height * shape.width * shape.channels;
-  switch (before) {
-    case Before::kNothing:
-      for_channels<T>(size, [&](int64_t i, auto zero) {
-        using V = decltype(zero);
-        store_as(dx + i, load_as<V>(dx + i) + load_as<V>(dp + i));
-      });
-      break;
-    case Before::kRelu:
-      for_channels<T>(size, [&](int64_t i, auto zero) {
-        using V = decltype(zero);
-        const V gradient = load_as<V>(dp + i);
-        store_as(dx + i, load_as<V>(dx + i) + (load_as<V>(x + i) > zero ? gradient : zero));
-      });
-      break;
-    case Before::kMean2:
-      const ImageShape inner = shape_before(shape, before);
-      for (int64_t n = 0; n < images; ++n) {
-        add_mean_gradient(dp + n * inner.height * inner.width * inner.channels, dx + n * size / images, shape);
-      }
-      break;
-  }
+void input_gradient(const T* dp, const T* x, T* dx, const ImageShape& shape, int64_t images, Before before, bool add) {
+  add ? put_input_gradient<true>(dp, x, dx, shape, images, before)
+      : put_input_gradient<false>(dp, x, dx, shape, images, before);
 }
 
 template <class T>
@@ -195,7 +202,7 @@ template <class T>
 void fill_convolution(Kernels<T>* table) {
   table->frame_input = frame_input<T>;
   table->frame_gradient = frame_gradient<T>;
-  table->add_input_gradient = add_input_gradient<T>;
+  table->input_gradient = input_gradient<T>;
   table->convolve = convolve<T>;
   table->convolve_input_gradient = convolve_input_gradient<T>;
   table->convolve_weight_gradient = convolve_weight_gradient<T>;

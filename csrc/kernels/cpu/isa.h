@@ -29,7 +29,7 @@ struct Kernels {
 
   FrameInput<T>* frame_input;
   FrameGradient<T>* frame_gradient;
-  AddInputGradient<T>* add_input_gradient;
+  InputGradientBefore<T>* input_gradient;
   Convolve<T>* convolve;
   ConvolveInputGradient<T>* convolve_input_gradient;
   ConvolveWeightGradient<T>* convolve_weight_gradient;

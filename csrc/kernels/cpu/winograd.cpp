@@ -14,13 +14,23 @@ namespace {
 // One-dimensional transforms; results lie `step` apart.
 
 template <class V>
-inline void input_1d(const V* x, V* o, int step) {
+inline void input_1d(const V* x, V* o) {
+  const V near1 = x[4] - 4 * x[2], far1 = x[3] - 4 * x[1], near2 = x[4] - x[2], far2 = 2 * (x[3] - x[1]);
   o[0] = 4 * x[0] - 5 * x[2] + x[4];
-  o[step] = x[3] + x[4] - 4 * (x[1] + x[2]);
-  o[2 * step] = x[4] - x[3] + 4 * (x[1] - x[2]);
-  o[3 * step] = x[4] - x[2] + 2 * (x[3] - x[1]);
-  o[4 * step] = x[4] - x[2] - 2 * (x[3] - x[1]);
-  o[5 * step] = 4 * x[1] - 5 * x[3] + x[5];
+  o[1] = near1 + far1;
+  o[2] = near1 - far1;
+  o[3] = near2 + far2;
+  o[4] = near2 - far2;
+  o[5] = 4 * x[1] - 5 * x[3] + x[5];
+}
+
+// The same on one row, into places that lie apart.
+template <class V, class T>
+inline void store_line(const V* x, T* places, int64_t place) {
+  V line[6];
+  input_1d(x, line);
+#pragma GCC unroll 6
+  for (int i = 0; i < 6; ++i) store_as(places + i * place, line[i]);
 }
 
 template <class V>
@@ -68,73 +78,119 @@ struct Strip {
   int64_t tiles() const { return rows * columns; }
 };
 
-// places[36, tiles, channels] = B^T d B of every tile of the strip, or with kGradient A dy A^T; `frames` is at the corner of the
-// first patch, a frame has `frame` elements and rows of `row`.
-template <bool kGradient, class T>
-void transform(const T* frames, T* places, const Strip& strip, int64_t channels, int64_t row, int64_t frame) {
-  constexpr int side = kGradient ? 4 : 6;
-  const int64_t place = place_stride(strip.tiles(), channels);
+// Calls body(tile's first pixel in the frames) for every tile of the strip; a frame has `frame` elements and rows of `row`.
+template <class T, class Body>
+inline void for_tiles(const T* frames, const Strip& strip, int64_t channels, int64_t row, int64_t frame, const Body& body) {
   for (int64_t i = 0; i < strip.rows; ++i) {
     const int64_t at = strip.first + i;
     const T* patch = frames + at / strip.rows_an_image * frame + at % strip.rows_an_image * 4 * row;
-    for (int64_t j = 0; j < strip.columns; ++j, patch += 4 * channels, places += channels) {
-      for_channels<T>(channels, [&](int64_t c, auto zero) {
-        using V = decltype(zero);
-        V half[6 * side];
-#pragma GCC unroll 6
-        for (int x = 0; x < side; ++x) {
-          V column[side];
-#pragma GCC unroll 6
-          for (int y = 0; y < side; ++y) column[y] = load_as<V>(patch + y * row + x * channels + c);
-          if constexpr (kGradient) {
-            output_gradient_1d(column, half + x, side);
-          } else {
-            input_1d(column, half + x, side);
-          }
-        }
-        T* out = places + c;
-#pragma GCC unroll 6
-        for (int y = 0; y < 6; ++y, out += 6 * place) {
-          V line[6];
-          if constexpr (kGradient) {
-            output_gradient_1d(half + y * side, line, 1);
-          } else {
-            input_1d(half + y * side, line, 1);
-          }
-#pragma GCC unroll 6
-          for (int x = 0; x < 6; ++x) store_as(out + x * place, line[x]);
-        }
-      });
-    }
+    for (int64_t j = 0; j < strip.columns; ++j, patch += 4 * channels) body(patch);
   }
+}
+
+// places[36, tiles, channels] = B^T d B of every tile of the strip. Rows of B^T d are made two at a time, those that share their
+// inputs: twelve values stay in registers, where the whole 6x6 block would go through the stack.
+template <class T>
+void transform(const T* frames, T* places, const Strip& strip, int64_t channels, int64_t row, int64_t frame) {
+  const int64_t place = place_stride(strip.tiles(), channels);
+  for_tiles(frames, strip, channels, row, frame, [&](const T* patch) {
+    for_channels<T>(channels, [&](int64_t c, auto zero) {
+      using V = decltype(zero);
+      const auto rows = [&](int64_t first, int64_t second, const auto& make) {
+        V one[6], two[6];
+#pragma GCC unroll 6
+        for (int x = 0; x < 6; ++x) {
+          make([&](int64_t y) { return load_as<V>(patch + y * row + x * channels + c); }, one + x, two + x);
+        }
+        store_line(one, places + c + first * 6 * place, place);
+        store_line(two, places + c + second * 6 * place, place);
+      };
+      rows(0, 5, [](const auto& d, V* one, V* two) {
+        *one = 4 * d(0) - 5 * d(2) + d(4);
+        *two = 4 * d(1) - 5 * d(3) + d(5);
+      });
+      rows(1, 2, [](const auto& d, V* one, V* two) {
+        const V near = d(4) - 4 * d(2), far = d(3) - 4 * d(1);
+        *one = near + far;
+        *two = near - far;
+      });
+      rows(3, 4, [](const auto& d, V* one, V* two) {
+        const V near = d(4) - d(2), far = 2 * (d(3) - d(1));
+        *one = near + far;
+        *two = near - far;
+      });
+    });
+    places += channels;
+  });
+}
+
+// places[36, tiles, channels] = A dy A^T of every tile of the strip; `frames` is at its first pixel.
+template <class T>
+void transform_gradient(const T* frames, T* places, const Strip& strip, int64_t channels, int64_t row, int64_t frame) {
+  const int64_t place = place_stride(strip.tiles(), channels);
+  for_tiles(frames, strip, channels, row, frame, [&](const T* patch) {
+    for_channels<T>(channels, [&](int64_t c, auto zero) {
+      using V = decltype(zero);
+      V half[24];
+#pragma GCC unroll 4
+      for (int x = 0; x < 4; ++x) {
+        V column[4];
+#pragma GCC unroll 4
+        for (int y = 0; y < 4; ++y) column[y] = load_as<V>(patch + y * row + x * channels + c);
+        output_gradient_1d(column, half + x, 4);
+      }
+#pragma GCC unroll 6
+      for (int y = 0; y < 6; ++y) {
+        V line[6];
+        output_gradient_1d(half + y * 4, line, 1);
+#pragma GCC unroll 6
+        for (int x = 0; x < 6; ++x) store_as(places + c + (y * 6 + x) * place, line[x]);
+      }
+    });
+    places += channels;
+  });
+}
+
+// The tile at `corner` = A^T m A, its first `height` x `width` pixels.
+template <class T>
+inline void tile_back(const T* places, T* corner, int64_t place, int64_t row, int64_t channels, int64_t height, int64_t width) {
+  for_channels<T>(channels, [&](int64_t c, auto zero) {
+    using V = decltype(zero);
+    V half[24];
+#pragma GCC unroll 6
+    for (int x = 0; x < 6; ++x) {
+      V column[6];
+#pragma GCC unroll 6
+      for (int k = 0; k < 6; ++k) column[k] = load_as<V>(places + (k * 6 + x) * place + c);
+      output_1d(column, half + x, 6);
+    }
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      if (k >= height) continue;
+      V line[4];
+      output_1d(half + k * 6, line, 1);
+#pragma GCC unroll 4
+      for (int x = 0; x < 4; ++x) {
+        if (x < width) store_as(corner + k * row + x * channels + c, line[x]);
+      }
+    }
+  });
 }
 
 // y = A^T m A for every tile of the strip, as far as the images go.
 template <class T>
 void transform_back(const T* places, T* y, const Strip& strip, const ImageShape& shape) {
-  const int64_t channels = shape.channels, place = place_stride(strip.tiles(), channels);
+  const int64_t channels = shape.channels, place = place_stride(strip.tiles(), channels), row = shape.width * channels;
   for (int64_t i = 0; i < strip.rows; ++i) {
     const int64_t image = (strip.first + i) / strip.rows_an_image, top = (strip.first + i) % strip.rows_an_image * 4;
-    const int64_t last_row = shape.height - top < 4 ? shape.height - top : 4;
-    for (int64_t left = 0; left < 4 * strip.columns; left += 4, places += channels) {
-      const int64_t last_column = shape.width - left < 4 ? shape.width - left : 4;
-      T* const corner = y + ((image * shape.height + top) * shape.width + left) * channels;
-      for_channels<T>(channels, [&](int64_t c, auto zero) {
-        using V = decltype(zero);
-        V half[24];
-#pragma GCC unroll 6
-        for (int x = 0; x < 6; ++x) {
-          V column[6];
-#pragma GCC unroll 6
-          for (int k = 0; k < 6; ++k) column[k] = load_as<V>(places + (k * 6 + x) * place + c);
-          output_1d(column, half + x, 6);
-        }
-        for (int64_t k = 0; k < last_row; ++k) {
-          V line[4];
-          output_1d(half + k * 6, line, 1);
-          for (int64_t x = 0; x < last_column; ++x) store_as(corner + (k * shape.width + x) * channels + c, line[x]);
-        }
-      });
+    T* corner = y + (image * shape.height + top) * row;
+    for (int64_t left = 0; left < 4 * strip.columns; left += 4, corner += 4 * channels, places += channels) {
+      const int64_t height = shape.height - top, width = shape.width - left;
+      if (height >= 4 && width >= 4) {
+        tile_back(places, corner, place, row, channels, 4, 4);  // constants: no tests
+      } else {
+        tile_back(places, corner, place, row, channels, height, width);
+      }
     }
   }
 }
@@ -175,7 +231,7 @@ void winograd_convolve(const T* frames, const T* u, T* y, const ConvolutionShape
     const int64_t tiles = strip.tiles(), from = place_stride(tiles, shape.in), to = place_stride(tiles, shape.out);
     T* const v = workspace;
     T* const m = workspace + kWinogradPlaces * from;
-    transform<false>(frames, v, strip, shape.in, row, frame);
+    transform(frames, v, strip, shape.in, row, frame);
     const Walk walk = matrix_walk(tiles, shape.in, shape.out);
     for (int64_t k = 0; k < kWinogradPlaces; ++k) product(v + k * from, u + k * shape.in * shape.out, m + k * to, walk);
     transform_back(m, y, strip, shape.output());
@@ -191,8 +247,8 @@ void winograd_weight_gradient(const T* frames, const T* dz_frames, T* du, const 
     const int64_t tiles = strip.tiles(), from = place_stride(tiles, shape.in), to = place_stride(tiles, shape.out);
     T* const v = workspace;
     T* const dm = workspace + kWinogradPlaces * from;
-    transform<false>(frames, v, strip, shape.in, row, frame);
-    transform<true>(dz_frames + dz_row + shape.out, dm, strip, shape.out, dz_row, dz_frame);
+    transform(frames, v, strip, shape.in, row, frame);
+    transform_gradient(dz_frames + dz_row + shape.out, dm, strip, shape.out, dz_row, dz_frame);
     const Walk walk = matrix_walk(tiles, shape.in, shape.out);
     for (int64_t k = 0; k < kWinogradPlaces; ++k) {
       weight_product(v + k * from, dm + k * to, du + k * shape.in * shape.out, walk);
