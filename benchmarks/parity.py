@@ -154,7 +154,7 @@ def make_state(settings: Settings, seed: int, side: Side, images: ImageData) -> 
         nesterov=True,
         weight_decay=5e-4,
         grad_clip=5,
-        valid_batches=16,
+        valid_batches=4,
         threads=settings.threads,
     )
     state = SearchState(config, images)

@@ -1,6 +1,7 @@
 // The cell with autograd: what is saved, and which gradients are wanted. The work is in pass.h.
 #include "cell.h"
 
+#include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -30,8 +31,12 @@ struct Call : torch::CustomClassHolder {
 };
 
 Row row_of(const Tensor& tensor) {
-  const Tensor doubles = tensor.detach().to(at::kDouble).contiguous();
-  return {doubles.const_data_ptr<double>(), doubles.const_data_ptr<double>() + doubles.numel()};
+  const Tensor dense = tensor.contiguous();
+  Row row(dense.numel());
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, dense.scalar_type(), "row_of", [&] {
+    std::copy_n(dense.const_data_ptr<scalar_t>(), row.size(), row.begin());
+  });
+  return row;
 }
 
 Tensor tensor_of(const Row& row, at::ScalarType type) {
@@ -123,7 +128,7 @@ Tensor cell(const Tensor& x, const Tensor& gates, const std::optional<Tensor>& o
             const std::vector<std::optional<Tensor>>& tensors) {
   const auto call = c10::make_intrusive<Call>();
   Pass& pass = call->pass;
-  pass.gates = row_of(gates.reshape(-1));
+  pass.gates = row_of(gates);
   std::vector<bool> silent;
   for (const double gate : pass.gates) silent.push_back(gate == 0 && !gates.requires_grad());
   std::vector<Link> all;

@@ -16,8 +16,6 @@ struct WeightView {
   T* data;
   int64_t rows, columns, size;
   int64_t row, column, down, across;  // strides
-
-  T& at(int64_t i, int64_t o, int64_t r, int64_t s) const { return data[i * row + o * column + r * down + s * across]; }
 };
 
 template <class T>
@@ -42,11 +40,11 @@ void pack_taps(const WeightView<const T>& view, const Phase& down, const Phase& 
                int64_t last, T* packed) {
   for (int64_t a = 0; a < down.taps; ++a) {
     for (int64_t b = 0; b < across.taps; ++b) {
-      T* const tap = packed + (a * across.taps + b) * view.rows * view.columns;
-      for (int64_t i = first; i < last; ++i) {
-        for (int64_t o = 0; o < view.columns; ++o) {
-          tap[i * view.columns + o] = view.at(i, o, down.last - a * stride, across.last - b * stride);
-        }
+      const int64_t r = down.last - a * stride, s = across.last - b * stride, columns = view.columns;
+      T* to = packed + ((a * across.taps + b) * view.rows + first) * columns;
+      for (int64_t i = first; i < last; ++i, to += columns) {
+        const T* const from = view.data + i * view.row + r * view.down + s * view.across;
+        for (int64_t o = 0; o < columns; ++o) to[o] = from[o * view.column];
       }
     }
   }
@@ -98,7 +96,7 @@ template <class T>
 at::Tensor unpack_gradient(const at::Tensor& sums, int64_t ranges, bool winograd, const at::Tensor& weight) {
   const at::Tensor gradient = at::empty_like(weight);
   const auto view = view_forward<T>(weight);
-  T* const to = gradient.mutable_data_ptr<T>();
+  T* const out = gradient.mutable_data_ptr<T>();
   const int64_t taps = view.size * view.size, places = winograd ? kWinogradPlaces : taps, place = view.rows * view.columns;
   const at::Tensor finished = winograd ? empty_buffer({taps * place}, weight.scalar_type()) : sums;
   T* const sum = sums.mutable_data_ptr<T>();
@@ -115,10 +113,9 @@ at::Tensor unpack_gradient(const at::Tensor& sums, int64_t ranges, bool winograd
     if (winograd) cpu::kernels<T>().winograd_finish(sum, tap, place, begin, count);
     for (int64_t k = 0; k < taps; ++k) {
       for (int64_t i = first; i < last; ++i) {
-        for (int64_t o = 0; o < view.columns; ++o) {
-          to[i * view.row + o * view.column + k / view.size * view.down + k % view.size * view.across] =
-              tap[k * place + i * view.columns + o];
-        }
+        const T* const from = tap + k * place + i * view.columns;
+        T* const to = out + i * view.row + k / view.size * view.down + k % view.size * view.across;
+        for (int64_t o = 0; o < view.columns; ++o) to[o * view.column] = from[o];
       }
     }
   });
