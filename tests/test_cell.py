@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from advnas_ext import NAS_BENCH_201, OnePathCell, Path, reference
+from advnas_ext.operations import OPERATIONS
 
 FLOATS = [torch.float32, torch.float64]
 CONV = NAS_BENCH_201.index("nor_conv_3x3")
@@ -49,12 +50,13 @@ def compare(
     affine=False,
     track=False,
     evaluate=False,
+    names=NAS_BENCH_201,
 ):
     ops = ops if ops.dim() == 2 else ops.unsqueeze(1)
     num_nodes = {1: 2, 3: 3, 6: 4, 10: 5}[len(ops)]
     for seed in range(100):
         torch.manual_seed(seed)
-        cell = OnePathCell(shape[1], num_nodes=num_nodes, affine=affine, track_running_stats=track).to(dtype)
+        cell = OnePathCell(shape[1], names, num_nodes, affine=affine, track_running_stats=track).to(dtype)
         for parameter in cell.parameters():
             torch.nn.init.normal_(parameter, std=0.5)
         for buffer in cell.buffers():
@@ -98,6 +100,15 @@ def test_every_op_on_every_edge(close, op, edge, dtype):
 @pytest.mark.parametrize("op", range(len(NAS_BENCH_201)), ids=NAS_BENCH_201)
 def test_one_op_by_itself(close, op, dtype):
     compare(close, torch.tensor([op]), dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("op", range(len(OPERATIONS)), ids=OPERATIONS)
+def test_every_registered_operation(close, op, dtype):
+    """Among others DARTS's separable and dilated convolutions, whose steps pass through nodes of their own."""
+    names = tuple(OPERATIONS)
+    ops = torch.tensor([op, names.index("skip_connect"), op, names.index("nor_conv_3x3"), op, op])
+    compare(close, ops, dtype, (2, 9, 6, 5), names=names, affine=op % 2 == 0, track=op % 2 == 1)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

@@ -14,6 +14,8 @@
 
 #include <cstdint>
 
+#include "host_device.h"
+
 namespace advnas {
 
 struct ImageShape {
@@ -46,7 +48,7 @@ template <class T>
 using NodeSums = void(const T* dy, const T* const* z, const T* const* mean, int64_t num, int64_t pixels, int64_t channels,
                       double* s1, double* const* s2);
 
-inline int64_t node_workspace(const ImageShape& shape, int64_t num_sources) {
+ADVNAS_HOST_DEVICE inline int64_t node_workspace(const ImageShape& shape, int64_t num_sources) {
   return ((1 + num_sources) * shape.width + 2) * shape.channels;
 }
 

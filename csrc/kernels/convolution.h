@@ -28,17 +28,17 @@ enum class Before { kNothing, kRelu, kMean2 };
 struct ConvolutionShape {
   int64_t height, width, in, out, size, stride = 1;
 
-  int64_t out_height() const { return (height + stride - 1) / stride; }
-  int64_t out_width() const { return (width + stride - 1) / stride; }
-  ImageShape input() const { return {height, width, in}; }
-  ImageShape output() const { return {out_height(), out_width(), out}; }
+  ADVNAS_HOST_DEVICE int64_t out_height() const { return (height + stride - 1) / stride; }
+  ADVNAS_HOST_DEVICE int64_t out_width() const { return (width + stride - 1) / stride; }
+  ADVNAS_HOST_DEVICE ImageShape input() const { return {height, width, in}; }
+  ADVNAS_HOST_DEVICE ImageShape output() const { return {out_height(), out_width(), out}; }
 };
 
 // For 3x3 the image is rounded up to whole tiles of 4 pixels (winograd.h).
 ADVNAS_HOST_DEVICE inline int64_t frame_side(int64_t side, int64_t size) {
   return size == 3 ? (side + 3) / 4 * 4 + 2 : side + size - 1;
 }
-inline int64_t frame_elements(const ImageShape& image, int64_t size) {
+ADVNAS_HOST_DEVICE inline int64_t frame_elements(const ImageShape& image, int64_t size) {
   return frame_side(image.height, size) * frame_side(image.width, size) * image.channels;
 }
 
@@ -53,7 +53,7 @@ ADVNAS_HOST_DEVICE inline Phase phase_of(int64_t phase, int64_t size, int64_t st
   return {(last - first) / stride + 1, last, (shifted - last) / stride};
 }
 
-inline ImageShape shape_before(const ImageShape& x, Before before) {
+ADVNAS_HOST_DEVICE inline ImageShape shape_before(const ImageShape& x, Before before) {
   return before == Before::kMean2 ? ImageShape{(x.height + 1) / 2, (x.width + 1) / 2, x.channels} : x;
 }
 

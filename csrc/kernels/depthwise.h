@@ -10,6 +10,8 @@
 
 #include <cstdint>
 
+#include "host_device.h"
+
 #include "cell.h"
 
 namespace advnas {
@@ -18,7 +20,7 @@ struct DepthwiseShape {
   ImageShape image;
   int64_t size, dilation;
 
-  int64_t extent() const { return 1 + (size - 1) * dilation; }
+  ADVNAS_HOST_DEVICE int64_t extent() const { return 1 + (size - 1) * dilation; }
 };
 
 template <class T>

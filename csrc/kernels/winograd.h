@@ -21,25 +21,25 @@ inline constexpr int64_t kWinogradPlaces = 36;
 // Rows of tiles are taken in strips that stay in the cache between the three stages: 36 places of this many values, in and out.
 inline constexpr int64_t kStripValues = 1024;
 
-inline int64_t tiles_along(int64_t side) { return (side + 3) / 4; }
+ADVNAS_HOST_DEVICE inline int64_t tiles_along(int64_t side) { return (side + 3) / 4; }
 
 // Rows of tiles in a strip; rows of several images follow each other.
-inline int64_t strip_rows(const ConvolutionShape& shape) {
+ADVNAS_HOST_DEVICE inline int64_t strip_rows(const ConvolutionShape& shape) {
   const int64_t rows = 2 * kStripValues / ((shape.in + shape.out) * tiles_along(shape.width));
   return rows < 1 ? 1 : rows;
 }
 
 // How many images fill a strip.
-inline int64_t strip_images(const ConvolutionShape& shape) {
+ADVNAS_HOST_DEVICE inline int64_t strip_images(const ConvolutionShape& shape) {
   const int64_t images = strip_rows(shape) / tiles_along(shape.height);
   return images < 1 ? 1 : images;
 }
 
 // From one place of a strip to the next. The last term keeps places out of each other's cache sets.
-inline int64_t place_stride(int64_t tiles, int64_t channels) { return tiles * channels + 16; }
+ADVNAS_HOST_DEVICE inline int64_t place_stride(int64_t tiles, int64_t channels) { return tiles * channels + 16; }
 
 // Elements of workspace.
-inline int64_t winograd_workspace(const ConvolutionShape& shape) {
+ADVNAS_HOST_DEVICE inline int64_t winograd_workspace(const ConvolutionShape& shape) {
   const int64_t tiles = strip_rows(shape) * tiles_along(shape.width);
   return kWinogradPlaces * (place_stride(tiles, shape.in) + place_stride(tiles, shape.out));
 }

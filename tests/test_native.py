@@ -1,0 +1,97 @@
+"""Graphs that are no cells: the stem and the reduction block against their modules, and what a graph refuses."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from advnas.spaces.nasbench201 import Reduction, Stem
+from advnas_ext.native import AVG_POOL, IDENTITY, Before, Graph, convolution
+
+
+def modules(layer, x):
+    """The layer as its modules say, without the native executor."""
+    if isinstance(layer, Reduction):
+        conv_a, conv_b = layer.conv_a.op, layer.conv_b.op
+        return conv_b(conv_a(x)) + layer.downsample(x)
+    return nn.Sequential.forward(layer, x)
+
+
+def run(layer, call, x, dy):
+    x = x.clone().requires_grad_()
+    y = call(layer, x)
+    (y * dy).sum().backward()
+    return {"y": y.detach(), "x": x.grad} | {name: p.grad for name, p in layer.named_parameters()}
+
+
+@pytest.mark.parametrize("evaluate", [False, True], ids=["train", "eval"])
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 1), (2, 3), (16, 16)], ids=str)
+@pytest.mark.parametrize("layer", [Reduction(6), Reduction(16), Stem(3, 16), Stem(1, 5)], ids=str)
+def test_stem_and_reduction_equal_their_modules(close, layer, size, evaluate):
+    torch.manual_seed(0)
+    layer = copy.deepcopy(layer).double().train(not evaluate)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    twin = copy.deepcopy(layer)
+    x = torch.randn(3, next(layer.parameters()).shape[1], *size, dtype=torch.double)
+    dy = torch.randn_like(modules(copy.deepcopy(layer), x))
+    found, expected = run(layer, lambda layer, x: layer(x), x, dy), run(twin, modules, x, dy)
+    for name, value in expected.items():
+        close(found[name], value, name)
+    for name, buffer in twin.named_buffers():
+        close(dict(layer.named_buffers())[name].double(), buffer.double(), name, dtype=torch.double)
+
+
+def test_no_gradient_of_the_images_is_made_for_nobody():
+    stem = Stem(3, 8)
+    x = torch.randn(2, 3, 8, 8)
+    stem(x).sum().backward()
+    assert x.grad is None
+    assert stem[0].weight.grad is not None
+
+
+def graph_of(*arrivals):
+    graph = Graph()
+    graph.node([([step], 0, -1) for step in arrivals])
+    return graph
+
+
+CONV, NORM = nn.Conv2d(4, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([convolution(Before.RELU, nn.Conv2d(5, 8, 1))], "takes 5 channels, got 4"),
+        ([convolution(Before.RELU, CONV, nn.BatchNorm2d(4))], "must have 8 values"),
+        ([convolution(Before.RELU, CONV, NORM), IDENTITY], "4x6x6 and 8x6x6"),
+        ([convolution(Before.MEAN_2X2, CONV), convolution(Before.RELU, CONV)], "8x6x6 and 8x3x3"),
+        ([convolution(Before.RELU, nn.Conv2d(4, 8, 3), depthwise=nn.Conv2d(4, 4, 3, groups=4))], "size 1 and stride 1"),
+    ],
+)
+def test_what_does_not_fit_is_refused(steps, message):
+    with pytest.raises(ValueError, match=message):
+        graph_of(*steps).run(torch.randn(2, 4, 6, 6))
+
+
+def test_another_dtype_is_refused():
+    with pytest.raises(RuntimeError, match="expected scalar type Double but found Float"):
+        graph_of(convolution(Before.RELU, CONV, NORM)).run(torch.randn(2, 4, 6, 6, dtype=torch.double))
+
+
+def test_one_value_has_no_batch_statistics():
+    with pytest.raises(ValueError, match="more than one value per channel, got one image of 1x1"):
+        graph_of(convolution(Before.RELU, CONV, NORM)).run(torch.randn(1, 4, 1, 1))
+
+
+def test_a_hand_computed_graph():
+    """A 2x2 image: the mean of all its pixels, twice, and a 1x1 convolution with weight 3 and bias 1."""
+    conv = nn.Conv2d(1, 1, 1)
+    nn.init.constant_(conv.weight, 3)
+    nn.init.constant_(conv.bias, 1)
+    graph = Graph()
+    pooled = graph.node([([AVG_POOL], 0, -1)])
+    graph.node([([convolution(Before.NOTHING, conv)], pooled, -1), ([IDENTITY], 0, -1)])
+    x = torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]])
+    assert graph.run(x).tolist() == [[[[11.0, 12.0], [13.0, 16.0]]]]
