@@ -21,8 +21,10 @@ class OnePathCell(nn.Module):
     not run, and the backward pass fills ``path.gates.grad`` with the advantage of every edge. Gradients that nobody asks
     for are not computed: of the gates for ``path.detach()``, of the weights in ``loss.backward(inputs=[path.gates])``.
 
-    float32 and float64 on the host run natively. Everything else (other dtypes, autocast, other devices) runs the plain
-    PyTorch specification.
+    float32 and float64 on the host run natively, in as many threads as ``torch.get_num_threads()`` says, each with its own
+    images; results are the same bit for bit from run to run. Everything else (other dtypes, autocast, other devices) runs
+    the plain PyTorch specification. A process made by ``os.fork`` must call ``torch.set_num_threads(1)`` first, as for
+    PyTorch's own operators: the threads of its parent are not there.
 
     Args:
         channels: of the input and of every node.
@@ -114,7 +116,8 @@ class OnePathCell(nn.Module):
         for _ in range(1, self.num_nodes):
             arrivals = []
             for source in nodes:
-                arrivals += [(op.steps(), source, edge * path.picks + k) for k, op in enumerate(picked[edge])]
+                for k, op in enumerate(picked[edge]):
+                    arrivals.append((op.steps(), source, edge * path.picks + k))  # type: ignore[operator]
                 edge += 1
             nodes.append(graph.node(arrivals))
             targets += [nodes[-1]] * (len(nodes) - 1)
@@ -148,4 +151,3 @@ class OnePathCell(nn.Module):
             raise ValueError(
                 f"OnePathCell: path.ops must be below {len(self.ops)}, the number of ops, got {path.ops.tolist()}"
             )
-

@@ -66,7 +66,7 @@ class ReLUConvBN(nn.Module):
 
     def steps(self) -> Sequence[Step]:
         _, conv, norm = self.op
-        return (native.convolution(Before.RELU, conv, norm),)
+        return (native.convolution(Before.RELU, conv, norm),)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)

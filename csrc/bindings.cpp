@@ -22,9 +22,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .value("RELU", Before::kRelu)
       .value("MEAN_2X2", Before::kMean2);
   py::class_<Piece>(m, "Piece")
-      .def(py::init<Kind, Before, bool, int64_t, int64_t, double, double>(), py::arg("kind"), py::arg("before") = Before::kNothing,
-           py::arg("normalise") = false, py::arg("stride") = 1, py::arg("dilation") = 1, py::arg("eps") = 0.0,
-           py::arg("momentum") = 0.0);
+      .def(py::init<Kind, Before, bool, int64_t, int64_t, double, double>(), py::arg("kind"),
+           py::arg("before") = Before::kNothing, py::arg("normalise") = false, py::arg("stride") = 1, py::arg("dilation") = 1,
+           py::arg("eps") = 0.0, py::arg("momentum") = 0.0);
   m.def("cell", &advnas::cell, py::arg("x"), py::arg("gates"), py::arg("offsets"), py::arg("offset_targets"), py::arg("pieces"),
         py::arg("links"), py::arg("num_nodes"), py::arg("running"), py::arg("tensors"), py::call_guard<py::gil_scoped_release>());
   m.def("isa", &advnas::cpu::isa_name);

@@ -33,9 +33,8 @@ struct Call : torch::CustomClassHolder {
 Row row_of(const Tensor& tensor) {
   const Tensor dense = tensor.contiguous();
   Row row(dense.numel());
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, dense.scalar_type(), "row_of", [&] {
-    std::copy_n(dense.const_data_ptr<scalar_t>(), row.size(), row.begin());
-  });
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, dense.scalar_type(), "row_of",
+                                  [&] { std::copy_n(dense.const_data_ptr<scalar_t>(), row.size(), row.begin()); });
   return row;
 }
 

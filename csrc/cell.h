@@ -27,9 +27,9 @@ enum ConvolutionTensor {
 // and types.
 //
 // x: [batch, channels, height, width], float32 or float64, on the host. gates: any shape; Link::gate is a place in it, flattened.
-// offsets: zeros, or none; offset k is added to node offset_targets[k]. pieces, links: plan.h. running: of each picked convolution,
-// whether batch norm takes the running statistics, not those of the batch. tensors: kNumConvolutionTensors for each picked
-// convolution, in the order of the links.
+// offsets: zeros, or none; offset k is added to node offset_targets[k]. pieces, links: plan.h. running: of each picked
+// convolution, whether batch norm takes the running statistics, not those of the batch. tensors: kNumConvolutionTensors for each
+// picked convolution, in the order of the links.
 at::Tensor cell(const at::Tensor& x, const at::Tensor& gates, const std::optional<at::Tensor>& offsets,
                 const std::vector<int64_t>& offset_targets, const std::vector<Piece>& pieces,
                 const std::vector<std::tuple<int64_t, int64_t, int64_t>>& links, int64_t num_nodes,

@@ -45,8 +45,7 @@ struct Sums {
 template <class T>
 class Dense final : public Convolver<T> {
  public:
-  Dense(const ImageShape& x, const Piece& piece, const Tensor& weight)
-      : x_(x), before_(piece.before), weight_(weight) {
+  Dense(const ImageShape& x, const Piece& piece, const Tensor& weight) : x_(x), before_(piece.before), weight_(weight) {
     const ImageShape inner = shape_before(x, before_);
     shape_ = {inner.height, inner.width, weight.size(1), weight.size(0), weight.size(2), piece.stride};
     gradient_shape_ = {shape_.out_height(), shape_.out_width(), shape_.out, shape_.in, shape_.size, 1};
@@ -90,8 +89,7 @@ class Dense final : public Convolver<T> {
 
   void clear(int64_t range) override { sums_.clear(range); }
 
-  void backward(int64_t range, const T* x, const OutputGradient<T>& dz, T* dx, bool add, int64_t images,
-                T* workspace) override {
+  void backward(int64_t range, const T* x, const OutputGradient<T>& dz, T* dx, bool add, int64_t images, T* workspace) override {
     const auto& kernels = cpu::kernels<T>();
     T* const frames = workspace;
     T* const dz_frames = frames + images * in_frame_;
@@ -175,8 +173,7 @@ class Separable final : public Convolver<T> {
     depthwise_sums_.clear(range);
   }
 
-  void backward(int64_t range, const T* x, const OutputGradient<T>& dz, T* dx, bool add, int64_t images,
-                T* workspace) override {
+  void backward(int64_t range, const T* x, const OutputGradient<T>& dz, T* dx, bool add, int64_t images, T* workspace) override {
     const auto& kernels = cpu::kernels<T>();
     T* const frames = workspace;
     const T* const between = run_depthwise(x, images, frames);

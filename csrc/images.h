@@ -52,9 +52,9 @@ inline Row sum_images(const Row& partial, int64_t width) {
   return sum;
 }
 
-// The same in groups of images, each thread with its own workspace: body(range, first, images, workspace) after start(range). From the
-// last group to the first where `backwards`: passes that follow each other go to and fro, so that each begins with what the one
-// before it has left in the cache.
+// The same in groups of images, each thread with its own workspace: body(range, first, images, workspace) after start(range).
+// From the last group to the first where `backwards`: passes that follow each other go to and fro, so that each begins with what
+// the one before it has left in the cache.
 template <class T, class Start, class Body>
 void for_groups(int64_t batch, int64_t group, bool backwards, int64_t workspace, const Start& start, const Body& body) {
   const at::Tensor spaces = empty_buffer({num_ranges(batch), workspace}, c10::CppTypeToScalarType<T>::value);

@@ -1,12 +1,13 @@
-// One forward and one backward pass of a graph of nodes on one path, without autograd: a cell, a reduction block, a stem. Formula:
-// advnas_ext/reference.py.
+// One forward and one backward pass of a graph of nodes on one path, without autograd: a cell, a reduction block, a stem.
+// Formula: advnas_ext/reference.py.
 //
 // Both passes go node by node, and at each node once over the images of the batch, a few images at a time while they are in the
 // cache:
 //
 //   forward, node s     gather what arrives at s (normalised, gated, pooled, added), then run the convolutions that leave s, and
 //                       sum their moments for batch norm, which the next nodes need complete;
-//   backward, node s    gather the gradient of s from the nodes that it feeds, run the gradients of the convolutions that leave s,
+//   backward, node s    gather the gradient of s from the nodes that it feeds, run the gradients of the convolutions that leave
+//   s,
 //                       then sum what batch norm and the gates of the convolutions into s need.
 //
 // Each thread has a range of images; sums over the images are taken in their order.
@@ -40,8 +41,8 @@ struct Pass {
   std::vector<int64_t> offset_targets;  // the node that each offset is added to
   std::vector<Convolution> convolutions;
   // Activations, [batch, channels, height, width] in channels_last order, float32 or float64, on the host.
-  std::vector<at::Tensor> nodes;  // x is the first
-  std::vector<at::Tensor> z;      // of each convolution that ran
+  std::vector<at::Tensor> nodes;   // x is the first
+  std::vector<at::Tensor> z;       // of each convolution that ran
   std::vector<ImageShape> shapes;  // of each live node
 
   double gate_of(const Term& term) const { return term.gate < 0 ? 1 : gates[term.gate]; }

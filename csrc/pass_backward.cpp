@@ -195,8 +195,7 @@ class Backward {
       for (int64_t c = 0; c < channels; ++c) {
         const double gamma = convolution.gamma[c], rstd = convolution.rstd[c], mean = convolution.mean[c];
         const double s1 = sums[c], s2 = sums[int64_t(1 + k) * channels + c], scale = gate * gamma * rstd;
-        const InputGradient map =
-            fixed ? InputGradient{scale, 0, 0} : batch_norm_backward(scale, mean, rstd, s1, s2, count);
+        const InputGradient map = fixed ? InputGradient{scale, 0, 0} : batch_norm_backward(scale, mean, rstd, s1, s2, count);
         of_dy[c] = map.of_dy;
         of_z[c] = map.of_z;
         constant[c] = map.constant;

@@ -185,10 +185,9 @@ void find_shapes(Pass& pass) {
       }
       ImageShape& expected = pass.shapes[node];
       if (k == 0) expected = shape;
-      TORCH_CHECK_VALUE(
-          shape.height == expected.height && shape.width == expected.width && shape.channels == expected.channels,
-          "advnas_ext: operations into one node differ in the shapes of their outputs, ", shape.channels, "x", shape.height, "x",
-          shape.width, " and ", expected.channels, "x", expected.height, "x", expected.width);
+      TORCH_CHECK_VALUE(shape.height == expected.height && shape.width == expected.width && shape.channels == expected.channels,
+                        "advnas_ext: operations into one node differ in the shapes of their outputs, ", shape.channels, "x",
+                        shape.height, "x", shape.width, " and ", expected.channels, "x", expected.height, "x", expected.width);
     }
   }
 }

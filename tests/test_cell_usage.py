@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from advnas_ext import NAS_BENCH_201, OnePathCell, Path, reference
-from advnas_ext import native
+from advnas_ext import NAS_BENCH_201, OnePathCell, Path, native, reference
 from advnas_ext.operations import OPERATIONS
 
 OPS = [3, 1, 2, 4, 2, 3]

@@ -3,10 +3,10 @@
 //   forward    y = bias + sum_k scale_k source_k,         a pooled source is avg_pool_3x3(image), the others the image itself
 //   backward   dx = sum_k scale_k source_k,               a pooled source is avg_pool_3x3^T(image)
 //
-// Forward, node y gathers its incoming edges: sources are the nodes of skip connections and of pooled edges (scale = the gate) and
-// convolution outputs (scale and bias = gate and batch norm, batch_norm_math.h). Backward, node x gathers from its outgoing edges:
-// sources are the gradients of the nodes that it feeds; the convolutions add theirs afterwards (convolution.h). The same pass gives
-// the gate gradients <source, x>.
+// Forward, node y gathers its incoming edges: sources are the nodes of skip connections and of pooled edges (scale = the gate)
+// and convolution outputs (scale and bias = gate and batch norm, batch_norm_math.h). Backward, node x gathers from its outgoing
+// edges: sources are the gradients of the nodes that it feeds; the convolutions add theirs afterwards (convolution.h). The same
+// pass gives the gate gradients <source, x>.
 //
 // Arrays are images in channels-last order, [height * width, channels]. Every kernel is serial; the caller runs the images of a
 // batch in parallel and adds what they return in the order of the images, so that sums do not depend on the number of threads.
@@ -36,8 +36,7 @@ using NodeForward = void(const Sources<T>& sources, const T* bias, T* y, const I
 
 // gate_grad [num] += sum source x; null if not wanted, then x, the node's value, may be null too.
 template <class T>
-using NodeBackward = void(const Sources<T>& sources, const T* x, T* dx, double* gate_grad, const ImageShape& shape,
-                          T* workspace);
+using NodeBackward = void(const Sources<T>& sources, const T* x, T* dx, double* gate_grad, const ImageShape& shape, T* workspace);
 
 // mean [channels] and m2 [channels], the sum of squared distances from it, over the pixels of one image.
 template <class T>

@@ -10,9 +10,9 @@
 // no tests at the border. In a frame [frame_side(height), frame_side(width), channels] the image begins size/2 pixels from the
 // corner. Frames and images of a batch follow each other.
 //
-// Weights are packed as [r, s, in, out] for the forward pass, and so is the weight gradient. For the input gradient they are packed
-// phase by phase: the pixels with h % stride = a and w % stride = b take the taps of phase (a, b) only. Phases follow each other,
-// each [taps of rows, taps of columns, out, in] with falling r and s. With stride 1 that is one phase, the weight rotated.
+// Weights are packed as [r, s, in, out] for the forward pass, and so is the weight gradient. For the input gradient they are
+// packed phase by phase: the pixels with h % stride = a and w % stride = b take the taps of phase (a, b) only. Phases follow each
+// other, each [taps of rows, taps of columns, out, in] with falling r and s. With stride 1 that is one phase, the weight rotated.
 #pragma once
 
 #include <cstdint>
@@ -72,7 +72,8 @@ using FrameGradient = void(const OutputGradient<T>& gradient, T* frames, const I
 
 // dx = the gradient of p, or dx += with `add`; dp of p's shape.
 template <class T>
-using InputGradientBefore = void(const T* dp, const T* x, T* dx, const ImageShape& shape, int64_t images, Before before, bool add);
+using InputGradientBefore = void(const T* dp, const T* x, T* dx, const ImageShape& shape, int64_t images, Before before,
+                                 bool add);
 
 template <class T>
 using Convolve = void(const T* frames, const T* weight, T* z, const ConvolutionShape& shape, int64_t images);

@@ -10,9 +10,8 @@
 
 #include <cstdint>
 
-#include "host_device.h"
-
 #include "cell.h"
+#include "host_device.h"
 
 namespace advnas {
 

@@ -54,7 +54,8 @@ void expect(const char* what, const std::vector<T>& actual, const std::vector<do
   ok ? ++passed : ++failed;
 }
 
-// What the sums go over: calls body(output pixel, tap, input pixel) for every pixel of an output and every tap whose pixel exists.
+// What the sums go over: calls body(output pixel, tap, input pixel) for every pixel of an output and every tap whose pixel
+// exists.
 template <class Body>
 void for_taps(const ConvolutionShape& at, int64_t dilation, const Body& body) {
   const int64_t p = at.size / 2 * dilation;
@@ -110,7 +111,8 @@ std::vector<double> plain_before_gradient(const std::vector<double>& dp, const s
           dx[i] = before == Before::kRelu && !(x[i] > 0) ? 0 : dp[i];
           continue;
         }
-        const int64_t rows = std::min<int64_t>(2, shape.height - h / 2 * 2), columns = std::min<int64_t>(2, shape.width - w / 2 * 2);
+        const int64_t rows = std::min<int64_t>(2, shape.height - h / 2 * 2),
+                      columns = std::min<int64_t>(2, shape.width - w / 2 * 2);
         dx[i] = dp[(h / 2 * inner.width + w / 2) * shape.channels + c] / double(rows * columns);
       }
   return dx;

@@ -1,6 +1,6 @@
-// Bound by memory, so each image is read once and written once, pixel by pixel in the order of the memory; pooled rows are made in
-// the first-level cache first. Sums over pixels are taken in T over a row or a run of kRun pixels and then in double, so that the
-// error does not grow with the image.
+// Bound by memory, so each image is read once and written once, pixel by pixel in the order of the memory; pooled rows are made
+// in the first-level cache first. Sums over pixels are taken in T over a row or a run of kRun pixels and then in double, so that
+// the error does not grow with the image.
 #include "../cell.h"
 
 #include "channels.h"
@@ -129,8 +129,8 @@ class Rows {
       const T* rows[kMost];
       const int64_t num = sources_.num - first < kMost ? sources_.num - first : kMost;
       for (int64_t k = 0; k < num; ++k) {
-        rows[k] = sources_.pooled[first + k] ? pooled_row(first + k)
-                                             : sources_.image[first + k] + h_ * shape_.width * shape_.channels;
+        rows[k] =
+            sources_.pooled[first + k] ? pooled_row(first + k) : sources_.image[first + k] + h_ * shape_.width * shape_.channels;
       }
       const Call call{num, rows, sources_.scale + first, bias, out, x, product + (x != nullptr ? first : 0)};
       if (start == Start::kBias) with_products<Start::kBias>(call);

@@ -95,9 +95,15 @@ inline int64_t pixels(const ConvolutionShape& shape, int64_t images) { return im
 // The products of a frame with all taps, for output pixels of the given stride.
 inline Walk forward_walk(const ConvolutionShape& shape) {
   const int64_t row = frame_side(shape.width, shape.size) * shape.in;
-  return {shape.out_height(), shape.out_width(), shape.size,
-          shape.size,         shape.in,          shape.out,
-          row,                shape.stride * shape.in, shape.out_width() * shape.out,
+  return {shape.out_height(),
+          shape.out_width(),
+          shape.size,
+          shape.size,
+          shape.in,
+          shape.out,
+          row,
+          shape.stride * shape.in,
+          shape.out_width() * shape.out,
           shape.out};
 }
 
@@ -148,8 +154,7 @@ void frame_gradient(const OutputGradient<T>& gradient, T* frames, const ImageSha
 
 template <class T>
 void input_gradient(const T* dp, const T* x, T* dx, const ImageShape& shape, int64_t images, Before before, bool add) {
-  add ? put_input_gradient<true>(dp, x, dx, shape, images, before)
-      : put_input_gradient<false>(dp, x, dx, shape, images, before);
+  add ? put_input_gradient<true>(dp, x, dx, shape, images, before) : put_input_gradient<false>(dp, x, dx, shape, images, before);
 }
 
 template <class T>
@@ -171,8 +176,15 @@ void convolve_input_gradient(const T* dz_frames, const T* weight, T* dp, const C
     const Phase down = phase_of(a, shape.size, stride);
     for (int64_t b = 0; b < stride; ++b) {
       const Phase across = phase_of(b, shape.size, stride);
-      const Walk walk{(shape.height - a + stride - 1) / stride, (shape.width - b + stride - 1) / stride,
-                      down.taps,        across.taps, shape.out, shape.in, row, shape.out, stride * out_row,
+      const Walk walk{(shape.height - a + stride - 1) / stride,
+                      (shape.width - b + stride - 1) / stride,
+                      down.taps,
+                      across.taps,
+                      shape.out,
+                      shape.in,
+                      row,
+                      shape.out,
+                      stride * out_row,
                       stride * shape.in};
       const T* const first = dz_frames + (border + down.offset) * row + (border + across.offset) * shape.out;
       for (int64_t n = 0; n < images; ++n) {
@@ -193,8 +205,8 @@ void convolve_weight_gradient(const T* frames, const T* dz_frames, T* dweight, c
   walk.out_row = frame_side(shape.out_width(), shape.size) * shape.out;
   for (int64_t n = 0; n < images; ++n) {
     weight_product(frames + n * frame_elements(shape.input(), shape.size),
-                   dz_frames + n * frame_elements(shape.output(), shape.size) + border * (walk.out_row + shape.out), dweight, walk,
-                   shape.stride * walk.row);
+                   dz_frames + n * frame_elements(shape.output(), shape.size) + border * (walk.out_row + shape.out), dweight,
+                   walk, shape.stride * walk.row);
   }
 }
 
