@@ -53,19 +53,13 @@ inline Row sum_images(const Row& partial, int64_t width) {
 }
 
 // The same in groups of images, each thread with its own workspace: body(range, first, images, workspace) after start(range).
-// From the last group to the first where `backwards`: passes that follow each other go to and fro, so that each begins with what
-// the one before it has left in the cache.
 template <class T, class Start, class Body>
-void for_groups(int64_t batch, int64_t group, bool backwards, int64_t workspace, const Start& start, const Body& body) {
+void for_groups(int64_t batch, int64_t group, int64_t workspace, const Start& start, const Body& body) {
   const at::Tensor spaces = empty_buffer({num_ranges(batch), workspace}, c10::CppTypeToScalarType<T>::value);
   for_ranges(batch, [&](int64_t range, int64_t begin, int64_t end) {
     T* const space = spaces.mutable_data_ptr<T>() + range * workspace;
     start(range);
-    const int64_t groups = (end - begin + group - 1) / group;
-    for (int64_t k = 0; k < groups; ++k) {
-      const int64_t first = begin + (backwards ? groups - 1 - k : k) * group;
-      body(range, first, std::min(group, end - first), space);
-    }
+    for (int64_t first = begin; first < end; first += group) body(range, first, std::min(group, end - first), space);
   });
 }
 

@@ -88,7 +88,7 @@ class Backward {
     for (const Leaving& out : leaving) workspace = std::max(workspace, out.convolver->workspace(group));
 
     for_groups<T>(
-        batch_, group, backwards_, workspace,
+        batch_, group, workspace,
         [&](int64_t range) {
           for (const Leaving& out : leaving) out.convolver->clear(range);
         },
@@ -110,7 +110,6 @@ class Backward {
           for (int64_t i = first; i < first + images; ++i) sum_arriving(arriving, node, i);
         });
 
-    backwards_ = !backwards_;
     const Row sums = sum_images(gate_partial, int64_t(gates.size()));
     for (size_t k = 0; k < gates.size() && wanted_.gates; ++k) {
       if (gates[k] >= 0) result_.gates[gates[k]] += sums[k];
@@ -216,7 +215,6 @@ class Backward {
   const Wanted& wanted_;
   const int64_t last_, batch_;
   const at::ScalarType type_;
-  bool backwards_ = false;
   std::vector<Tensor> gradient_;               // of each node
   std::vector<Coefficients<T>> coefficients_;  // of each convolution
   Gradients result_;

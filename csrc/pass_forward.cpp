@@ -97,7 +97,7 @@ Gathered<T> gather(const Pass& pass, int64_t node, Row& bias) {
 }
 
 template <class T>
-void run_node(Pass& pass, int64_t node, bool backwards) {
+void run_node(Pass& pass, int64_t node) {
   const auto& kernels = cpu::kernels<T>();
   const auto type = pass.nodes[0].scalar_type();
   const int64_t batch = pass.nodes[0].size(0);
@@ -129,7 +129,7 @@ void run_node(Pass& pass, int64_t node, bool backwards) {
   for (const Leaving& out : leaving) workspace = std::max(workspace, out.convolver->workspace(group));
 
   for_groups<T>(
-      batch, group, backwards, workspace, [](int64_t) {},
+      batch, group, workspace, [](int64_t) {},
       [&](int64_t, int64_t first, int64_t images, T* space) {
         for (int64_t i = first; node > 0 && i < first + images; ++i) {
           sources.with_image(i, [&](const Sources<T>& of_image) {
@@ -199,11 +199,8 @@ void run_forward(Pass& pass) {
   pass.nodes.resize(pass.plan.num_nodes);
   pass.z.resize(pass.convolutions.size());
   AT_DISPATCH_FLOATING_TYPES(pass.nodes[0].scalar_type(), "cell_forward", [&] {
-    bool backwards = false;
     for (int64_t node = 0; node < pass.plan.num_nodes; ++node) {
-      if (!pass.plan.live[node]) continue;
-      run_node<scalar_t>(pass, node, backwards);
-      backwards = !backwards;
+      if (pass.plan.live[node]) run_node<scalar_t>(pass, node);
     }
   });
 }
