@@ -35,12 +35,13 @@ test-python: $(VENV)/.built
 # The kernels without torch and under sanitizers: the CPU ones for each instruction set that this machine runs, the CUDA ones on the host.
 SANITIZED := $(CXX) -std=c++20 -O1 -g -fsanitize=address,undefined -Wall -Wextra -Wno-psabi
 ISAS := baseline $(shell grep -qw avx2 /proc/cpuinfo && echo avx2) $(shell grep -qw avx512vl /proc/cpuinfo && echo avx512)
+TESTED_KERNELS := $(filter-out %/isa.cpp %/gate.cpp,$(wildcard csrc/kernels/cpu/*.cpp))
 ISA_FLAGS_avx2 := -mavx2 -mfma
 ISA_FLAGS_avx512 := -mavx512f -mavx512bw -mavx512vl -mfma
 
 build/native/%: tests/native/test_kernels.cpp $(NATIVE)
 	@mkdir -p $(@D)
-	$(SANITIZED) $(ISA_FLAGS_$*) -DADVNAS_ISA=$* $< $(filter-out %/isa.cpp %/gate.cpp,$(wildcard csrc/kernels/cpu/*.cpp)) -o $@
+	$(SANITIZED) $(ISA_FLAGS_$*) -DADVNAS_ISA=$* $< $(TESTED_KERNELS) -o $@
 
 build/shim/%: tests/cuda_shim/test_%.cpp tests/cuda_shim/cuda_runtime.h $(NATIVE)
 	@mkdir -p $(@D)
@@ -64,7 +65,7 @@ isa-tools:
 build/isa/%: tests/native/test_kernels.cpp $(NATIVE) | isa-tools
 	@mkdir -p $(@D)
 	$(or $(ISA_TARGET_$*),x86_64)-linux-gnu-g++ -std=c++20 -O2 -static -Wall -Wextra -Wno-psabi $(ISA_FLAGS_$*) -DADVNAS_ISA=$* \
-	  $< $(filter-out %/isa.cpp %/gate.cpp,$(wildcard csrc/kernels/cpu/*.cpp)) -o $@
+	  $< $(TESTED_KERNELS) -o $@
 
 test-isa: $(ISA_BINARIES)  ## the kernels for CPUs that this machine is not, under qemu
 	@echo "kernels, baseline, x86-64 without AVX" && $(OLD_CPU) build/isa/baseline

@@ -51,17 +51,25 @@ class AvgPool(nn.Module):
 
 
 class ReLUConvBN(nn.Module):
-    """ReLU, convolution that keeps the image size, batch norm.
+    """ReLU, convolution padded by half its size, batch norm.
 
     The convolution has a bias exactly where batch norm has none (``affine=False``). Batch statistics cancel it.
     """
 
-    def __init__(self, channels: int, kernel_size: int, affine: bool, track_running_stats: bool) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+    ) -> None:
         super().__init__()
         self.op = nn.Sequential(
             nn.ReLU(),
-            nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, bias=not affine),
-            nn.BatchNorm2d(channels, affine=affine, track_running_stats=track_running_stats),
+            nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=not affine),
+            nn.BatchNorm2d(out_channels, affine=affine, track_running_stats=track_running_stats),
         )
 
     def steps(self) -> Sequence[Step]:
@@ -116,8 +124,8 @@ class Discarded(nn.Module):
 OPERATIONS: dict[str, Callable[[int, bool, bool], nn.Module]] = {
     "none": lambda channels, affine, track: Zero(),
     "skip_connect": lambda channels, affine, track: Identity(),
-    "nor_conv_1x1": lambda channels, affine, track: ReLUConvBN(channels, 1, affine, track),
-    "nor_conv_3x3": lambda channels, affine, track: ReLUConvBN(channels, 3, affine, track),
+    "nor_conv_1x1": lambda channels, affine, track: ReLUConvBN(channels, channels, 1, 1, affine, track),
+    "nor_conv_3x3": lambda channels, affine, track: ReLUConvBN(channels, channels, 3, 1, affine, track),
     "avg_pool_3x3": lambda channels, affine, track: AvgPool(),
     "sep_conv_3x3": lambda channels, affine, track: SeparableConv(channels, 3, 1, 2, affine, track),
     "sep_conv_5x5": lambda channels, affine, track: SeparableConv(channels, 5, 1, 2, affine, track),

@@ -83,9 +83,8 @@ def live_edges(ops: list[int]) -> list[int]:
     """The edges of a path that run: not the zero operation, and into a node from which the output is reached."""
     reaches = {NUM_NODES - 1}
     live = []
-    for edge in reversed(
-        range(len(EDGES))
-    ):  # in reverse, every consumer of a node is seen before what the node consumes
+    # In reverse, every consumer of a node is seen before what the node consumes.
+    for edge in reversed(range(len(EDGES))):
         target, source = EDGES[edge]
         if target in reaches and ops[edge] != ZERO_OP:
             reaches.add(source)

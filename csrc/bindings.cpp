@@ -1,7 +1,5 @@
 // Python module advnas_ext._C: every native entry point, a line each. The operators of torch.ops.advnas_ext are registered where
 // they are defined (gate.cpp).
-// Python module advnas_ext._C: every native entry point, a line each. The operators of torch.ops.advnas_ext are registered where
-// they are defined (gate.cpp).
 #include <torch/csrc/utils/pybind.h>
 
 #include "cell.h"

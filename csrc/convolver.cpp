@@ -54,7 +54,6 @@ class Dense final : public Convolver<T> {
     out_frame_ = frame_elements(shape_.output(), shape_.size);
   }
 
-  ImageShape output() const override { return shape_.output(); }
   int64_t group() const override { return winograd_ ? strip_images(shape_) : 1; }
   int64_t workspace(int64_t images) const override {
     const int64_t strips = winograd_ ? std::max(winograd_workspace(shape_), winograd_workspace(gradient_shape_)) : 0;
@@ -142,7 +141,6 @@ class Separable final : public Convolver<T> {
         pointwise_{x.height, x.width, x.channels, weight_.size(0), 1, 1},
         frame_(frame_elements(x, depthwise_.extent())) {}
 
-  ImageShape output() const override { return pointwise_.output(); }
   int64_t group() const override { return 1; }
   int64_t workspace(int64_t images) const override {
     return images * (2 * frame_ + 2 * elements(pointwise_.input()) + elements(pointwise_.output()));

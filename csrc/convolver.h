@@ -12,7 +12,7 @@ namespace advnas {
 
 inline ImageShape output_shape(const ImageShape& x, const Piece& piece, int64_t out_channels) {
   const ImageShape inner = shape_before(x, piece.before);
-  return {(inner.height + piece.stride - 1) / piece.stride, (inner.width + piece.stride - 1) / piece.stride, out_channels};
+  return ConvolutionShape{inner.height, inner.width, x.channels, out_channels, 1, piece.stride}.output();
 }
 
 template <class T>
@@ -20,7 +20,6 @@ class Convolver {
  public:
   virtual ~Convolver() = default;
 
-  virtual ImageShape output() const = 0;
   // How many images it likes to take at once.
   virtual int64_t group() const = 0;
   // Elements of workspace that so many images need, in either pass.

@@ -120,7 +120,7 @@ void run_node(Pass& pass, int64_t node) {
     auto convolver = make_convolver<T>(shape, term.piece, pass.convolutions[term.convolution]);
     convolver->prepare_forward();
     group = std::max(group, convolver->group());
-    const ImageShape out = convolver->output();
+    const ImageShape& out = pass.shapes[term.target];
     const bool summed = pass.convolutions[term.convolution].statistics == Statistics::kBatch;
     const size_t sums = summed ? size_t(batch * out.channels) : 0;
     Tensor& z = pass.z[term.convolution] = empty_images(batch, out, type);

@@ -77,10 +77,8 @@ def test_least_bytes_of_a_path(case):
 
     nothing, skip = [0] * 6, [0, 0, 0, 1, 0, 0]
     nodes = [4 * 2 * width * size**2 for width, size in ((4, 8), (8, 4), (16, 2))]
-    more = (
-        2 * sum(nodes),
-        3 * sum(nodes),
-    )  # the input read, the gradient written and read; in an architecture step the input again
+    # The input is read, the gradient written and read; in an architecture step the input is read again.
+    more = (2 * sum(nodes), 3 * sum(nodes))
     for to_gates in (False, True):
         added = least_bytes(skip, case, to_gates) - least_bytes(nothing, case, to_gates)
         assert added == more[to_gates] + sum(nodes)

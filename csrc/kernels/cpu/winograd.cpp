@@ -13,15 +13,28 @@ namespace {
 
 // One-dimensional transforms; results lie `step` apart.
 
+// B^T, a pair of results at a time, those that share their inputs d(0) ... d(5): results 0 and 5, 1 and 2, 3 and 4.
+constexpr auto kEnds = [](const auto& d, auto* first, auto* last) {
+  *first = 4 * d(0) - 5 * d(2) + d(4);
+  *last = 4 * d(1) - 5 * d(3) + d(5);
+};
+constexpr auto kOnes = [](const auto& d, auto* plus, auto* minus) {
+  const auto even = d(4) - 4 * d(2), odd = d(3) - 4 * d(1);
+  *plus = even + odd;
+  *minus = even - odd;
+};
+constexpr auto kTwos = [](const auto& d, auto* plus, auto* minus) {
+  const auto even = d(4) - d(2), odd = 2 * (d(3) - d(1));
+  *plus = even + odd;
+  *minus = even - odd;
+};
+
 template <class V>
 inline void input_1d(const V* x, V* o) {
-  const V near1 = x[4] - 4 * x[2], far1 = x[3] - 4 * x[1], near2 = x[4] - x[2], far2 = 2 * (x[3] - x[1]);
-  o[0] = 4 * x[0] - 5 * x[2] + x[4];
-  o[1] = near1 + far1;
-  o[2] = near1 - far1;
-  o[3] = near2 + far2;
-  o[4] = near2 - far2;
-  o[5] = 4 * x[1] - 5 * x[3] + x[5];
+  const auto d = [x](int i) { return x[i]; };
+  kEnds(d, o, o + 5);
+  kOnes(d, o + 1, o + 2);
+  kTwos(d, o + 3, o + 4);
 }
 
 // The same on one row, into places that lie apart.
@@ -105,20 +118,9 @@ void transform(const T* frames, T* places, const Strip& strip, int64_t channels,
         store_line(one, places + c + first * 6 * place, place);
         store_line(two, places + c + second * 6 * place, place);
       };
-      rows(0, 5, [](const auto& d, V* one, V* two) {
-        *one = 4 * d(0) - 5 * d(2) + d(4);
-        *two = 4 * d(1) - 5 * d(3) + d(5);
-      });
-      rows(1, 2, [](const auto& d, V* one, V* two) {
-        const V near = d(4) - 4 * d(2), far = d(3) - 4 * d(1);
-        *one = near + far;
-        *two = near - far;
-      });
-      rows(3, 4, [](const auto& d, V* one, V* two) {
-        const V near = d(4) - d(2), far = 2 * (d(3) - d(1));
-        *one = near + far;
-        *two = near - far;
-      });
+      rows(0, 5, kEnds);
+      rows(1, 2, kOnes);
+      rows(3, 4, kTwos);
     });
     places += channels;
   });

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from advnas_ext import NAS_BENCH_201, OnePathCell, Path
-from advnas_ext.native import Before, Graph, Step, convolution, runs_natively
+from advnas_ext.native import Before, Graph, convolution, runs_natively
+from advnas_ext.operations import ReLUConvBN
 
 OPS = NAS_BENCH_201
 NUM_NODES = 4
@@ -65,30 +66,13 @@ def format_arch(ops: Tensor) -> str:
     return "+".join(f"|{node}" for node in nodes)
 
 
-class _ReLUConvBN(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        super().__init__()
-        self.op = nn.Sequential(
-            nn.ReLU(),
-            nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels),
-        )
-
-    def steps(self) -> list[Step]:
-        _, conv, norm = self.op
-        return [convolution(Before.RELU, conv, norm)]  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
-
-
 class Reduction(nn.Module):
     """The residual block between stages: halves the image, doubles the channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv_a = _ReLUConvBN(channels, 2 * channels, stride=2)
-        self.conv_b = _ReLUConvBN(2 * channels, 2 * channels, stride=1)
+        self.conv_a = ReLUConvBN(channels, 2 * channels, 3, stride=2)
+        self.conv_b = ReLUConvBN(2 * channels, 2 * channels, 3)
         # ceil_mode: an odd size is rounded up by conv_a.
         pool = nn.AvgPool2d(2, stride=2, ceil_mode=True)
         self.downsample = nn.Sequential(pool, nn.Conv2d(channels, 2 * channels, 1, bias=False))
