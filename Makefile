@@ -7,7 +7,7 @@ FORMATTED := $(shell git ls-files 'csrc/*' 'tests/*' 'benchmarks/*' | grep -E '\
 RUN := runs/digits
 
 .DEFAULT_GOAL := help
-.PHONY: help build search test test-python test-native test-isa isa-tools lint format bench bench-cpu clean
+.PHONY: help build search test test-python test-native test-isa isa-tools lint format bench bench-cpu paper-toy clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 | \2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -93,6 +93,9 @@ bench: $(VENV)/.built  ## time every fused piece beside plain PyTorch (under 4 m
 bench-cpu: $(VENV)/.built  ## time whole steps beside xautodl, plain PyTorch and bare convolutions; writes benchmarks/results
 	$(BIN)/pip install --quiet --no-deps --requirement benchmarks/requirements.txt
 	$(BIN)/python benchmarks/cpu.py
+
+paper-toy: $(VENV)/.built  ## the paper's toy regression, all estimators (8 minutes); writes benchmarks/results
+	$(BIN)/python benchmarks/paper_toy.py
 
 clean:  ## remove .venv and everything built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks .coverage advnas_ext/_C*.so advnas_ext/_build.json

@@ -7,25 +7,29 @@ and candidate operation k is channel k; then comes a fixed 4x4 convolution to on
 A teacher has one random operation at each position; the student shares all weights and learns the operations from the mean squared
 error on batches of 100. In a trial all methods have the same weights, teacher and batches.
 
-Writes results.csv (100 x the loss of the argmax architecture) and losses.svg (median and quartiles over the trials) to --out.
+Writes paper-toy.csv and paper-toy.svg, the median and the quartiles over the trials of 100 x the loss of the argmax architecture,
+and prints the medians beside those of the paper's code.
 """
 
 from __future__ import annotations
 
 import csv
-import statistics
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, Literal, get_args
 
 import matplotlib
 import torch
 import tyro
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import mse_loss
@@ -34,27 +38,46 @@ from advnas_ext import ESTIMATORS, Path
 
 POSITIONS, OPS, IMAGE, KERNEL, MAP = 10, 10, 13, 7, 4
 SHOWN = (100, 200, 400, 600)
+CIRCLE: dict[str, Any] = {"linestyle": "", "marker": "o", "markerfacecolor": "white", "markersize": 5}
 
-# Label: estimator, its settings, and what the paper's code gave at the steps SHOWN (medians of 6 trials, other teachers).
-METHODS: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
-    "REINFORCE": ("reinforce", {}, (1.90, 1.60, 0.99, 0.85)),
-    "PARSEC": ("parsec", {}, (3.5, 4.2, 3.7, 4.0)),
-    "GDAS": ("gdas", {"unpicked": "sum"}, (1.66, 0.64, 0.10, 0.23)),
-    "ProxylessNAS": ("proxyless", {}, (0.92, 0.65, 0.30, 0)),
-    "SNAS": ("snas", {}, (0.43, 0.13, 0.13, 0.13)),
-    "AdvantageNAS": ("advantage", {}, (0.37, 0.40, 0, 0.21)),
-    "DARTS": ("darts", {}, (0.15, 0.16, 0.18, 0.13)),
-    "NASP": ("nasp", {}, (0, 0, 0, 0)),
+Name = Literal["REINFORCE", "PARSEC", "GDAS", "ProxylessNAS", "SNAS", "AdvantageNAS", "DARTS", "NASP"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """An estimator and its settings.
+
+    Attributes:
+        paper: what the paper's code gave at the steps SHOWN: medians of 6 trials with other weights and teachers.
+    """
+
+    estimator: str
+    color: str
+    paper: tuple[float, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+# Colours of Okabe & Ito, told apart by colour-blind readers too.
+METHODS: dict[Name, Method] = {
+    "REINFORCE": Method("reinforce", "#E69F00", (1.90, 1.60, 0.99, 0.85)),
+    "PARSEC": Method("parsec", "#999999", (3.5, 4.2, 3.7, 4.0)),
+    "GDAS": Method("gdas", "#CC79A7", (1.66, 0.64, 0.10, 0.23), {"unpicked": "sum"}),
+    "ProxylessNAS": Method("proxyless", "#56B4E9", (0.92, 0.65, 0.30, 0)),
+    "SNAS": Method("snas", "#009E73", (0.43, 0.13, 0.13, 0.13)),
+    "AdvantageNAS": Method("advantage", "#D55E00", (0.37, 0.40, 0, 0.21)),
+    "DARTS": Method("darts", "#0072B2", (0.15, 0.16, 0.18, 0.13)),
+    "NASP": Method("nasp", "#000000", (0, 0, 0, 0)),
 }
 
 
 @dataclass
 class Settings:
-    trials: int = 6
+    methods: tuple[Name, ...] = get_args(Name)
+    trials: int = 12
     """Teachers."""
     steps: int = 2000
     """Steps of the logits."""
-    every: int = 10
+    every: int = 20
     """Steps between two measurements of the argmax architecture."""
     batch_size: int = 100
     lr: float = 1e-3
@@ -62,8 +85,8 @@ class Settings:
     held_out: int = 1000
     """Images on which architectures are measured."""
     seed: int = 0
-    out: FilePath = FilePath("runs/paper-toy")
-    """Folder of results.csv and losses.svg."""
+    out: FilePath = FilePath(__file__).parent / "results"
+    """Folder of paper-toy.csv and paper-toy.svg."""
 
 
 class Toy:
@@ -73,6 +96,7 @@ class Toy:
         first: [POSITIONS, OPS, KERNEL * KERNEL], the candidate operations.
         second: [MAP * MAP, POSITIONS], the convolution after each position, over POSITIONS.
         teacher: int64 [POSITIONS].
+        path_seed: of the paths that the estimators draw.
     """
 
     def __init__(self, seed: int, held_out: int) -> None:
@@ -80,6 +104,7 @@ class Toy:
         self.first = torch.randn(POSITIONS, OPS, KERNEL**2, generator=generator) / KERNEL
         self.second = torch.randn(MAP**2, POSITIONS, generator=generator) / MAP / POSITIONS
         self.teacher = torch.randint(OPS, (POSITIONS,), generator=generator)
+        self.path_seed = int(torch.randint(2**31, (), generator=generator))
         self.held_out = self.patches(generator, held_out)
         self._batch_state = generator.get_state()
         self._known: dict[tuple[int, ...], float] = {}
@@ -116,12 +141,12 @@ class Toy:
         return self._known[key]
 
 
-def search(toy: Toy, method: str, settings: Settings, seed: int) -> Iterator[tuple[int, float]]:
+def search(toy: Toy, method: Method, settings: Settings) -> Iterator[tuple[int, float]]:
     """(step, 100 x the loss of the argmax architecture), before the first step and after every ``settings.every``."""
-    name, own, _ = METHODS[method]
-    estimator = ESTIMATORS[name](POSITIONS, OPS, total_steps=settings.steps, **own)
+    kind = ESTIMATORS[method.estimator]
+    estimator = kind(POSITIONS, OPS, total_steps=settings.steps, **method.settings)
     optimizer = torch.optim.Adam([estimator.logits], lr=settings.lr, betas=(0.9, 0.999))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(toy.path_seed)
     batches = toy.batches(settings.batch_size)
     for step in range(settings.steps + 1):
         if step % settings.every == 0:
@@ -135,75 +160,122 @@ def search(toy: Toy, method: str, settings: Settings, seed: int) -> Iterator[tup
         estimator.after_step(path)
 
 
-Results = dict[str, dict[int, list[float]]]  # method, step: a value for each trial
+@dataclass(frozen=True)
+class Quartiles:
+    low: float
+    median: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Quartiles:
+        levels = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+        return cls(*torch.quantile(torch.tensor(values, dtype=torch.float64), levels).tolist())
 
 
-def run(settings: Settings) -> Results:
-    results: Results = {method: {} for method in METHODS}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
-        bar = progress.add_task("", total=settings.trials * len(METHODS) * (settings.steps // settings.every + 1))
+Curves = dict[Name, dict[int, Quartiles]]  # by method and step
+
+
+def run(settings: Settings) -> Curves:
+    losses: dict[Name, dict[int, list[float]]] = {name: {} for name in settings.methods}
+    columns = (
+        TextColumn("{task.description:24}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, speed_estimate_period=120) as progress:
+        total = settings.trials * len(losses) * (settings.steps // settings.every + 1)
+        bar = progress.add_task("", total=total)
         for trial in range(settings.trials):
             toy = Toy(settings.seed + trial, settings.held_out)
-            for method in METHODS:
-                progress.update(bar, description=f"trial {trial + 1}: {method}")
-                for step, loss in search(toy, method, settings, settings.seed + trial):
-                    results[method].setdefault(step, []).append(loss)
+            for name in losses:
+                progress.update(bar, description=f"trial {trial + 1}: {name}")
+                for step, loss in search(toy, METHODS[name], settings):
+                    losses[name].setdefault(step, []).append(loss)
                     progress.advance(bar)
-    return results
+    return {name: {step: Quartiles.of(values) for step, values in curve.items()} for name, curve in losses.items()}
 
 
-def write_csv(results: Results, path: FilePath) -> None:
+def write_csv(curves: Curves, path: FilePath) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["method", "step", "trial", "loss_times_100"])
-        for method, curve in results.items():
-            for step, losses in curve.items():
-                writer.writerows([method, step, trial, f"{loss:.6g}"] for trial, loss in enumerate(losses))
+        writer.writerow(["method", "step", "low_quartile", "median", "high_quartile"])
+        for name, curve in curves.items():
+            for step, loss in curve.items():
+                writer.writerow([name, step, *(f"{value:.3g}" for value in (loss.low, loss.median, loss.high))])
 
 
-def draw(results: Results, path: FilePath) -> None:
+def draw(curves: Curves, path: FilePath) -> None:
+    """A panel for each method; the axes show square roots, which spread out small numbers and still have a place for 0."""
     matplotlib.rcParams["svg.hashsalt"] = "paper-toy"  # the same results give the same file
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for method, curve in results.items():
-        steps = list(curve)
-        values = torch.tensor(list(curve.values()))
-        low, median, high = torch.quantile(values, torch.tensor([0.25, 0.5, 0.75]), dim=1)
-        (line,) = axes.plot(steps, median, label=method, linewidth=2 if method == "AdvantageNAS" else 1.2)
-        axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-    axes.set(xlabel="step", ylabel="100 x loss of the argmax architecture", ylim=(0, None))
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False)
+    columns = min(len(curves), 4)
+    rows = -(-len(curves) // columns)
+    figure = Figure(figsize=(10, 2.4 * rows + 0.8), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    for axes, name in zip(panels, curves, strict=False):
+        _panel(axes, name, curves)
+    for axes in list(panels)[len(curves) :]:
+        axes.set_visible(False)
+    figure.supxlabel("step", fontsize=11)
+    figure.supylabel("100 x loss of the argmax architecture", fontsize=11)
+    gray = "#666666"
+    legend = {
+        "median": Line2D([], [], color=gray, linewidth=1.8),
+        "from quartile to quartile": Patch(color=gray, alpha=0.25, linewidth=0),
+        "the paper's code, medians of 6 other trials": Line2D([], [], color=gray, **CIRCLE),
+    }
+    figure.legend(list(legend.values()), list(legend), loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(path, metadata={"Date": None})
 
 
-def table(results: Results, trials: int) -> Table:
-    last = max(next(iter(results.values())))
-    steps = [step for step in SHOWN if step in results["NASP"]]
-    made = Table(
-        title=f"100 x loss of the argmax architecture at a step, medians of {trials} trials; in brackets the paper's code",
-        box=SIMPLE,
-    )
-    made.add_column("method", no_wrap=True)
-    for step in [*steps, last]:
+def _panel(axes: Axes, name: Name, curves: Curves) -> None:
+    method, curve = METHODS[name], curves[name]
+    steps = list(curve)
+    low, median, high = zip(*((loss.low, loss.median, loss.high) for loss in curve.values()), strict=True)
+    axes.fill_between(steps, low, high, color=method.color, alpha=0.25, linewidth=0)
+    axes.plot(steps, median, color=method.color, linewidth=1.8)
+    for step, loss in zip(SHOWN, method.paper, strict=True):
+        if step <= steps[-1]:
+            axes.plot(step, loss, color=method.color, clip_on=False, zorder=3, **CIRCLE)
+    axes.set_title(name, color=method.color, fontweight="bold", fontsize=11)
+    roots = (lambda x: x.clip(0) ** 0.5, lambda x: x**2)
+    axes.set_xscale("function", functions=roots)
+    axes.set_yscale("function", functions=roots)
+    axes.set_xlim(0, max(steps[-1], 1))
+    axes.set_xticks([step for step in (0, 100, 500, 1000, 2000) if step <= steps[-1]])
+    axes.set_ylim(0, 5)
+    axes.set_yticks([0, 0.1, 0.5, 1, 2, 4], ["0", "0.1", "0.5", "1", "2", "4"])
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def table(curves: Curves) -> Table:
+    measured = list(next(iter(curves.values())))
+    steps = [step for step in measured if step in SHOWN or step == measured[-1]]
+    made = Table(box=SIMPLE, pad_edge=False)
+    made.add_column("after steps:", no_wrap=True)
+    for step in steps:
         made.add_column(str(step), justify="right", no_wrap=True)
-    for method, curve in results.items():
-        paper = dict(zip(SHOWN, METHODS[method][2], strict=True))
-        cells = [f"{statistics.median(curve[step]):.2f} ({paper[step]:.2f})" for step in steps]
-        made.add_row(method, *cells, f"{statistics.median(curve[last]):.2f}")
+    for name, curve in curves.items():
+        paper = {step: f" ({loss:.2f})" for step, loss in zip(SHOWN, METHODS[name].paper, strict=True)}
+        made.add_row(name, *(f"{curve[step].median:.2f}{paper.get(step, '')}" for step in steps))
     return made
 
 
 def main(settings: Settings) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # the tensors are too small for more
     settings.out.mkdir(parents=True, exist_ok=True)
-    results = run(settings)
-    write_csv(results, settings.out / "results.csv")
-    draw(results, settings.out / "losses.svg")
+    curves = run(settings)
+    write_csv(curves, settings.out / "paper-toy.csv")
+    draw(curves, settings.out / "paper-toy.svg")
     console = Console()
-    console.print(table(results, settings.trials))
-    console.print(f"{settings.out / 'results.csv'} and {settings.out / 'losses.svg'}")
+    console.print(
+        f"\n100 x loss of the argmax architecture, median of {settings.trials} trials\n(in brackets: the paper's code)"
+    )
+    console.print(table(curves))
+    console.print(f"{os.path.relpath(settings.out)}: paper-toy.csv, paper-toy.svg", soft_wrap=True)
 
 
 if __name__ == "__main__":

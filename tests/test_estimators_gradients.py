@@ -6,6 +6,7 @@ are linear in each row of m, as a supernet's loss is where it is linear in each 
 
 import itertools
 import math
+import statistics
 
 import pytest
 import torch
@@ -184,6 +185,33 @@ def test_snas_is_the_mean_pathwise_gradient(steps_done):
     torch.testing.assert_close(mean, grad_of(loss_on_the_same_noise), rtol=1e-8, atol=1e-9)
 
 
+def test_snas_is_the_gradient_of_the_expected_loss_over_the_noise():
+    """One edge, two operations: the difference of two Gumbel variables is logistic, so the expectation is an integral."""
+    estimator = at(SnasEstimator(1, 2, total_steps=10, dtype=torch.float64), LOGITS[:1, :2])
+    estimator.step.fill_(3)
+    generator = torch.Generator().manual_seed(0)
+
+    def loss_of(weights):
+        return weights[:, 0].exp().sum()
+
+    gradients = []
+    for path in (estimator.sample(generator) for _ in range(2000)):
+        loss = loss_of(path.gates)
+        loss.backward()
+        estimator.assign_grad(path, loss)
+        gradients.append(estimator.logits.grad[0, 0].item())
+
+    def integral(logits):
+        quantile = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+        weight = ((logits[0, 0] - logits[0, 1] + quantile.logit()) / estimator.temperature).sigmoid()
+        return loss_of(weight[:, None]) / 10_000
+
+    expected = grad_of(integral, LOGITS[:1, :2])[0, 0].item()
+    standard_error = statistics.stdev(gradients) / math.sqrt(len(gradients))
+    assert standard_error < 0.02 * abs(expected)
+    assert statistics.mean(gradients) == pytest.approx(expected, abs=2 * standard_error)
+
+
 OUTPUTS = torch.randn(EDGES, OPS, 4, generator=COEFFICIENTS, dtype=torch.float64)
 MIX = torch.randn(EDGES, 4, generator=COEFFICIENTS, dtype=torch.float64)
 
@@ -239,6 +267,29 @@ def test_proxyless_is_unbiased_within_the_pairs_for_multilinear_losses():
             path = Path(ops, torch.tensor([[1.0, 0.0]] * EDGES, dtype=torch.float64, requires_grad=True))
             mean += share.gather(1, first).prod() * written(at(ProxylessEstimator(**SIZE)), path, multilinear)
         equal(mean, grad_of(expectation))
+
+
+def test_proxyless_elsewhere_takes_the_gates_gradients_for_the_values_of_the_operations():
+    """Its defining expectation, for every pair: sum over the active ones of q_active (share(logits) . dL/dgates there)."""
+    for chosen in itertools.product(itertools.combinations(range(OPS), 2), repeat=EDGES):
+        pair = torch.tensor(chosen)
+        now = LOGITS.gather(1, pair).softmax(1)
+
+        def definition(logits, pair=pair, now=now):
+            total = 0
+            for active in itertools.product(range(2), repeat=EDGES):
+                first = torch.tensor(active)[:, None]
+                v = grad_of(curved, one_hot(pair.gather(1, first)[:, 0], OPS).double()).gather(1, pair)
+                total += now.gather(1, first).prod() * (logits.gather(1, pair).softmax(1) * v).sum()
+            return total
+
+        mean = 0
+        for active in itertools.product(range(2), repeat=EDGES):
+            first = torch.tensor(active)[:, None]
+            ops = torch.cat([pair.gather(1, first), pair.gather(1, 1 - first)], 1)
+            path = Path(ops, torch.tensor([[1.0, 0.0]] * EDGES, dtype=torch.float64, requires_grad=True))
+            mean += now.gather(1, first).prod() * written(at(ProxylessEstimator(**SIZE)), path, curved)
+        equal(mean, grad_of(definition))
 
 
 def test_nasp_is_the_gradient_of_every_gate_at_the_argmax():
@@ -329,6 +380,35 @@ def test_parsec_by_hand():
     estimator.assign_grad(Path.from_ops([1]), math.log(4))
     # w = (1/5, 4/5): 1/5 (3/4, -3/4) + 4/5 (-1/4, 1/4)
     assert estimator.logits.grad[0].tolist() == pytest.approx([-0.05, 0.05], rel=1e-5)
+
+
+def test_parsec_by_hand_for_8_samples():
+    estimator = at(ParsecEstimator(1, 2), torch.tensor([[0.0, math.log(3)]]))
+    for op, loss in ((0, 0.0), (0, 0.0), (1, math.log(7)), *((0, 0.0),) * 5):
+        assert estimator.logits.grad is None
+        estimator.assign_grad(Path.from_ops([op]), loss)
+    # w = 1/14 seven times and 1/2: 1/2 (3/4, -3/4) + 1/2 (-1/4, 1/4)
+    assert estimator.logits.grad[0].tolist() == pytest.approx([0.25, -0.25], rel=1e-5)
+
+
+def test_parsec_by_hand_with_losses_as_likelihoods():
+    estimator = at(ParsecEstimator(1, 2, num_samples=2, weighting="likelihood"), torch.tensor([[0.0, math.log(3)]]))
+    estimator.assign_grad(Path.from_ops([0]), 0.0)
+    estimator.assign_grad(Path.from_ops([1]), math.log(4))
+    # w = (4/5, 1/5): -4/5 (3/4, -3/4) - 1/5 (-1/4, 1/4)
+    assert estimator.logits.grad[0].tolist() == pytest.approx([-0.55, 0.55], rel=1e-5)
+
+
+def test_other_coefficients_of_the_moving_averages():
+    reinforce = at(ReinforceEstimator(1, 2, coefficient=0.5), torch.tensor([[0.0, 0.0]]))
+    advantage = AdvantageEstimator(1, 2, zero_op=0, coefficient=0.5)
+    for value in (1.0, 3.0):
+        path = Path.from_ops([1])
+        path.gates.grad = torch.tensor([[value]])
+        reinforce.assign_grad(path, value)
+        advantage.assign_grad(path, value)
+    assert reinforce.logits.grad.tolist() == [[-0.5, 0.5]]  # (3 - 2) / 2
+    assert advantage.average.tolist() == [[0, 2]]
 
 
 def test_zero_op_rule_step_by_step():

@@ -49,8 +49,9 @@ def draw(estimator, draws=DRAWS):
     [AdvantageEstimator, ReinforceEstimator, ParsecEstimator, GdasEstimator, SnasEstimator, RandomEstimator],
     ids=lambda kind: kind.__name__,
 )
-def test_frequencies_of_the_operations(estimator):
-    made = estimator(2, 4, total_steps=10)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_frequencies_of_the_operations(estimator, dtype):
+    made = estimator(2, 4, total_steps=10, dtype=dtype)
     made.logits.data.copy_(LOGITS)
     paths = draw(made)
     if estimator is SnasEstimator:
@@ -76,14 +77,22 @@ def test_frequencies_of_proxyless_pairs_and_active_operations():
         assert_frequencies([tuple(path.ops[edge].tolist()) for path in paths], expected)
 
 
-def test_gumbel_noise_of_relaxed_weights():
+@pytest.mark.parametrize("kind", [GdasEstimator, SnasEstimator])
+def test_gumbel_noise_of_relaxed_weights(kind):
     """The difference of two Gumbel variables has the logistic distribution."""
-    estimator = SnasEstimator(1, 2, total_steps=10, dtype=torch.float64)
+    estimator = kind(1, 2, total_steps=10, dtype=torch.float64)
     estimator.logits.data.copy_(torch.tensor([[0.3, -0.4]]))
     estimator.step.fill_(3)
     logs = torch.stack([path.weights[0].log() * path.temperature for path in draw(estimator)])
     differences = (logs[:, 0] - logs[:, 1] - 0.7).tolist()
     assert stats.kstest(differences, "logistic").pvalue > 0.01
+
+
+def test_frequencies_of_nasp_among_equal_logits():
+    estimator = NaspEstimator(2, 4)
+    estimator.logits.data.copy_(torch.tensor([[0.5, 0.2, 0.5, 0.5], [1.0, 0.0, 1.0, 0.3]]))
+    picked = [tuple(path.gates.argmax(1).tolist()) for path in draw(estimator)]
+    assert_frequencies(picked, dict.fromkeys(itertools.product((0, 2, 3), (0, 2)), 1 / 6))
 
 
 @pytest.mark.parametrize("name", RANDOM)
@@ -165,6 +174,19 @@ def test_snas_temperature_falls_as_a_cosine_and_stays_above_0():
     values = temperatures(SnasEstimator(2, 3, total_steps=4), 7)
     half = (1 + math.cos(math.pi / 4)) / 2, (1 + math.cos(3 * math.pi / 4)) / 2
     assert values == pytest.approx([1, half[0], 0.5, half[1], half[1], half[1], half[1]])
+
+
+@pytest.mark.parametrize("kind", [GdasEstimator, SnasEstimator])
+def test_only_after_step_moves_the_temperature(kind):
+    estimator = kind(2, 3, total_steps=4)
+    start = estimator.temperature
+    for _ in range(3):
+        path = estimator.sample()
+        path.gates.grad = torch.ones_like(path.gates)
+        estimator.assign_grad(path, 1.0)
+    assert estimator.temperature == start
+    estimator.after_step(path)
+    assert estimator.temperature < start
 
 
 @pytest.mark.parametrize("total_steps", [0, 1, 10**9])

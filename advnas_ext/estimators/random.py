@@ -1,4 +1,7 @@
-"""Uniform paths and no learning: random search, and supernet training in SPOS (Guo et al., ECCV 2020, arXiv 1904.00420)."""
+"""Uniform paths and no learning: random search, and supernet training in SPOS (Guo et al., ECCV 2020, arXiv 1904.00420).
+
+a_e uniform among the operations, whatever the logits;   no gradient
+"""
 
 from __future__ import annotations
 
