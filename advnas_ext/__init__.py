@@ -16,7 +16,9 @@ from advnas_ext.estimators import (
     ProxylessEstimator,
     RandomEstimator,
     ReinforceEstimator,
+    RlooEstimator,
     SnasEstimator,
+    SwapEstimator,
 )
 from advnas_ext.gate import gate
 from advnas_ext.operations import NAS_BENCH_201
@@ -38,6 +40,8 @@ __all__ = [
     "ProxylessEstimator",
     "RandomEstimator",
     "ReinforceEstimator",
+    "RlooEstimator",
     "SnasEstimator",
+    "SwapEstimator",
     "gate",
 ]

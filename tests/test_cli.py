@@ -117,6 +117,32 @@ def test_settings_of_the_estimator(advnas, tmp_path):
     assert settings_of(tmp_path / "run")["estimator_settings"] == {"num_samples": 2, "weighting": "likelihood"}
 
 
+def test_a_smaller_space_and_a_smaller_supernet(advnas, tmp_path):
+    flags = [
+        "--without",
+        "none",
+        "avg_pool_3x3",
+        "--image-size=4",
+        "--reduction=light",
+        "--judge-cells=1",
+        "--judge-steps=1",
+    ]
+    code, out, err = advnas("search", *TINY, *flags, "--out=run")
+    assert (code, err) == (0, "")
+    settings = settings_of(tmp_path / "run")
+    assert (settings["without"], settings["image_size"]) == (["none", "avg_pool_3x3"], 4)
+    assert (settings["reduction"], settings["judge_cells"]) == ("light", 1)
+    arch = json.loads((tmp_path / "run" / "result.json").read_text())["arch"]
+    assert arch in out
+    assert "none" not in arch
+    assert "avg" not in arch
+    assert {row["op"] for row in read(tmp_path / "run" / "logits.csv")} == {
+        "skip_connect",
+        "nor_conv_1x1",
+        "nor_conv_3x3",
+    }
+
+
 @pytest.mark.parametrize(
     "args, message",
     [
@@ -126,7 +152,7 @@ def test_settings_of_the_estimator(advnas, tmp_path):
         ),
         (["search", "--epochs", "many"], "--epochs: invalid literal for int"),
         (["search", "--epochs"], "Missing value for argument '--epochs'"),
-        (["search", "--epoch", "3"], "Unrecognized options: --epoch, 3; perhaps you meant --epochs"),
+        (["search", "--epoch", "3"], "Unrecognized options: --epoch, 3; perhaps you meant --epochs or "),
         (["search", "--preset", "quick"], "'quick'"),
         (["search", "--task", "language"], "task: language is not available yet: use image, got 'language'"),
         (["search", "--estimator", "adventage"], f"estimator: must be one of {', '.join(ESTIMATORS)}, got 'adventage'"),
@@ -143,6 +169,10 @@ def test_settings_of_the_estimator(advnas, tmp_path):
         (["retrain", "nothing"], "nothing: there is no result.json"),
         (["retrain", "--arch", "|x|"], "must have the form"),
         (["retrain", "--lr", "0", "--arch", CELL], "lr: Input should be greater than 0, got 0.0"),
+        (["search", "--reduction", "heavy"], "reduction: must be one of residual, light, got 'heavy'"),
+        (["search", "--without", "noise"], "without: must be operations among none, skip_connect"),
+        (["search", "--image-size", "0"], "image_size: Input should be greater than or equal to 1, got 0"),
+        (["lab"], "choose a measurement: advnas lab signal or advnas lab rank"),
         (["query"], "FILE"),
         (["query", "table.csv"], "give one of --arch and --top"),
         (["query", "table.csv", "--top", "1", "--arch", CELL], "give one of --arch and --top"),
@@ -150,7 +180,7 @@ def test_settings_of_the_estimator(advnas, tmp_path):
         (["query", "table.csv", "--top", "1", "--by", "speed"], "has no column 'speed'"),
         (["query", "table.csv", "--arch", CELL.replace("none", "nothing")], "unknown operation 'nothing'"),
         (["query", "none.csv", "--top", "1"], "none.csv: no such table"),
-        (["fly"], "no such command; choose among search, retrain, query, info"),
+        (["fly"], "no such command; choose among search, retrain, query, lab, info"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(advnas, table, tmp_path, args, message):
@@ -262,9 +292,13 @@ def test_a_signal_saves_and_the_run_goes_on(advnas, tmp_path, number):
         assert history_of(tmp_path / "run") == history_of(tmp_path / "whole")
 
 
+def read(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
 def history_of(folder):
-    with (folder / "history.csv").open() as file:
-        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in read(folder / "history.csv")]
 
 
 def test_ctrl_c_before_the_search_runs(advnas, monkeypatch):

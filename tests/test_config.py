@@ -10,6 +10,7 @@ def test_the_defaults_are_the_protocol_of_nas_bench_201():
     assert (config.weight_decay, config.grad_clip) == (5e-4, 5)
     assert (config.arch_lr, config.arch_betas, config.arch_weight_decay) == (3e-4, (0.5, 0.999), 1e-3)
     assert config.arch_init == 1e-3
+    assert (config.without, config.reduction, config.image_size, config.judge_cells) == ((), "residual", None, 0)
     config = RetrainConfig()
     assert (config.epochs, config.batch_size, config.channels, config.cells) == (200, 256, 16, 5)
     assert (config.lr, config.momentum, config.nesterov, config.weight_decay) == (0.1, 0.9, True, 5e-4)
@@ -33,6 +34,11 @@ def test_the_defaults_are_the_protocol_of_nas_bench_201():
         ("estimator", "adventage", "must be one of advantage"),
         ("space", "darts", "must be one of nasbench201"),
         ("data", "", "at least 1 character"),
+        ("reduction", "heavy", "must be one of residual, light"),
+        ("without", "none", "valid tuple"),
+        ("image_size", 0, "greater than or equal to 1"),
+        ("judge_cells", -1, "greater than or equal to 0"),
+        ("judge_steps", 0, "greater than or equal to 1"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_requirement(setting, value, requirement):
@@ -59,6 +65,8 @@ def test_the_yaml_of_a_configuration_makes_the_same_configuration(tmp_path):
         "lr_min": 1e-7,  # PyYAML writes and reads 1.0e-07; a hand-written 1e-7 is a string to it
         "steps_per_epoch": None,
         "nesterov": False,
+        "without": ("none", "avg_pool_3x3"),
+        "image_size": 16,
         "estimator_settings": {"coefficient": 0.1, "mode": "one"},
     }
     config = SearchConfig(**settings)

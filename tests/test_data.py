@@ -5,7 +5,7 @@ import torch
 
 from advnas import data
 from advnas.data import Augment, Batches, Images, evaluation_batches, split_halves
-from advnas.data.images import normalise, pixel_statistics
+from advnas.data.images import ImageData, normalise, pixel_statistics
 
 MEAN, STD = torch.tensor([0.2, 0.4, 0.6]), torch.tensor([0.1, 0.2, 0.3])
 
@@ -69,7 +69,7 @@ def test_unknown_name():
         data.load("cifar11")
 
 
-# Augmentation and normalisation
+# Augmentation
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -109,6 +109,47 @@ def test_augmentation_leaves_its_input_and_the_global_generator_alone():
     Augment(4, flip=True)(pixels, torch.Generator().manual_seed(0))
     assert torch.equal(pixels, before)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+# Smaller images
+
+
+def data_of(images, pad):
+    return ImageData(images, images, ("a", "b", "c", "d"), MEAN, STD, Augment(pad, flip=True))
+
+
+def test_resized_pixels_are_the_means_of_those_that_they_cover():
+    images = random_images(10, 8, 8)
+    small = images.resized(4)
+    assert small.pixels.shape == (10, 4, 4, 3)
+    assert small.pixels.dtype == torch.uint8
+    assert small.pixels.is_contiguous()
+    assert torch.equal(small.labels, images.labels)
+    expected = images.pixels.double().unflatten(2, (4, 2)).unflatten(1, (4, 2)).mean((2, 4))
+    assert (small.pixels - expected).abs().max() <= 0.5
+    odd = (
+        images.resized(3).pixels[:, 1, 0].double()
+    )  # rows 2 to 5, columns 0 to 2: whole pixels, where they overlap too
+    assert (odd - images.pixels[:, 2:6, 0:3].double().mean((1, 2))).abs().max() <= 0.5
+
+
+def test_many_images_are_resized_like_one():
+    images = Images(
+        torch.arange(4100)[:, None, None, None].fmod(256).to(torch.uint8).expand(-1, 4, 4, 1), torch.zeros(4100)
+    )
+    assert torch.equal(images.resized(2).pixels, images.pixels[:, :2, :2])
+
+
+@pytest.mark.parametrize("size, pad, expected", [(8, 4, 4), (4, 4, 2), (4, 3, 2), (5, 1, 1), (4, 0, 0)])
+def test_shifts_shrink_with_the_images(size, pad, expected):
+    small = data_of(random_images(4), pad).resized(size)
+    assert small.image_size == size
+    assert small.test.pixels.shape == (4, size, size, 3)
+    assert (small.augment.pad, small.augment.flip) == (expected, True)
+    assert torch.equal(small.mean, MEAN)
+
+
+# Normalisation
 
 
 @pytest.mark.parametrize("channels", [1, 3])

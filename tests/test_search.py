@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from advnas import checkpoint, data, search
+from advnas import checkpoint, data, judge, search
 from advnas.config import SearchConfig
 from advnas.report import Progress
 from advnas.search import SearchState
@@ -238,20 +238,29 @@ def test_the_warm_up_draws_uniformly_and_leaves_the_logits_alone(digits):
 
 
 def test_the_halves_are_disjoint_and_the_held_out_images_are_of_the_architecture_half(digits):
-    state = state_of(digits, batch_size=64, valid_batches=2)
+    state = state_of(digits, batch_size=64)
     weights, arch = set(state.weight_index.tolist()), set(state.arch_index.tolist())
     assert not weights & arch
     assert len(weights | arch) == len(digits.train)
-    assert set(state.held_out.tolist()) < arch
-    assert len(state.held_out) == 128
-    assert sorted(state.held_out.tolist()) != state.held_out.tolist()  # a mix of all classes
+    assert sorted(state.held_out.tolist()) == sorted(arch)
+    assert state.held_out[:128].sort().values.tolist() != sorted(arch)[:128]  # a mix of all classes
+
+
+def test_held_out_batches_are_the_first_ones_always(digits):
+    state = state_of(digits, batch_size=64)
+    everything = list(state.held_out_batches(1000))
+    assert sum(len(y) for _, y in everything) == len(state.arch_index)
+    for count in (1, 3, 1):
+        for (x, y), (same_x, same_y) in zip(state.held_out_batches(count), everything[:count], strict=True):
+            assert torch.equal(x, same_x)
+            assert torch.equal(y, same_y)
 
 
 def test_random_search_keeps_the_best_cell_that_it_drew(digits, monkeypatch):
     state = state_of(digits, estimator="random", epochs=2, steps_per_epoch=1)
     measured = {}
 
-    def evaluate(state, ops):
+    def evaluate(state, ops, batches):
         measured[tuple(ops.tolist())] = loss = float(ops.sum())
         return loss, 0.0
 
@@ -314,8 +323,234 @@ def test_evaluation_does_not_touch_the_weights(digits):
     state = state_of(digits)
     before = [p.clone() for p in state.network.parameters()]
     path = Path.from_ops(state.estimator.argmax())
-    loss, accuracy = search.evaluate(state, path.ops[:, 0])
-    x, y = next(iter(state.held_out_batches()))
-    assert loss == pytest.approx(cross_entropy(state.network(x, path), y).item(), rel=1e-5)
-    assert accuracy == pytest.approx((state.network(x, path).argmax(1) == y).float().mean().item())
+    loss, accuracy = search.evaluate(state, path.ops[:, 0], 3)
+    batches = list(state.held_out_batches(3))
+    y = torch.cat([y for _, y in batches])
+    scores = torch.cat([state.network(x, path) for x, _ in batches])  # batch norm sees a batch at a time
+    assert len(y) == 3 * TINY["batch_size"]
+    assert loss == pytest.approx(cross_entropy(scores, y).item(), rel=1e-5)
+    assert accuracy == pytest.approx((scores.argmax(1) == y).float().mean().item())
     assert all(torch.equal(old, new) for old, new in zip(before, state.network.parameters(), strict=True))
+
+
+# Paths that are measured on one batch
+
+
+def record(network):
+    """What the network is run on from now on: images and whether gradients of the gates are asked for."""
+    seen = []
+    network.register_forward_pre_hook(
+        lambda module, args: seen.append((args[0], args[1], torch.is_grad_enabled() and args[1].gates.requires_grad))
+    )
+    return seen
+
+
+def test_paths_that_belong_together_are_measured_on_one_batch(digits):
+    state = state_of(digits, estimator="rloo", estimator_settings={"num_samples": 3})
+    seen, logits = record(state.network), []
+    for _ in range(2):
+        search.architecture_step(state)
+        logits.append(state.estimator.logits.clone())
+    first, second = seen[:3], seen[3:]
+    assert len(second) == 3
+    assert all(x is first[0][0] for x, _, _ in first)
+    assert all(x is second[0][0] for x, _, _ in second)
+    assert not torch.equal(first[0][0], second[0][0])
+    assert not any(asked for _, _, asked in seen)
+    assert not torch.equal(*logits)  # a step of the logits for every batch
+    assert state.estimator.collected == 0
+    assert state.work == 2
+
+
+def test_paths_that_do_not_belong_together_have_batches_of_their_own(digits):
+    state = state_of(digits, estimator="parsec", estimator_settings={"num_samples": 2})
+    seen = record(state.network)
+    search.architecture_step(state)
+    assert torch.equal(state.estimator.logits, torch.tensor(state.logits[0]))
+    search.architecture_step(state)
+    assert not torch.equal(state.estimator.logits, torch.tensor(state.logits[0]))
+    assert not torch.equal(seen[0][0], seen[1][0])
+
+
+def test_a_weight_step_between_them_does_not_disturb_the_paths(digits):
+    """A weight step draws from the same estimator, which is between two groups then."""
+    state = state_of(digits, estimator="rloo")
+    for _ in range(3):
+        search.weight_step(state)
+        search.architecture_step(state)
+        assert state.estimator.collected == 0
+
+
+# The end of a search
+
+
+@pytest.fixture
+def searched(digits):
+    """A search whose best cell is known, without ``none``."""
+    state = state_of(digits, without=("none",), judge_cells=1, judge_steps=2)
+    state.best = [torch.tensor([3, 1, 2, 0, 1, 3])]
+    return state
+
+
+def judging_of(state, loss_of, monkeypatch):
+    """The judging of a search where the loss of every cell is known, and the cells that were measured."""
+    measured = []
+
+    def known(network, path, batches):
+        measured.append(path.ops[:, 0].tolist())
+        return loss_of(path.ops[:, 0]), 0.0
+
+    monkeypatch.setattr(judge, "measure", known)
+    return judge.Judging(state), measured
+
+
+def watch_judging(judging, file=None) -> Watch:
+    return Watch(
+        judging, Progress("judging", judging.rounds, {}), file, go_on="the command", record=lambda: {"epoch": 0}
+    )
+
+
+def test_neighbours_differ_on_one_edge():
+    ops = torch.tensor([3, 1, 2, 0, 1, 3])
+    cells = judge.neighbourhood(ops, 4)
+    assert cells.shape == (1 + 6 * 3, 6)
+    assert torch.equal(cells[0], ops)
+    assert ((cells[1:] != ops).sum(1) == 1).all()
+    assert len(cells.unique(dim=0)) == len(cells)
+    assert set(cells.flatten().tolist()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_judging_finds_the_cell_of_the_smallest_loss(searched, monkeypatch, seed):
+    values = torch.randn(6, 4, generator=torch.Generator().manual_seed(seed))
+
+    def loss_of(ops):
+        return values[torch.arange(6), ops].sum().item()
+
+    judging, measured = judging_of(searched, loss_of, monkeypatch)
+    steps = []
+    monkeypatch.setattr(judge, "train_step", lambda state: steps.append(len(state.left)))
+    with watch_judging(judging) as watch:
+        judge.judge(judging, watch)
+    cells = judge.neighbourhood(searched.best[0], 4).tolist()
+    ranked = sorted(cells, key=lambda ops: loss_of(torch.tensor(ops)))
+    assert len(judging.left) == 1
+    assert cells[judging.left[0]] == ranked[0]
+    assert judging.archs[judging.left[0]] == searched.arch(torch.tensor(ranked[0])) == judging.history[-1]["arch"]
+    # Half of the cells go after each comparison, and the others train until they have twice the steps.
+    assert measured[:19] == cells
+    assert measured[19:] == ranked[:9] + ranked[:4] + ranked[:2]
+    assert steps == [19] * 2 + [9] * 2 + [4] * 4 + [2] * 8
+    assert [row["cells"] for row in judging.history] == [19, 9, 4, 2]
+    assert judging.total_work == sum(steps)
+
+
+def test_judged_cells_train_on_the_same_batches_from_the_same_weights(searched):
+    judging = judge.Judging(searched)
+    one, other = judging.networks[0], judging.networks[1]
+    for name, weight in one.named_parameters():
+        if name in dict(other.named_parameters()):
+            assert torch.equal(weight, dict(other.named_parameters())[name]), name
+    seen = [record(network) for network in judging.networks]
+    judge.train_step(judging)
+    assert judging.work == len(judging.left) == 19
+    assert all(torch.equal(calls[0][0], seen[0][0][0]) for calls in seen)
+    for calls, ops in zip(seen, judge.neighbourhood(searched.best[0], 4), strict=True):
+        assert torch.equal(calls[0][1].ops[:, 0], ops)
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])  # in the first round, at its end, in the second
+def test_judging_that_was_interrupted_goes_on_bit_for_bit(searched, tmp_path, stop_after):
+    def judged(judging, watch=None):
+        with watch or watch_judging(judging) as watching:
+            judge.judge(judging, watching)
+        return {k: v for k, v in judging.state_dict().items() if k != "seconds"}
+
+    def without_time(state):
+        state["values"]["history"] = [
+            {name: value for name, value in row.items() if name != "seconds"} for row in state["values"]["history"]
+        ]
+        return state
+
+    whole = judge.Judging(searched)
+    expected = without_time(judged(whole))
+    assert whole.work == whole.total_work
+    judging = judge.Judging(searched)
+    watch = watch_judging(judging, tmp_path / "judge.pt")
+    stop_at(watch, stop_after)
+    with pytest.raises(Interrupted, match="go on with: the command"):
+        judged(judging, watch)
+    resumed = judge.Judging(searched)
+    resumed.load_state_dict(checkpoint.load(tmp_path / "judge.pt", "judge", {}))
+    assert_equal(without_time(judged(resumed)), expected)
+
+
+# Some of the operations
+
+
+@pytest.mark.parametrize("estimator", ["advantage", "random", "swap"])
+def test_operations_that_are_left_out_are_never_found(digits, estimator):
+    state = state_of(digits, estimator=estimator, without=("none",), warmup_epochs=1)
+    assert state.ops == ("skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+    assert state.estimator.logits.shape == (6, 4)
+    assert state.estimator.zero_op is None
+    seen = record(state.network)
+    run(state)
+    assert all((path.ops < 4).all() for _, path, _ in seen)
+    assert not any("none" in row["arch"] for row in state.history)
+    assert "none" not in state.arch(state.best[0])
+    assert all(len(candidates) == 4 for candidates in state.network.cells[0].edges.values())
+
+
+def test_cells_are_named_by_the_operations_that_run(digits):
+    state = state_of(digits, without=("skip_connect", "avg_pool_3x3"))
+    assert state.ops == ("none", "nor_conv_1x1", "nor_conv_3x3")
+    assert state.estimator.zero_op == 0
+    ops = torch.tensor([2, 1, 0, 1, 2, 2])
+    arch = state.arch(ops)
+    assert arch == "|nor_conv_3x3~0|+|nor_conv_1x1~0|none~1|+|nor_conv_1x1~0|nor_conv_3x3~1|nor_conv_3x3~2|"
+    ran = []
+    for target, source in state.space.EDGES:
+        for name, op in zip(state.ops, state.network.cells[0].edges[f"{target}<-{source}"], strict=True):
+            weight = next((p for p in op.parameters() if p.dim() == 4), None)
+            if weight is not None:
+                ran.append((f"{name}~{source}", weight))
+    loss = state.network(torch.randn(4, 1, 8, 8), Path.from_ops(ops)).sum()
+    loss.backward()
+    assert [name for name, weight in ran if weight.grad is not None] == [
+        name for name in arch.replace("+", "").strip("|").split("|") if name and "none" not in name
+    ]
+
+
+@pytest.mark.parametrize(
+    "without, message",
+    [
+        (("conv",), "without: must be operations among none, skip_connect, .*, got 'conv'"),
+        (("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3"), "without: must leave at least two operations, got"),
+    ],
+)
+def test_what_cannot_be_left_out(digits, without, message):
+    with pytest.raises(ValueError, match=message):
+        state_of(digits, without=without)
+
+
+# Smaller images and lighter networks
+
+
+@pytest.mark.parametrize(
+    "settings", [{"image_size": 5}, {"reduction": "light"}, {"image_size": 3, "reduction": "light"}]
+)
+def test_other_supernets_search(digits, settings):
+    state = state_of(digits, **settings)
+    seen = record(state.network)
+    run(state)
+    assert {tuple(x.shape[1:]) for x, _, _ in seen} == {
+        (1, settings.get("image_size", 8), settings.get("image_size", 8))
+    }
+    assert len(state.history) == 2
+
+
+def test_images_do_not_grow(digits):
+    state = state_of(digits, image_size=9)
+    assert torch.equal(state.images.train.pixels, digits.train.pixels)
+    assert state.images.augment == digits.augment

@@ -1,3 +1,4 @@
+import copy
 import re
 
 import pytest
@@ -7,7 +8,18 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from advnas.spaces import SPACES
-from advnas.spaces.nasbench201 import EDGES, NUM_EDGES, OPS, FixedNetwork, Network, cost, format_arch, parse_arch
+from advnas.spaces.nasbench201 import (
+    EDGES,
+    NUM_EDGES,
+    OPS,
+    REDUCTIONS,
+    FixedNetwork,
+    LightReduction,
+    Network,
+    cost,
+    format_arch,
+    parse_arch,
+)
 from advnas.tables.nasbench201 import Table
 from advnas_ext import Path
 
@@ -146,15 +158,61 @@ def test_parameter_names_are_those_of_xautodl():
     assert set(Network(2, 1).state_dict()) == convolution | blocks | ends
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 5), (33, 31)])
-def test_any_image_size(size):
-    network = Network(4, 1)
+def test_any_image_size(size, reduction):
+    network = Network(4, 1, reduction=reduction)
     x = torch.randn(3, 3, *size)
     path = Path.from_ops(parse_arch(MIXED))
     network(x, path).square().sum().backward()
     assert path.gates.grad is not None
     assert path.gates.grad.isfinite().all()
     assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
+
+
+def plain(block, x):
+    """The light reduction as functions of its parameters; updates its running statistics as PyTorch does."""
+    _, conv, norm = block
+    x = F.conv2d(F.avg_pool2d(x, 2, ceil_mode=True), conv.weight)
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=norm.training)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 1), (2, 9)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_light_reduction_is_the_plain_one(size, dtype, close):
+    torch.manual_seed(0)
+    block = LightReduction(3).to(dtype)
+    block[2].weight.data.uniform_(0.5, 1.5)
+    block[2].bias.data.normal_()
+    twin = copy.deepcopy(block)
+    x = torch.randn(5, 3, *size, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    same_x = x.detach().clone().requires_grad_()
+    y, expected = block(x), plain(twin, same_x)
+    assert y.shape == (5, 6, -(-size[0] // 2), -(-size[1] // 2))
+    close(y, expected, "y")
+    dy = torch.randn_like(expected)
+    y.backward(dy)
+    expected.backward(dy)
+    close(x.grad, same_x.grad, "x")
+    for (name, actual), other in zip(block.named_parameters(), twin.parameters(), strict=True):
+        close(actual.grad, other.grad, name)
+    close(block[2].running_mean, twin[2].running_mean, "running_mean")
+    close(block[2].running_var, twin[2].running_var, "running_var")
+    close(block.eval()(x), plain(twin.eval(), same_x), "evaluation")
+
+
+def test_a_light_network_has_light_blocks_and_only_some_operations():
+    network = Network(4, 1, ops=("skip_connect", "nor_conv_3x3"), reduction="light")
+    names = [name for name, _ in network.named_parameters()]
+    assert [name for name in names if name.startswith(("cells.1.", "cells.3."))] == [
+        f"cells.{cell}.{name}" for cell in (1, 3) for name in ("1.weight", "2.weight", "2.bias")
+    ]
+    for cell in (0, 2, 4):
+        assert network.cells[cell].ops == ("skip_connect", "nor_conv_3x3")
+    x = torch.randn(2, 3, 8, 8)
+    assert network(x, Path.from_ops([0, 1, 0, 1, 1, 0])).shape == (2, 10)
+    with pytest.raises(ValueError, match=r"path\.ops must be below 2"):
+        network(x, Path.from_ops([0, 1, 2, 1, 1, 0]))
 
 
 def test_only_the_path_gets_gradients():

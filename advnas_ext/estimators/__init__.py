@@ -10,7 +10,9 @@ from advnas_ext.estimators.proxyless import ProxylessEstimator
 from advnas_ext.estimators.random import RandomEstimator
 from advnas_ext.estimators.reinforce import ReinforceEstimator
 from advnas_ext.estimators.relaxed import RelaxedPath
+from advnas_ext.estimators.rloo import RlooEstimator
 from advnas_ext.estimators.snas import SnasEstimator
+from advnas_ext.estimators.swap import SwapEstimator
 
 ESTIMATORS: dict[str, type[Estimator]] = {
     "advantage": AdvantageEstimator,
@@ -22,6 +24,8 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "snas": SnasEstimator,
     "nasp": NaspEstimator,
     "random": RandomEstimator,
+    "rloo": RlooEstimator,
+    "swap": SwapEstimator,
 }
 
 __all__ = [
@@ -36,5 +40,7 @@ __all__ = [
     "RandomEstimator",
     "ReinforceEstimator",
     "RelaxedPath",
+    "RlooEstimator",
     "SnasEstimator",
+    "SwapEstimator",
 ]

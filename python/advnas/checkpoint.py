@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,13 @@ def save(path: Path, kind: str, config: Mapping[str, Any], state: Mapping[str, A
     write_atomic(path, buffer.getvalue())
 
 
-def load(path: Path, kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def load(path: Path, kind: str, config: Mapping[str, Any], only: Collection[str] | None = None) -> dict[str, Any]:
     """The state of a checkpoint.
+
+    Args:
+        path: its file.
+        kind, config: as it was saved with.
+        only: the settings that have to agree; None: all.
 
     Raises:
         ValueError: the file is missing, damaged, not a checkpoint of this kind, or was made with other settings.
@@ -71,7 +76,8 @@ def load(path: Path, kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{path}: the checkpoint is damaged at {damaged}; start the run again")
     if not isinstance(payload, dict) or payload.get("kind") != kind or payload.get("format") != FORMAT:
         raise ValueError(f"{path}: not a checkpoint of an advnas {kind}, format {FORMAT}; choose the folder of one")
-    other = [name for name in {**config, **payload["config"]} if config.get(name) != payload["config"].get(name)]
+    names = {**config, **payload["config"]} if only is None else only
+    other = [name for name in names if config.get(name) != payload["config"].get(name)]
     if other:
         was = ", ".join(f"{name} {payload['config'].get(name)!r}, now {config.get(name)!r}" for name in other)
         raise ValueError(f"{path}: the checkpoint was made with other settings ({was}); restore them")

@@ -1,11 +1,13 @@
-"""The command line: ``advnas search | retrain | query | info``."""
+"""The command line: ``advnas search | retrain | query | lab | info``."""
 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import itertools
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -14,13 +16,25 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import tyro
+from pydantic import Field
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from advnas import report
-from advnas.config import PRESETS, OptionalFile, OptionalFolder, RetrainConfig, SearchConfig
+from advnas.checkpoint import write_atomic
+from advnas.config import (
+    PRESETS,
+    Count,
+    OptionalCount,
+    OptionalFile,
+    OptionalFolder,
+    RetrainConfig,
+    SearchConfig,
+    Settings,
+)
 from advnas.watch import Interrupted
 
 T = TypeVar("T")
+Several = Annotated[int, Field(ge=4)]  # enough for two halves with a spread, and for a rank correlation
 
 # Columns of a table that query --top shows, where it has them.
 QUERIED = ("cifar10_test_200", "cifar100_test_200", "imagenet16_120_test_200", "params_m", "flops_m")
@@ -32,9 +46,20 @@ Neural architecture search with one-path estimators.
   advnas search     search a cell
   advnas retrain    train a cell from scratch and test it
   advnas query      look cells up in a NAS-Bench-201 table
+  advnas lab        measure what the estimators' gradients are worth, or how well a supernet ranks cells
   advnas info       what was built, and what this machine offers
 
 advnas COMMAND --help explains the options of each.
+"""
+
+LAB_USAGE = """usage: advnas lab MEASUREMENT CHECKPOINT [OPTIONS]
+
+Measurements at the fixed weights of a search.
+
+  advnas lab signal   every estimator's gradient beside the exact one: bias, noise, cost
+  advnas lab rank     how well the shared weights rank cells, against a NAS-Bench-201 table
+
+advnas lab MEASUREMENT --help explains the options of each.
 """
 
 
@@ -84,6 +109,46 @@ class QueryArguments:
     """Print that many of the best cells."""
     by: str = "cifar10_test_200"
     """Column that says which cells are best."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignalArguments(Settings):
+    """Every estimator's gradient beside the exact one, at the fixed weights of a search: bias, noise, cost.
+
+    Writes signal.csv and signal.svg to the run folder.
+    """
+
+    run: Positional[Annotated[Path, arg(metavar="CHECKPOINT")]]
+    """Run folder of a search, or the checkpoint in it."""
+    samples: Several = 300
+    """Gradients of each estimator."""
+    exact_samples: Several = 300
+    """Batches for the exact gradient, with 16 paths on each."""
+    uniform: bool = True
+    """Measure at uniform logits, where a search starts; --no-uniform: at the logits of the checkpoint."""
+    threads: OptionalCount = None
+    """CPU threads; None: as many as the search had."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankArguments(Settings):
+    """How well the shared weights of a search rank cells, against a table.
+
+    Writes rank.csv and rank.svg to the run folder.
+    """
+
+    run: Positional[Annotated[Path, arg(metavar="CHECKPOINT")]]
+    """Run folder of a search, or the checkpoint in it."""
+    table: Annotated[Path, arg(metavar="FILE")]
+    """The NAS-Bench-201 table (CSV)."""
+    column: str = "cifar10_test_200"
+    """Column of the table."""
+    cells: Several = 200
+    """Cells drawn from all, and as many again from the best 5%."""
+    batches: Count = 16
+    """Held-out batches for each cell."""
+    threads: OptionalCount = None
+    """CPU threads; None: as many as the search had."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +221,61 @@ def query(args: Sequence[str]) -> None:
     report.console().print(report.table(f"the best by {given.by}", ["cell", *columns], rows))
 
 
+def lab(args: Sequence[str]) -> None:
+    measurement, *rest = args or [""]
+    if measurement in ("-h", "--help"):
+        print(LAB_USAGE, end="")
+        return
+    if measurement not in LAB:
+        got = f", got {measurement!r}" if measurement else ""
+        raise ValueError(f"choose a measurement: {' or '.join(f'advnas lab {name}' for name in LAB)}{got}")
+    LAB[measurement](rest)
+
+
+def signal(args: Sequence[str]) -> None:
+    import torch
+
+    from advnas import lab
+    from advnas.lab import signal as measurement
+    from advnas.run import Files, write_csv
+
+    given = parse(SignalArguments, args, "advnas lab signal")
+    folder, state = lab.searched(given.run, given.threads)
+    edges, _ = Files(state, None, folder).names()
+    with report.Rounds("measuring gradients", given.samples + given.exact_samples, report.console()) as rounds:
+        exact, signals = measurement.measure(state, given.samples, given.exact_samples, given.uniform, rounds.advance)
+    write_csv(folder / "signal.csv", measurement.records(signals, edges))
+    write_atomic(folder / "signal.svg", measurement.figure(signals))
+    where = "uniform logits" if given.uniform else "the logits of the checkpoint"
+    title = f"gradients at {where} beside the exact one, by time to correlation {measurement.REACHED[0]}"
+    report.console().print(report.table(title, measurement.columns(edges), measurement.rows(signals)))
+    report.facts(
+        {
+            "reliability": f"{exact.reliability:.3f}, the correlation of two halves of the exact gradient",
+            "threads": str(torch.get_num_threads()),
+            "written to": f"{folder / 'signal.csv'}, {folder / 'signal.svg'}",
+        }
+    )
+
+
+def rank(args: Sequence[str]) -> None:
+    from advnas import lab
+    from advnas.lab import rank as measurement
+    from advnas.run import write_csv
+    from advnas.tables.nasbench201 import Table
+
+    given = parse(RankArguments, args, "advnas lab rank")
+    table = Table.load(given.table)
+    folder, state = lab.searched(given.run, given.threads)
+    with report.Rounds("measuring cells", 2 * given.cells, report.console()) as rounds:
+        results = measurement.measure(state, table, given.column, given.cells, given.batches, rounds.advance)
+    write_csv(folder / "rank.csv", measurement.records(results, given.column))
+    write_atomic(folder / "rank.svg", measurement.figure(results, given.column))
+    title = f"rank correlation of -loss with {given.column}"
+    report.console().print(report.table(title, measurement.COLUMNS, measurement.rows(results)))
+    report.facts({"written to": f"{folder / 'rank.csv'}, {folder / 'rank.svg'}"})
+
+
 def info(args: Sequence[str]) -> None:
     from advnas_ext import info as built
 
@@ -167,8 +287,11 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "search": search,
     "retrain": retrain,
     "query": query,
+    "lab": lab,
     "info": info,
 }
+
+LAB: dict[str, Callable[[Sequence[str]], None]] = {"signal": signal, "rank": rank}
 
 
 def parse(kind: type[T], args: Sequence[str], prog: str, default: T | None = None) -> T:
@@ -189,11 +312,14 @@ def parse(kind: type[T], args: Sequence[str], prog: str, default: T | None = Non
     lines = [line.strip("│ ") for line in box.getvalue().splitlines()[1:-1]]
     groups = itertools.groupby(lines, key=lambda line: set(line) <= {"─", "-"})
     wrong, *rest = [list(group) for is_rule, group in groups if not is_rule]
-    close = (
-        [line.split()[0] for part in rest for line in part if line.startswith("--")] if "Unrecog" in wrong[0] else []
-    )
+    close: list[str] = []
+    if "Unrecog" in wrong[0]:
+        close = [line.split()[0] for part in rest for line in part if line.startswith("--")]
+        option = next((word.strip(",") for line in wrong for word in line.split() if word.startswith("--")), "")
+        close = difflib.get_close_matches(option, close, n=3, cutoff=0)
     hint = f"; perhaps you meant {' or '.join(close)}" if close else ""
-    raise ValueError(f"{' '.join(wrong).removeprefix('Error parsing settings: ')}{hint}; see {prog} --help")
+    text = re.sub(r"^Error parsing \w+: ", "", " ".join(wrong))
+    raise ValueError(f"{text}{hint}; see {prog} --help")
 
 
 def message(error: Exception) -> str:

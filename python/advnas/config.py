@@ -19,6 +19,7 @@ from pydantic_core import to_jsonable_python
 from typing_extensions import Self
 
 from advnas.spaces import SPACES
+from advnas.spaces.nasbench201 import REDUCTIONS
 from advnas_ext import ESTIMATORS
 
 
@@ -46,6 +47,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Task = Annotated[Literal["image", "language"], AfterValidator(_available)]
 Space = Annotated[str, AfterValidator(_one_of(SPACES)), tyro.conf.arg(metavar="|".join(SPACES))]
 EstimatorName = Annotated[str, AfterValidator(_one_of(ESTIMATORS)), tyro.conf.arg(metavar="|".join(ESTIMATORS))]
+Reduction = Annotated[str, AfterValidator(_one_of(REDUCTIONS)), tyro.conf.arg(metavar="|".join(REDUCTIONS))]
+Operations = Annotated[tuple[str, ...], tyro.conf.arg(metavar="OP ...")]
 OptionalFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 OptionalFolder = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
 OptionalCount = Annotated[Count | None, tyro.conf.arg(metavar="INT")]
@@ -133,16 +136,26 @@ class SearchConfig(Settings):
     """How the gradient of the logits is estimated. See the README for what each one is."""
     estimator_settings: EstimatorSettings = field(default_factory=dict)
     """Settings of the estimator's own, as NAME VALUE pairs."""
+    without: Operations = ()
+    """Operations of the space that are left out, such as none."""
     epochs: Count = 250
     """Passes over the weights' half of the training set."""
     warmup_epochs: Index = 0
     """First epochs that train the weights on uniform paths and leave the logits alone."""
+    warm_start: OptionalFolder = None
+    """Run folder of a search with the same data, network, seed and settings of the weights that ended with its warm-up: go on from
+    there, as if the warm-up had been this search's own."""
     steps_per_epoch: OptionalCount = None
     """Batches in an epoch; None: as many as the half holds."""
     channels: Count = 16
     """Channels of the first stage; the second and third have twice and four times as many."""
     cells: Count = 5
     """Cells in each of the three stages."""
+    reduction: Reduction = "residual"
+    """Block between the stages: NAS-Bench-201's residual one, or a light one (mean, 1x1 convolution), which leaves the work to the
+    cells."""
+    image_size: OptionalCount = None
+    """Images with more pixels a side are shrunk to that many; None: they stay as they are."""
     batch_size: Count = 64
     """Images in a batch."""
     lr: PositiveRate = 0.025
@@ -167,6 +180,11 @@ class SearchConfig(Settings):
     """L2 penalty on the logits."""
     valid_batches: Count = 16
     """Batches of the architecture's half on which the current best cell is measured after each epoch."""
+    judge_cells: Index = 0
+    """Cells in each of the three stages of the networks in which, at the end, the best cell and those that differ from it on one
+    edge are trained and compared; 0: the best cell is the result as it is."""
+    judge_steps: Count = 150
+    """Steps before the first comparison there. Each comparison leaves half of the cells, with twice the steps behind them."""
     table: OptionalFile = None
     """NAS-Bench-201 table (CSV): looks up the current best cell after each epoch. It never steers."""
     tensorboard: bool = False
@@ -218,5 +236,20 @@ class RetrainConfig(Settings):
 # What differs from the defaults.
 PRESETS: dict[str, dict[str, object]] = {
     "paper": {},
-    "fast": {"epochs": 20, "warmup_epochs": 5, "channels": 8, "cells": 1, "arch_lr": 0.01},
+    "fast": {
+        "estimator": "rloo",
+        "without": ("none",),
+        "epochs": 16,
+        "warmup_epochs": 8,
+        "channels": 8,
+        "cells": 1,
+        "reduction": "light",
+        "image_size": 16,
+        "lr": 0.1,
+        "arch_lr": 0.01,
+        "arch_weight_decay": 0.0,
+        "valid_batches": 32,
+        "judge_cells": 3,
+        "judge_steps": 100,
+    },
 }

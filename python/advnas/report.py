@@ -56,6 +56,21 @@ def facts(values: Mapping[str, str]) -> None:
         print(f"{name:<{width}}  {value}")
 
 
+def _bar(console: Console) -> Bar:
+    """Shown on a terminal only."""
+    return Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        speed_estimate_period=120,
+    )
+
+
 class Progress:
     """A bar with the time left on a terminal, and a line for each epoch everywhere.
 
@@ -71,17 +86,7 @@ class Progress:
         self.label = label
         self.epochs = epochs
         self.columns = columns
-        self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-            speed_estimate_period=120,
-        )
+        self._bar = _bar(self.console)
 
     def start(self, done: int, total: int) -> None:
         self._task = self._bar.add_task(self.label, total=total, completed=done)
@@ -97,6 +102,24 @@ class Progress:
         self.console.print(f"epoch {row['epoch']:>{len(str(self.epochs))}}/{self.epochs}  {values}", highlight=False)
 
     def stop(self) -> None:
+        self._bar.stop()
+
+
+class Rounds:
+    """A bar with the time left, on a terminal: ``with Rounds(label, total) as rounds:`` around ``total`` calls of ``advance``."""
+
+    def __init__(self, label: str, total: int, console: Console | None = None) -> None:
+        self._bar = _bar(console or Console())
+        self._task = self._bar.add_task(label, total=total)
+
+    def advance(self) -> None:
+        self._bar.advance(self._task)
+
+    def __enter__(self) -> Rounds:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
 

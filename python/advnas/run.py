@@ -20,15 +20,27 @@ from advnas import data, report
 from advnas.checkpoint import load, write_atomic
 from advnas.config import SearchConfig
 from advnas.draw import cell_svg
+from advnas.judge import Judging, judge
 from advnas.search import SearchState, search
 from advnas.spaces import SPACES
 from advnas.tables.nasbench201 import Table
 from advnas.watch import Watch
 
 CHECKPOINT = Path("checkpoint") / "search.pt"
+JUDGED = CHECKPOINT.with_name("judge.pt")
 SHOWN = {"train_loss": ".3f", "valid_loss": ".3f", "valid_accuracy": ".1%", "entropy": ".3f", "cifar10_test_200": ".2f"}
 # Where files lie and what else is written does not change what the search does.
 NOT_DECISIVE = ("data_dir", "table", "tensorboard", "out")
+# What a search may have otherwise than the one whose warm-up it takes over.
+NOT_OF_WARM_UP = (
+    "epochs",
+    "estimator",
+    "estimator_settings",
+    "warm_start",
+    "valid_batches",
+    "judge_cells",
+    "judge_steps",
+)
 
 
 def start(config: SearchConfig, console: Console | None = None) -> Path:
@@ -42,6 +54,8 @@ def start(config: SearchConfig, console: Console | None = None) -> Path:
         advnas.watch.Interrupted: someone asked to stop; the state is saved.
     """
     state, table = _prepare(config)
+    if config.warm_start is not None:
+        state.warm_start(_warm_up(state, config.warm_start))
     folder = new_folder(config.out, f"{Path(config.data).name}-{config.estimator}-seed{config.seed}")
     (folder / CHECKPOINT).parent.mkdir()
     write_atomic(folder / "config.yaml", state.config.to_yaml())
@@ -59,11 +73,17 @@ def resume(folder: Path, console: Console | None = None) -> Path:
         ValueError: its checkpoint is damaged or does not fit its settings or its data.
         Otherwise as :func:`start`.
     """
+    state, table = restore(folder)
+    return _go(state, table, folder, console or Console())
+
+
+def restore(folder: Path) -> tuple[SearchState, Table | None]:
+    """The state that the checkpoint of a run folder holds, and its table; raises as :func:`resume`."""
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError(f"{folder}: not the folder of a search, there is no config.yaml in it")
     state, table = _prepare(SearchConfig().with_file(folder / "config.yaml"))
     state.load_state_dict(load(folder / CHECKPOINT, state.kind, _decisive(state)))
-    return _go(state, table, folder, console or Console())
+    return state, table
 
 
 def new_folder(out: Path | None, name: str) -> Path:
@@ -96,6 +116,18 @@ def _prepare(config: SearchConfig) -> tuple[SearchState, Table | None]:
     return SearchState(replace(config, threads=torch.get_num_threads()), images), table
 
 
+def _warm_up(state: SearchState, folder: Path) -> dict[str, Any]:
+    """The state at the end of the warm-up in another run folder."""
+    own = {k: v for k, v in _decisive(state).items() if k not in NOT_OF_WARM_UP and not k.startswith("arch_")}
+    found = load(folder / CHECKPOINT, state.kind, own, only=own)
+    if found["values"]["epoch"] != state.config.warmup_epochs or found["values"]["step"] != 0:
+        raise ValueError(
+            f"warm_start: {folder} must have stopped after {state.config.warmup_epochs} epochs of warm-up, got "
+            f"{found['values']['epoch']}; run it with --epochs {state.config.warmup_epochs}"
+        )
+    return found
+
+
 def _decisive(state: SearchState) -> dict[str, Any]:
     settings = {name: value for name, value in state.config.to_dict().items() if name not in NOT_DECISIVE}
     return {**settings, "images": len(state.images.train), "classes": list(state.images.classes)}
@@ -109,7 +141,18 @@ def _go(state: SearchState, table: Table | None, folder: Path, console: Console)
     go_on = f"advnas search --resume {shlex.quote(str(folder))}"
     with Watch(state, progress, folder / CHECKPOINT, _decisive(state), go_on, files.write_history) as watch:
         search(state, watch)
-        files.write_result()
+    if not state.config.judge_cells:
+        files.write_result(state.history[-1]["arch"], state.history[-1]["seconds"])
+        return folder
+
+    judging, file = Judging(state), folder / JUDGED
+    if file.exists():
+        judging.load_state_dict(load(file, judging.kind, _decisive(state)))
+    console.print(f"comparing the best cell with the {len(judging.archs) - 1} that differ from it on one edge")
+    progress = report.Progress("comparing", judging.rounds, SHOWN, console)
+    with Watch(judging, progress, file, _decisive(state), go_on, lambda: files.write_judged(judging)) as watch:
+        judge(judging, watch)
+    files.write_result(judging.archs[judging.left[0]], state.history[-1]["seconds"] + judging.seconds)
     return folder
 
 
@@ -128,7 +171,7 @@ class Files:
 
     def names(self) -> tuple[list[str], list[str]]:
         """Of the edges and of the operations."""
-        return [f"{target}<-{source}" for target, source in self.state.space.EDGES], list(self.state.space.OPS)
+        return [f"{target}<-{source}" for target, source in self.state.space.EDGES], list(self.state.ops)
 
     def write_history(self) -> Mapping[str, Any]:
         """Write history.csv and logits.csv; the last row."""
@@ -156,19 +199,25 @@ class Files:
                 if isinstance(value, float):
                     writer.add_scalar(name, value, row["epoch"])
 
-    def write_result(self) -> None:
+    def write_judged(self, judging: Judging) -> Mapping[str, Any]:
+        """Write judged.csv, a row for each comparison; the last row."""
+        look_up = self.table.lookup if self.table is not None else lambda arch: {}
+        rows = [{**row, **look_up(row["arch"])} for row in judging.history]
+        write_csv(self.folder / "judged.csv", rows)
+        return rows[-1]
+
+    def write_result(self, arch: str, seconds: float) -> None:
         """Write result.json and the figures."""
         state, rows = self.state, self.rows()
-        last = rows[-1]
         result = {
-            "arch": last["arch"],
+            "arch": arch,
             "estimator": state.config.estimator,
             "seed": state.config.seed,
-            "seconds": last["seconds"],
+            "seconds": round(seconds, 3),
             "steps": state.config.epochs * state.steps_per_epoch,
-            "table": None if self.table is None else self.table.lookup(last["arch"]),
+            "table": None if self.table is None else self.table.lookup(arch),
         }
-        write_atomic(self.folder / "cell.svg", cell_svg(last["arch"]))
+        write_atomic(self.folder / "cell.svg", cell_svg(arch))
         write_atomic(self.folder / "curves.png", report.curves(rows, state.logits, *self.names()))
         write_atomic(self.folder / "result.json", json.dumps(result, indent=2) + "\n")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,16 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def resized(self, size: int) -> Images:
+        """The same images with ``size`` pixels a side, each the mean of those that it covers."""
+        if size == self.pixels.shape[1]:
+            return self
+        parts = [
+            torch.nn.functional.adaptive_avg_pool2d(part.permute(0, 3, 1, 2).float(), size).round().to(torch.uint8)
+            for part in self.pixels.split(4096)  # float32 of all of them would take gigabytes
+        ]
+        return Images(torch.cat(parts).permute(0, 2, 3, 1).contiguous(), self.labels)
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,16 @@ class ImageData:
     mean: Tensor
     std: Tensor
     augment: Augment
+
+    def resized(self, size: int) -> ImageData:
+        """The same data with smaller images; shifts are as large as they were, in parts of the image.
+
+        Args:
+            size: pixels a side, at most :attr:`image_size`.
+        """
+        pad = -(-self.augment.pad * size // self.image_size)
+        augment = replace(self.augment, pad=pad)
+        return replace(self, train=self.train.resized(size), test=self.test.resized(size), augment=augment)
 
     @property
     def in_channels(self) -> int:

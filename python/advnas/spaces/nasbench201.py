@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,6 +88,26 @@ class Reduction(nn.Module):
         return graph.run(x)
 
 
+class LightReduction(nn.Sequential):
+    """Mean of 2x2 pixels, 1x1 convolution, batch norm: halves the image, doubles the channels, and leaves the work to the cells."""
+
+    def __init__(self, channels: int) -> None:
+        pool = nn.AvgPool2d(2, stride=2, ceil_mode=True)  # an odd size is rounded up, as by Reduction
+        super().__init__(pool, nn.Conv2d(channels, 2 * channels, 1, bias=False), nn.BatchNorm2d(2 * channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not runs_natively(x):
+            return super().forward(x)
+        _, conv, norm = self
+        graph = Graph()
+        graph.node([([convolution(Before.MEAN_2X2, conv, norm)], 0, -1)])  # type: ignore[arg-type]
+        return graph.run(x)
+
+
+# What may lie between the stages of a supernet. NAS-Bench-201's own networks have residual blocks.
+REDUCTIONS: dict[str, type[nn.Module]] = {"residual": Reduction, "light": LightReduction}
+
+
 class Stem(nn.Sequential):
     """3x3 convolution and batch norm."""
 
@@ -103,7 +124,7 @@ class Stem(nn.Sequential):
 
 
 class Network(nn.Module):
-    """The supernet: a stem, three stages of cells with a residual reduction block between them, and a linear classifier.
+    """The supernet: a stem, three stages of cells with a reduction block between them, and a linear classifier.
 
     Args:
         channels: of the first stage; the second and third have two and four times as many.
@@ -111,6 +132,8 @@ class Network(nn.Module):
         in_channels: of the images.
         num_classes: of the output.
         affine, track_running_stats: of batch norm in the cells. Elsewhere it is affine and keeps running statistics.
+        ops: candidate operations, those of the space or some of them.
+        reduction: name of the reduction block, in ``REDUCTIONS``.
     """
 
     def __init__(
@@ -121,6 +144,8 @@ class Network(nn.Module):
         num_classes: int = 10,
         affine: bool = False,
         track_running_stats: bool = False,
+        ops: Sequence[str] = OPS,
+        reduction: str = "residual",
     ) -> None:
         super().__init__()
         self.stem = Stem(in_channels, channels)
@@ -128,8 +153,8 @@ class Network(nn.Module):
         for stage in range(3):
             width = channels << stage
             if stage > 0:
-                self.cells.append(Reduction(width // 2))
-            self.cells.extend(OnePathCell(width, OPS, NUM_NODES, affine, track_running_stats) for _ in range(cells))
+                self.cells.append(REDUCTIONS[reduction](width // 2))
+            self.cells.extend(OnePathCell(width, ops, NUM_NODES, affine, track_running_stats) for _ in range(cells))
         self.lastact = nn.Sequential(nn.BatchNorm2d(4 * channels), nn.ReLU())
         self.global_pooling = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(4 * channels, num_classes)
@@ -156,6 +181,12 @@ class Network(nn.Module):
             x = cell(x, path) if isinstance(cell, OnePathCell) else cell(x)
         return self.classifier(self.global_pooling(self.lastact(x)).flatten(1))
 
+    def keep_only(self, ops: Tensor) -> None:
+        """Discard the parameters of every candidate but ``ops`` (int64 [6], places among the candidates)."""
+        for cell in self.cells:
+            if isinstance(cell, OnePathCell):
+                cell.keep_only(ops)
+
 
 class FixedNetwork(Network):
     """The network of one architecture, to be trained from scratch: batch norm is affine and keeps running statistics."""
@@ -166,9 +197,7 @@ class FixedNetwork(Network):
         ops = parse_arch(arch)
         super().__init__(channels, cells, in_channels, num_classes, affine=True, track_running_stats=True)
         self.path = Path.from_ops(ops, requires_grad=False)
-        for cell in self.cells:
-            if isinstance(cell, OnePathCell):
-                cell.keep_only(ops)
+        self.keep_only(ops)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # the path is fixed
         """Class scores [batch, num_classes] of images [batch, in_channels, height, width]."""

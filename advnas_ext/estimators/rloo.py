@@ -1,0 +1,91 @@
+"""REINFORCE with a leave-one-out baseline (Kool, van Hoof & Welling 2019), on stratified paths that are measured on one batch.
+
+    a_1 .. a_M ~ p,   each L_i on the same batch
+    gradient = 1/(M - 1) sum_i (L_i - mean L) (onehot(a_i) - p)  =  1/M sum_i (L_i - mean of the other L) (onehot(a_i) - p)
+
+What the batch adds to every loss cancels, and what is left is how the paths differ. For independent paths the estimate is unbiased.
+
+Stratified: for each edge, with u uniform in [0, 1), the operations are those at the quantiles (u + i) / M of p, i = 0 .. M - 1,
+dealt out to the paths at random. Every path by itself still has the distribution p, and the edges of a path are independent; but
+an operation is picked in proportion to its probability in every M paths, not only on average, which takes noise out of the
+comparison. The baseline is then no longer independent of a path: with an additive loss the estimate is M/(M - 1) times the
+gradient where the M picks of an edge match M p exactly, as for uniform p with M a multiple of num_ops, and between once and that
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from advnas_ext.estimators.base import Estimator, is_integer
+from advnas_ext.path import Path
+
+
+class RlooEstimator(Estimator):
+    """One operation an edge; one gradient for every ``num_samples`` calls of ``assign_grad``, all on one batch.
+
+    The calls before the last one set ``logits.grad`` to None, which torch's optimizers skip. It needs the loss only, no
+    gradients of gates: forward passes without autograd do.
+
+    Args:
+        num_samples: M, at least 2.
+        stratified: whether the M paths share out the operations of each edge; otherwise they are independent.
+        Others: see :class:`Estimator`.
+    """
+
+    needs_gate_gradients = False
+    ops: Tensor  # int64 [num_samples, num_edges], measured up to ``collected``, then to come
+    losses: Tensor  # [num_samples]
+    collected: Tensor  # int64 scalar
+
+    def __init__(
+        self,
+        num_edges: int,
+        num_ops: int,
+        zero_op: int | None = None,
+        *,
+        num_samples: int = 4,
+        stratified: bool = True,
+        total_steps: int | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(num_edges, num_ops, zero_op, total_steps=total_steps, dtype=dtype)
+        self._require("num_samples must be an integer >= 2", num_samples, is_integer(num_samples, 2))
+        self.num_samples = num_samples
+        self.stratified = stratified
+        self.register_buffer("ops", torch.zeros(num_samples, num_edges, dtype=torch.int64))
+        self.register_buffer("losses", torch.zeros(num_samples, dtype=dtype))
+        self.register_buffer("collected", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def paths_per_batch(self) -> int:
+        return self.num_samples
+
+    def _sample(self, generator: torch.Generator | None) -> Path:
+        """The next of the M paths; while none of them is measured, the first of M new ones."""
+        index = int(self.collected)
+        if index == 0:
+            self.ops.copy_(self._paths(generator))
+        return Path.from_ops(self.ops[index], dtype=self.logits.dtype)
+
+    def _paths(self, generator: torch.Generator | None) -> Tensor:
+        """M paths, int64 [num_samples, num_edges]."""
+        if not self.stratified:
+            return torch.stack([self._draw(generator).ops[:, 0] for _ in range(self.num_samples)])
+        cumulative = self.probabilities().double().cumsum(1)
+        offset = torch.rand(self.num_edges, 1, generator=generator, dtype=torch.float64)
+        quantiles = (offset + torch.arange(self.num_samples)) / self.num_samples * cumulative[:, -1:]
+        picks = torch.searchsorted(cumulative, quantiles, right=True).clamp_(max=self.num_ops - 1)
+        order = torch.rand(picks.shape, generator=generator).argsort(1)
+        return picks.gather(1, order).T
+
+    def _estimate(self, path: Path, gate_grad: Tensor, loss: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
+        index = int(self.collected)
+        ops, losses = self.ops.clone(), self.losses.clone()
+        ops[index], losses[index] = path.ops[:, 0], loss
+        if index + 1 < self.num_samples:
+            return None, {"ops": ops, "losses": losses, "collected": self.collected + 1}
+        weights = (losses - losses.mean()) / (self.num_samples - 1)
+        gradient = (weights[:, None, None] * self._score(ops)).sum(0)
+        return gradient, {"ops": ops, "losses": losses, "collected": torch.zeros_like(self.collected)}

@@ -1,0 +1,282 @@
+"""What an estimator's gradient is worth, at fixed weights of the supernet.
+
+The exact gradient of the expected loss is made of main effects,
+
+    dE[L]/dlogits_{e,k} = p_{e,k} (E[L | a_e = k] - E[L]),
+
+which many independent paths on common batches give without bias (REINFORCE with a leave-one-out baseline). An estimator's samples g
+are compared with it:
+
+    correlation      rho = <E g, exact> / (|E g| |exact|)         its bias: averaging can bring no more
+    signal to noise  s = |E g| / sqrt(E |g - E g|^2)              of one sample
+
+The mean of n samples has a correlation of about rho / sqrt(1 + 1 / (n s^2)): it reaches c with n = 1 / (s^2 (rho^2 / c^2 - 1)).
+
+A constant in a row of logits changes no probability, so that the mean of every row is taken off a gradient (only NASP's has one),
+and this cosine is a correlation. Squared norms of means are products of the means of two halves of the samples: noise then adds
+nothing in expectation. Where such a product is not above 0, noise hides the signal: the correlation is NaN, or s is 0.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from advnas.report import COLOURS, duration
+from advnas.search import SearchState, estimate
+from advnas_ext import ESTIMATORS, Estimator, RandomEstimator, RlooEstimator
+
+PATHS = 16  # measured on one batch for the exact gradient
+RESAMPLES = 1000
+REACHED = (0.5, 0.7)  # correlations of the averaged gradient to which times are given
+
+
+@dataclass(frozen=True)
+class Signal:
+    """An estimator beside the exact gradient.
+
+    Attributes:
+        correlation, low, high: with the exact gradient, and its 95% bootstrap interval. The correlation is NaN where noise
+            hides the signal.
+        by_edge: the same for each edge.
+        snr: signal to noise of one sample.
+        cost: seconds for one sample.
+    """
+
+    name: str
+    correlation: float
+    low: float
+    high: float
+    by_edge: tuple[float, ...]
+    snr: float
+    cost: float
+
+    def reached_after(self, seconds: float) -> float:
+        """Correlation of the mean of as many samples as this time allows, fractions of one included."""
+        return self.correlation / math.sqrt(1 + self.cost / (seconds * self.snr**2)) if self.snr > 0 else 0.0
+
+    def time_to(self, correlation: float) -> float:
+        """Seconds until the averaged gradient has this correlation, whole samples; infinite where the bias forbids it."""
+        if not self.correlation > correlation or self.snr <= 0:  # NaN included
+            return math.inf
+        samples = 1 / (self.snr**2 * ((self.correlation / correlation) ** 2 - 1))
+        return self.cost * max(1, math.ceil(samples))
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Samples of the exact gradient, [count, num_edges, num_ops], and the correlation of the means of their two halves."""
+
+    samples: Tensor
+    reliability: float
+
+
+def measure(
+    state: SearchState, samples: int, exact_samples: int, uniform: bool, advance: Callable[[], None] = lambda: None
+) -> tuple[Exact, list[Signal]]:
+    """Every registered estimator beside the exact gradient; that which is fastest to a correlation of ``REACHED[0]`` comes first.
+
+    Estimators have their default settings, that of the search its own ones.
+
+    Args:
+        state: a search, whose weights and logits are not changed; batches are taken from its architecture half.
+        samples: gradients of each estimator, at least 4. They are drawn in turns, so that slow moments of the machine hit
+            all alike.
+        exact_samples: batches for the exact gradient, with ``PATHS`` paths on each; at least 4.
+        uniform: measure at uniform logits, where a search starts; otherwise at those of ``state``.
+        advance: called after each of the ``samples + exact_samples`` rounds.
+    """
+    logits = torch.zeros_like(state.estimator.logits) if uniform else state.estimator.logits.detach()
+    batches = state.arch_batches
+    generator = state.path_generator
+
+    truth = _at(logits, RlooEstimator(*logits.shape, num_samples=PATHS, stratified=False))
+    exact = []
+    for _ in range(exact_samples):
+        exact.append(_sample(state, truth, batches, generator))
+        advance()
+    names = [name for name, kind in ESTIMATORS.items() if kind is not RandomEstimator]
+    estimators = [_at(logits, _halfway(state, name)) for name in names]
+    gradients: list[list[Tensor]] = [[] for _ in names]
+    seconds: list[list[float]] = [[] for _ in names]
+    for _ in range(samples):
+        for estimator, drawn, took in zip(estimators, gradients, seconds, strict=True):
+            started = time.perf_counter()
+            drawn.append(_sample(state, estimator, batches, generator))
+            took.append(time.perf_counter() - started)
+        advance()
+    known = Exact(torch.stack(exact), _reliability(torch.stack(exact)))
+    costs = [torch.tensor(took).median().item() for took in seconds]
+    signals = [
+        compare(name, torch.stack(drawn), known.samples, cost)
+        for name, drawn, cost in zip(names, gradients, costs, strict=True)
+    ]
+    return known, sorted(signals, key=lambda signal: (signal.time_to(REACHED[0]), -_known(signal.correlation)))
+
+
+def compare(name: str, samples: Tensor, exact: Tensor, cost: float) -> Signal:
+    """Gradient samples [count, num_edges, num_ops] of an estimator beside unbiased samples of the exact gradient."""
+    generator = torch.Generator().manual_seed(0)
+    halves, exact_halves = _halves(samples), _halves(exact)
+    resampled = _correlation(_resampled(samples, generator).flatten(2), _resampled(exact, generator).flatten(2))
+    signal = max(_square_of_mean(halves.flatten(1)).item(), 0.0)
+    noise = samples.var(0).sum().item()
+    return Signal(
+        name,
+        _correlation(halves.flatten(1), exact_halves.flatten(1)).item(),
+        # A resample in which noise hides the signal could have any correlation.
+        resampled.nan_to_num(nan=-1).quantile(0.025).item(),
+        resampled.nan_to_num(nan=1).quantile(0.975).item(),
+        tuple(_correlation(halves, exact_halves).tolist()),
+        math.sqrt(signal / noise) if noise > 0 else math.inf if signal > 0 else 0.0,
+        cost,
+    )
+
+
+def records(signals: Sequence[Signal], edges: Sequence[str]) -> list[dict[str, Any]]:
+    """A record an estimator, for a CSV file.
+
+    Args:
+        edges: their names.
+    """
+    return [
+        {
+            "estimator": signal.name,
+            "correlation": signal.correlation,
+            "correlation_low": signal.low,
+            "correlation_high": signal.high,
+            **{f"correlation_{edge}": value for edge, value in zip(edges, signal.by_edge, strict=True)},
+            "snr": signal.snr,
+            "milliseconds": 1000 * signal.cost,
+            **{f"seconds_to_{c}": signal.time_to(c) for c in REACHED},
+        }
+        for signal in signals
+    ]
+
+
+def columns(edges: Sequence[str]) -> list[str]:
+    """Names of what :func:`rows` gives."""
+    by_edge = f"by edge: {' '.join(edges)}"
+    return ["estimator", "correlation (95%)", by_edge, "SNR", "ms", *(f"time to {c}" for c in REACHED)]
+
+
+def rows(signals: Sequence[Signal]) -> list[list[str]]:
+    """A row an estimator, for people."""
+    return [
+        [
+            signal.name,
+            f"{_text(signal.correlation)} ({signal.low:.2f} to {signal.high:.2f})",
+            " ".join(f"{_text(value):>5}" for value in signal.by_edge),
+            f"{signal.snr:.3f}",
+            f"{1000 * signal.cost:.1f}",
+            *(_duration(signal.time_to(c)) for c in REACHED),
+        ]
+        for signal in signals
+    ]
+
+
+def figure(signals: Sequence[Signal]) -> bytes:
+    """Correlation of the averaged gradient with the exact one against the time spent, as SVG."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = drawing.subplots()
+    shown = [signal for signal in signals if signal.snr > 0 and not math.isnan(signal.correlation)]
+    end = 1e5 * max((signal.cost for signal in shown), default=1.0)
+    for place, signal in enumerate(shown):
+        style = "-" if place < len(COLOURS) else "--"
+        # From the first sample on.
+        times = torch.logspace(math.log10(signal.cost), math.log10(end), 200).tolist()
+        reached = [signal.reached_after(t) for t in times]
+        axes.plot(times, reached, style, color=COLOURS[(place + 1) % len(COLOURS)], label=signal.name)
+    axes.set(xscale="log", xlabel="seconds of averaging", ylabel="correlation with the exact gradient", ylim=(None, 1))
+    axes.axhline(0, color="#999999", linewidth=0.8)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if shown:
+        drawing.legend(loc="outside right upper", frameon=False)
+    svg = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "signal"}):  # the same results give the same file
+        drawing.savefig(svg, format="svg", metadata={"Date": None})
+    return svg.getvalue()
+
+
+def _at(logits: Tensor, estimator: Estimator) -> Estimator:
+    estimator.logits.data.copy_(logits)
+    return estimator
+
+
+def _halfway(state: SearchState, name: str) -> Estimator:
+    """A new estimator, with its temperature, if it has one, as in the middle of a search."""
+    num_edges, num_ops = state.estimator.logits.shape
+    own = state.config.estimator_settings if name == state.config.estimator else {}
+    settings: dict[str, Any] = {"zero_op": state.estimator.zero_op, "total_steps": 1000, **own}
+    estimator = ESTIMATORS[name](num_edges, num_ops, **settings)
+    if "step" in dict(estimator.named_buffers()):
+        estimator.get_buffer("step").fill_(settings["total_steps"] // 2)
+    return estimator
+
+
+def _sample(
+    state: SearchState, estimator: Estimator, batches: Iterator[tuple[Tensor, Tensor]], generator: torch.Generator
+) -> Tensor:
+    """One gradient of the logits, [num_edges, num_ops], without the means of its rows."""
+    estimator.logits.grad = None
+    while estimator.logits.grad is None:
+        estimate(state.network, estimator, next(batches), generator)
+    gradient = estimator.logits.grad.double()
+    return gradient - gradient.mean(1, keepdim=True)
+
+
+def _halves(samples: Tensor) -> Tensor:
+    """Means of two halves of the samples: [count, ...] to [2, ...]."""
+    return torch.stack([samples[0::2].mean(0), samples[1::2].mean(0)])
+
+
+def _resampled(samples: Tensor, generator: torch.Generator) -> Tensor:
+    """Means of two halves, [2, RESAMPLES, ...], each drawn with replacement from its own half, so that they stay independent."""
+    means = []
+    for half in (samples[0::2], samples[1::2]):
+        picks = torch.randint(len(half), (RESAMPLES, len(half)), generator=generator)
+        share = torch.full(picks.shape, 1 / len(half), dtype=samples.dtype)
+        means.append(torch.tensordot(torch.zeros_like(share).scatter_add_(1, picks, share), half, 1))
+    return torch.stack(means)
+
+
+def _square_of_mean(halves: Tensor) -> Tensor:
+    """|E g|^2 without the part that noise adds: [2, ..., entries] to [...]."""
+    return halves.prod(0).sum(-1)
+
+
+def _correlation(halves: Tensor, exact: Tensor) -> Tensor:
+    """Of the means of two halves, each [2, ..., entries], to [...]; NaN where a square is not above 0."""
+    product = (halves.mean(0) * exact.mean(0)).sum(-1)
+    squares = _square_of_mean(halves), _square_of_mean(exact)
+    known = squares[0].minimum(squares[1]) > 0
+    return (product / squares[0].sqrt() / squares[1].sqrt()).where(known, math.nan).clamp(-1, 1)
+
+
+def _reliability(samples: Tensor) -> float:
+    """Correlation of the means of two halves."""
+    one, other = _halves(samples)
+    return ((one * other).sum() / (one.norm() * other.norm())).item()
+
+
+def _known(correlation: float) -> float:
+    return -2.0 if math.isnan(correlation) else correlation
+
+
+def _text(correlation: float) -> str:
+    return "noise" if math.isnan(correlation) else f"{correlation:.2f}"
+
+
+def _duration(seconds: float) -> str:
+    return "never" if math.isinf(seconds) else f"{seconds:.3g} s" if seconds < 60 else duration(seconds)
