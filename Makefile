@@ -7,7 +7,7 @@ FORMATTED := $(shell git ls-files 'csrc/*' 'tests/*' 'benchmarks/*' | grep -E '\
 RUN := runs/digits
 
 .DEFAULT_GOAL := help
-.PHONY: help build search test test-python test-native test-isa isa-tools lint format bench bench-cpu paper-toy clean
+.PHONY: help build search test test-python test-native test-isa isa-tools lint format bench bench-cpu paper-toy paper-nb201 clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 | \2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -96,6 +96,10 @@ bench-cpu: $(VENV)/.built  ## time whole steps beside xautodl, plain PyTorch and
 
 paper-toy: $(VENV)/.built  ## the paper's toy regression, all estimators (8 minutes); writes benchmarks/results
 	$(BIN)/python benchmarks/paper_toy.py
+
+# DATA_DIR holds cifar-10-batches-py, TABLE is a NAS-Bench-201 table as CSV: for example make paper-nb201 DATA_DIR=data TABLE=nasbench201.csv
+paper-nb201: $(VENV)/.built  ## all estimators side by side on CIFAR-10 (hours; DATA_DIR=, TABLE=); writes benchmarks/results
+	$(BIN)/python benchmarks/paper_nb201.py --data-dir $(DATA_DIR) --table $(TABLE)
 
 clean:  ## remove .venv and everything built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks .coverage advnas_ext/_C*.so advnas_ext/_build.json

@@ -339,32 +339,3 @@ def test_a_weight_step_does_not_run_the_operation_that_is_only_looked_at():
 
 
 # The most probable cells
-
-
-@pytest.mark.parametrize("count", [1, 2, 10, 26, 27, 28, 1000])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_most_probable_is_brute_force(count, dtype):
-    estimator = at(AdvantageEstimator(EDGES, OPS, dtype=dtype))
-    expected = sorted(ALL_OPS, key=probability, reverse=True)[:count]
-    found = estimator.most_probable(count)
-    assert found.dtype == torch.int64
-    assert found.tolist() == [ops.tolist() for ops in expected]
-    assert torch.equal(found[0], estimator.argmax())
-
-
-def test_most_probable_of_a_space_that_is_not_square():
-    generator = torch.Generator().manual_seed(1)
-    logits = torch.randn(4, 2, generator=generator, dtype=torch.float64)
-    estimator = at(RlooEstimator(4, 2, dtype=torch.float64), logits)
-    cells = [torch.tensor(ops) for ops in itertools.product(range(2), repeat=4)]
-    expected = sorted(cells, key=lambda ops: probability(ops, logits), reverse=True)
-    assert estimator.most_probable(5).tolist() == [ops.tolist() for ops in expected[:5]]
-
-
-def test_most_probable_of_none():
-    assert at(AdvantageEstimator(**SIZE)).most_probable(0).shape == (0, EDGES)
-
-
-def test_most_probable_among_equals_are_different():
-    found = AdvantageEstimator(6, 5).most_probable(100)
-    assert len({tuple(ops) for ops in found.tolist()}) == 100

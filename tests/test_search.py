@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from advnas import checkpoint, data, judge, search
+from advnas import checkpoint, data, search
 from advnas.config import SearchConfig
 from advnas.report import Progress
 from advnas.search import SearchState
@@ -379,110 +379,6 @@ def test_a_weight_step_between_them_does_not_disturb_the_paths(digits):
         search.weight_step(state)
         search.architecture_step(state)
         assert state.estimator.collected == 0
-
-
-# The end of a search
-
-
-@pytest.fixture
-def searched(digits):
-    """A search whose best cell is known, without ``none``."""
-    state = state_of(digits, without=("none",), judge_cells=1, judge_steps=2)
-    state.best = [torch.tensor([3, 1, 2, 0, 1, 3])]
-    return state
-
-
-def judging_of(state, loss_of, monkeypatch):
-    """The judging of a search where the loss of every cell is known, and the cells that were measured."""
-    measured = []
-
-    def known(network, path, batches):
-        measured.append(path.ops[:, 0].tolist())
-        return loss_of(path.ops[:, 0]), 0.0
-
-    monkeypatch.setattr(judge, "measure", known)
-    return judge.Judging(state), measured
-
-
-def watch_judging(judging, file=None) -> Watch:
-    return Watch(
-        judging, Progress("judging", judging.rounds, {}), file, go_on="the command", record=lambda: {"epoch": 0}
-    )
-
-
-def test_neighbours_differ_on_one_edge():
-    ops = torch.tensor([3, 1, 2, 0, 1, 3])
-    cells = judge.neighbourhood(ops, 4)
-    assert cells.shape == (1 + 6 * 3, 6)
-    assert torch.equal(cells[0], ops)
-    assert ((cells[1:] != ops).sum(1) == 1).all()
-    assert len(cells.unique(dim=0)) == len(cells)
-    assert set(cells.flatten().tolist()) == {0, 1, 2, 3}
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_judging_finds_the_cell_of_the_smallest_loss(searched, monkeypatch, seed):
-    values = torch.randn(6, 4, generator=torch.Generator().manual_seed(seed))
-
-    def loss_of(ops):
-        return values[torch.arange(6), ops].sum().item()
-
-    judging, measured = judging_of(searched, loss_of, monkeypatch)
-    steps = []
-    monkeypatch.setattr(judge, "train_step", lambda state: steps.append(len(state.left)))
-    with watch_judging(judging) as watch:
-        judge.judge(judging, watch)
-    cells = judge.neighbourhood(searched.best[0], 4).tolist()
-    ranked = sorted(cells, key=lambda ops: loss_of(torch.tensor(ops)))
-    assert len(judging.left) == 1
-    assert cells[judging.left[0]] == ranked[0]
-    assert judging.archs[judging.left[0]] == searched.arch(torch.tensor(ranked[0])) == judging.history[-1]["arch"]
-    # Half of the cells go after each comparison, and the others train until they have twice the steps.
-    assert measured[:19] == cells
-    assert measured[19:] == ranked[:9] + ranked[:4] + ranked[:2]
-    assert steps == [19] * 2 + [9] * 2 + [4] * 4 + [2] * 8
-    assert [row["cells"] for row in judging.history] == [19, 9, 4, 2]
-    assert judging.total_work == sum(steps)
-
-
-def test_judged_cells_train_on_the_same_batches_from_the_same_weights(searched):
-    judging = judge.Judging(searched)
-    one, other = judging.networks[0], judging.networks[1]
-    for name, weight in one.named_parameters():
-        if name in dict(other.named_parameters()):
-            assert torch.equal(weight, dict(other.named_parameters())[name]), name
-    seen = [record(network) for network in judging.networks]
-    judge.train_step(judging)
-    assert judging.work == len(judging.left) == 19
-    assert all(torch.equal(calls[0][0], seen[0][0][0]) for calls in seen)
-    for calls, ops in zip(seen, judge.neighbourhood(searched.best[0], 4), strict=True):
-        assert torch.equal(calls[0][1].ops[:, 0], ops)
-
-
-@pytest.mark.parametrize("stop_after", [1, 2, 3])  # in the first round, at its end, in the second
-def test_judging_that_was_interrupted_goes_on_bit_for_bit(searched, tmp_path, stop_after):
-    def judged(judging, watch=None):
-        with watch or watch_judging(judging) as watching:
-            judge.judge(judging, watching)
-        return {k: v for k, v in judging.state_dict().items() if k != "seconds"}
-
-    def without_time(state):
-        state["values"]["history"] = [
-            {name: value for name, value in row.items() if name != "seconds"} for row in state["values"]["history"]
-        ]
-        return state
-
-    whole = judge.Judging(searched)
-    expected = without_time(judged(whole))
-    assert whole.work == whole.total_work
-    judging = judge.Judging(searched)
-    watch = watch_judging(judging, tmp_path / "judge.pt")
-    stop_at(watch, stop_after)
-    with pytest.raises(Interrupted, match="go on with: the command"):
-        judged(judging, watch)
-    resumed = judge.Judging(searched)
-    resumed.load_state_dict(checkpoint.load(tmp_path / "judge.pt", "judge", {}))
-    assert_equal(without_time(judged(resumed)), expected)
 
 
 # Some of the operations

@@ -146,20 +146,6 @@ class Estimator(nn.Module, ABC):
         return self.logits.argmax(1)
 
     @torch.no_grad()
-    def most_probable(self, count: int) -> Tensor:
-        """The ``count`` most probable choices of one operation an edge, the best first: int64 [<= count, num_edges].
-
-        Edges are independent, so that the best choices of the first edges are enough to go on from.
-        """
-        ops = torch.zeros(1, 0, dtype=torch.int64)
-        score = torch.zeros(1, dtype=self.logits.dtype)
-        for row in self.logits.log_softmax(1):
-            all_scores = (score[:, None] + row).flatten()
-            score, best = all_scores.topk(min(count, len(all_scores)))
-            ops = torch.cat([ops[best // self.num_ops], (best % self.num_ops)[:, None]], 1)
-        return ops
-
-    @torch.no_grad()
     def probabilities(self) -> Tensor:
         """softmax(logits), [num_edges, num_ops]."""
         return torch.softmax(self.logits, 1)

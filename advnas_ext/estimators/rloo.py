@@ -5,12 +5,12 @@
 
 What the batch adds to every loss cancels, and what is left is how the paths differ. For independent paths the estimate is unbiased.
 
-Stratified: for each edge, with u uniform in [0, 1), the operations are those at the quantiles (u + i) / M of p, i = 0 .. M - 1,
-dealt out to the paths at random. Every path by itself still has the distribution p, and the edges of a path are independent; but
-an operation is picked in proportion to its probability in every M paths, not only on average, which takes noise out of the
-comparison. The baseline is then no longer independent of a path: with an additive loss the estimate is M/(M - 1) times the
-gradient where the M picks of an edge match M p exactly, as for uniform p with M a multiple of num_ops, and between once and that
-elsewhere.
+Stratified: for each edge, with its operations in a random order and u uniform in [0, 1), the picks are those at the quantiles (u
++ i) / M of p, i = 0 .. M - 1, dealt out to the paths at random. Every path by itself still has the distribution p, and the edges
+of a path are independent; but an operation is picked in proportion to its probability in every M paths, not only on average,
+which takes noise out of the comparison. The baseline is then no longer independent of a path. With an additive loss and uniform p
+the estimate is num_ops/(num_ops - 1) times the gradient for M up to num_ops, and M/(M - 1) times it for multiples of num_ops;
+otherwise it is about once the gradient or more.
 """
 
 from __future__ import annotations
@@ -67,16 +67,18 @@ class RlooEstimator(Estimator):
         index = int(self.collected)
         if index == 0:
             self.ops.copy_(self._paths(generator))
-        return Path.from_ops(self.ops[index], dtype=self.logits.dtype)
+        return Path.from_ops(self.ops[index].clone(), dtype=self.logits.dtype)
 
     def _paths(self, generator: torch.Generator | None) -> Tensor:
         """M paths, int64 [num_samples, num_edges]."""
         if not self.stratified:
             return torch.stack([self._draw(generator).ops[:, 0] for _ in range(self.num_samples)])
-        cumulative = self.probabilities().double().cumsum(1)
+        shuffled = torch.rand(self.logits.shape, generator=generator).argsort(1)  # so that any two operations can meet
+        cumulative = self.probabilities().double().gather(1, shuffled).cumsum(1)
         offset = torch.rand(self.num_edges, 1, generator=generator, dtype=torch.float64)
         quantiles = (offset + torch.arange(self.num_samples)) / self.num_samples * cumulative[:, -1:]
-        picks = torch.searchsorted(cumulative, quantiles, right=True).clamp_(max=self.num_ops - 1)
+        strata = torch.searchsorted(cumulative, quantiles, right=True).clamp_(max=self.num_ops - 1)
+        picks = shuffled.gather(1, strata)
         order = torch.rand(picks.shape, generator=generator).argsort(1)
         return picks.gather(1, order).T
 

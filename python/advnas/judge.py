@@ -72,6 +72,7 @@ class Judging(Training):
     """
 
     kind = "judge"
+    unit = "comparison"
     parts = ("networks", "optimizer", "schedule", "batches")
     values = (*Training.values, "left")
 

@@ -95,11 +95,11 @@ class Progress:
     def advance(self, done: int) -> None:
         self._bar.update(self._task, completed=done)
 
-    def line(self, row: Row) -> None:
+    def line(self, row: Row, unit: str = "epoch") -> None:
         values = "  ".join(
             f"{name.replace('_', ' ')} {row[name]:{form}}" for name, form in self.columns.items() if name in row
         )
-        self.console.print(f"epoch {row['epoch']:>{len(str(self.epochs))}}/{self.epochs}  {values}", highlight=False)
+        self.console.print(f"{unit} {row['epoch']:>{len(str(self.epochs))}}/{self.epochs}  {values}", highlight=False)
 
     def stop(self) -> None:
         self._bar.stop()

@@ -77,11 +77,12 @@ def resume(folder: Path, console: Console | None = None) -> Path:
     return _go(state, table, folder, console or Console())
 
 
-def restore(folder: Path) -> tuple[SearchState, Table | None]:
-    """The state that the checkpoint of a run folder holds, and its table; raises as :func:`resume`."""
+def restore(folder: Path, with_table: bool = True) -> tuple[SearchState, Table | None]:
+    """The state that the checkpoint of a run folder holds, and its table if that is wanted; raises as :func:`resume`."""
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError(f"{folder}: not the folder of a search, there is no config.yaml in it")
-    state, table = _prepare(SearchConfig().with_file(folder / "config.yaml"))
+    config = SearchConfig().with_file(folder / "config.yaml")
+    state, table = _prepare(config if with_table else replace(config, table=None))
     state.load_state_dict(load(folder / CHECKPOINT, state.kind, _decisive(state)))
     return state, table
 

@@ -54,6 +54,7 @@ class Training:
     """
 
     kind: ClassVar[str]
+    unit: ClassVar[str] = "epoch"  # what people call its epochs
     parts: ClassVar[tuple[str, ...]]  # attributes that have a state_dict
     values: ClassVar[tuple[str, ...]] = ("epoch", "step", "work", "history")  # generators, and plain ones
 

@@ -55,12 +55,13 @@ class Watch:
         if self.stop:
             self.save()
             raise Interrupted(
-                f"stopped after step {self.state.step} of epoch {self.state.epoch + 1}; go on with: {self.go_on}"
+                f"stopped after step {self.state.step} of {self.state.unit} {self.state.epoch + 1}; "
+                f"go on with: {self.go_on}"
             )
 
     def after_epoch(self) -> None:
         self.save()
-        self.progress.line(self.record())
+        self.progress.line(self.record(), self.state.unit)
 
     def save(self) -> None:
         if self.file is not None:
@@ -82,7 +83,7 @@ class Watch:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         if isinstance(error, FloatingPointError):
-            where = f"epoch {self.state.epoch + 1}, step {self.state.step + 1}"
+            where = f"{self.state.unit} {self.state.epoch + 1}, step {self.state.step + 1}"
             last = f" The last good checkpoint is {self.file}." if self.file else ""
             raise FloatingPointError(f"{where}: {error}.{last} Start again with a smaller learning rate") from error
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:

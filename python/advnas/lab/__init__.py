@@ -26,7 +26,7 @@ def searched(checkpoint: Path, threads: int | None = None) -> tuple[Path, Search
         folder = checkpoint.absolute().parent.parent
         if checkpoint.absolute() != folder / CHECKPOINT:
             raise ValueError(f"{checkpoint}: must be the run folder of a search or the {CHECKPOINT} in one")
-    state, _ = restore(folder)
+    state, _ = restore(folder, with_table=False)
     if threads is not None:
         torch.set_num_threads(threads)
     return folder, state

@@ -1,0 +1,100 @@
+import csv
+import importlib.util
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from scipy import stats
+
+from advnas.spaces.nasbench201 import OPS, format_arch
+
+FILE = Path(__file__).parents[1] / "benchmarks" / "paper_nb201.py"
+
+
+@pytest.fixture(scope="module")
+def paper_nb201():
+    spec = importlib.util.spec_from_file_location("paper_nb201", FILE)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """Every cell of the space, with made-up accuracies."""
+    path = tmp_path_factory.mktemp("table") / "table.csv"
+    cells = torch.cartesian_prod(*[torch.arange(len(OPS))] * 6)
+    columns = "cifar10_test_200,cifar100_test_200,imagenet16_120_test_200"
+    rows = [f"{i},{format_arch(ops)},{i / 200},{i / 300},{i / 400}" for i, ops in enumerate(cells)]
+    path.write_text("\n".join([f"index,arch_str,{columns}", *rows]) + "\n")
+    return path
+
+
+def test_a_small_experiment_from_end_to_end(paper_nb201, table, tmp_path, monkeypatch, capsys):
+    settings = paper_nb201.Settings(
+        table=table,
+        data="digits",
+        seeds=(1, 2),
+        tuning_seeds=(7,),
+        arch_lrs=(0.01, 0.1),
+        estimators=("advantage", "rloo", "random"),
+        out=tmp_path / "runs",
+        results=tmp_path / "results",
+        set={"epochs": "3", "warmup_epochs": "1", "channels": "2", "steps_per_epoch": "3", "valid_batches": "1"},
+    )
+    paper_nb201.main(settings)
+    rows = list(csv.DictReader((tmp_path / "results" / "paper-nb201.csv").open()))
+    epochs = json.loads((tmp_path / "runs" / "epochs.json").read_text())["epochs"]
+    assert epochs["rloo"] == 3, "the recipe's own estimator sets the time"
+    assert len(rows) == 2 * sum(epochs[name] for name in settings.estimators)
+    for seed in ("1", "2"):
+        warm_ups = {
+            row["valid_loss"]
+            for row in rows
+            if (row["seed"], row["epoch"]) == (seed, "1") and row["estimator"] != "random"
+        }
+        assert len(warm_ups) == 1, "estimators of a seed share its warm-up"
+    for name in ("advantage", "rloo"):
+        (chosen,) = {float(row["arch_lr"]) for row in rows if row["estimator"] == name}
+        losses = {}
+        for lr in settings.arch_lrs:
+            tuned = tmp_path / "runs" / "seed-7" / f"{name}-{lr:g}" / "history.csv"
+            losses[lr] = float(list(csv.DictReader(tuned.open()))[-1]["valid_loss"])
+        assert chosen == min(losses, key=losses.get)
+    written = capsys.readouterr().out
+    assert all(f"| {name} |" in written for name in settings.estimators)
+    assert "<svg" in (tmp_path / "results" / "paper-nb201.svg").read_text()
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError("a run that is done must not be run again")
+
+    monkeypatch.setattr(paper_nb201.subprocess, "run", forbidden)
+    paper_nb201.main(settings)
+    assert list(csv.DictReader((tmp_path / "results" / "paper-nb201.csv").open())) == rows
+
+
+def test_intervals_and_paired_tests(paper_nb201):
+    values, others = [93.1, 93.9, 93.4], [92.8, 93.0, 93.5]
+    half = stats.t.ppf(0.975, 2) * statistics.stdev(values) / 3**0.5
+    assert paper_nb201.mean_interval(values) == f"93.47 +- {half:.2f}"
+    assert paper_nb201.paired(values, others) == f"+0.37, p = {stats.ttest_rel(values, others).pvalue:.3f}"
+    assert paper_nb201.paired(values, values) == "+0.00"
+    assert paper_nb201.mean_interval([93.1]) == "93.10"
+
+
+def test_a_failed_run_says_where_its_log_is(paper_nb201, table, tmp_path):
+    settings = paper_nb201.Settings(
+        table=table,
+        data="digits",
+        seeds=(1,),
+        tuning_seeds=(),
+        out=tmp_path / "runs",
+        set={"lr": "1e30", "epochs": "2"},
+    )
+    with pytest.raises(paper_nb201.subprocess.CalledProcessError):
+        paper_nb201.main(settings)
+    assert "must be finite" in (tmp_path / "runs" / "seed-1" / "warm-up.log").read_text()
