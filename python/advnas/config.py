@@ -250,6 +250,6 @@ PRESETS: dict[str, dict[str, object]] = {
         "arch_weight_decay": 0.0,
         "valid_batches": 32,
         "judge_cells": 3,
-        "judge_steps": 100,
+        "judge_steps": 150,
     },
 }
