@@ -239,7 +239,7 @@ PRESETS: dict[str, dict[str, object]] = {
     "fast": {
         "estimator": "rloo",
         "without": ("none",),
-        "epochs": 16,
+        "epochs": 14,
         "warmup_epochs": 8,
         "channels": 8,
         "cells": 1,
@@ -250,6 +250,6 @@ PRESETS: dict[str, dict[str, object]] = {
         "arch_weight_decay": 0.0,
         "valid_batches": 32,
         "judge_cells": 3,
-        "judge_steps": 150,
+        "judge_steps": 120,
     },
 }
