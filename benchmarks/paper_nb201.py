@@ -44,6 +44,7 @@ from advnas_ext import ESTIMATORS
 
 COLUMNS = ("cifar10_test_200", "cifar100_test_200", "imagenet16_120_test_200")
 OPPONENT = "advantage"  # of the paired tests
+SETTINGS = {"gdas": {"unpicked": "sum"}}  # as the paper's code has it
 TIMED = 40  # pairs of steps
 
 
@@ -127,6 +128,8 @@ class Experiment:
         start = str(self.warm_up(seed).folder)
         flags = ("--seed", str(seed), "--estimator", name, "--arch-lr", str(lr), "--warm-start", start)
         flags += ("--epochs", str(epochs[name]))
+        for setting, value in SETTINGS.get(name, {}).items():
+            flags += ("--estimator-settings", setting, value)
         return Run(self.settings.out / f"seed-{seed}" / f"{name}-{lr:g}", flags)
 
     def epochs(self) -> dict[str, int]:
@@ -134,7 +137,7 @@ class Experiment:
         file = self.settings.out / "epochs.json"
         if not file.exists():
             state, _ = restore(self.warm_up([*self.settings.tuning_seeds, *self.settings.seeds][0]).folder)
-            cost = step_seconds(state, self.settings.estimators)
+            cost = step_seconds(state, tuple(ESTIMATORS))
             learning = self.recipe.epochs - self.recipe.warmup_epochs
             own = cost[self.recipe.estimator]
             epochs = {
@@ -171,7 +174,7 @@ class Experiment:
         else:
             flags = ("--config", str(self.settings.out / "recipe.yaml"), "--out", str(run.folder), *run.flags)
         run.folder.parent.mkdir(parents=True, exist_ok=True)
-        with run.folder.with_suffix(".log").open("a") as log:
+        with run.folder.with_name(f"{run.folder.name}.log").open("a") as log:
             command = [sys.executable, "-m", "advnas", "search", *flags]
             subprocess.run(command, stdout=log, stderr=log, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
@@ -180,7 +183,8 @@ def step_seconds(state: SearchState, names: Sequence[str]) -> dict[str, float]:
     """Seconds of a weight step and an architecture step together at uniform logits: medians of steps taken in turns."""
     searches = {}
     for name in {state.config.estimator, *names}:
-        config = state.config.with_settings({"estimator": name, "epochs": state.config.epochs + 1}, "timing")
+        own = {"estimator": name, "estimator_settings": SETTINGS.get(name, {}), "epochs": state.config.epochs + 1}
+        config = state.config.with_settings(own, "timing")
         searches[name] = SearchState(config, state.images)
         searches[name].warm_start(state.state_dict())
     took: dict[str, list[float]] = {name: [] for name in searches}

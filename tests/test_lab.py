@@ -119,6 +119,18 @@ def test_the_interval_covers_as_often_as_it_says():
     assert 180 <= covered <= 199  # of 200 with a chance of 0.95 each; others have a chance of 0.2%
 
 
+def test_the_correlation_after_a_second_is_that_of_what_a_second_allows():
+    mean, exact = two_gradients(0.9)
+    covered = 0
+    for seed in range(200):
+        found = signal.compare("", samples_of(mean, 4, 200, seed), samples_of(exact, 3, 200, seed + 1000), 0.05)
+        if found.correlation < 1:  # noise can make it more, and then it is cut off
+            assert found.after == pytest.approx(found.reached_after(signal.AFTER))
+        # 20 samples: |mean|^2 is 4, their noise 16 * 6 / 20.
+        covered += found.after_low <= 0.9 / math.sqrt(1 + 16 * 6 / 20 / 4) <= found.after_high
+    assert 180 <= covered <= 199  # of 200 with a chance of 0.95 each
+
+
 def test_correlation_by_edge():
     mean = torch.tensor([[1.0, -1.0], [2.0, -2.0]], dtype=torch.float64)
     exact = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
@@ -128,7 +140,7 @@ def test_correlation_by_edge():
 
 
 def made(correlation=0.9, snr=0.5, cost=2.0, name="made-up"):
-    return signal.Signal(name, correlation, 0.8, 1.0, (0.9, math.nan), snr, cost)
+    return signal.Signal(name, correlation, 0.8, 1.0, (0.9, math.nan), snr, cost, 0.7, 0.6, 0.75)
 
 
 def test_the_time_to_a_correlation_is_that_of_averaged_samples():
@@ -168,7 +180,8 @@ def test_where_noise_hides_the_signal():
         assert found.time_to(0.5) == math.inf
     assert signal.compare("", flips.double(), exact, 1.0).snr == 0
     (row,) = signal.rows([signal.compare("", flips.double(), exact, 1.0)])
-    assert row[1:] == ["noise (-1.00 to 1.00)", "noise noise", "0.000", "1000.0", "never", "never"]
+    assert row[1:5] == ["noise (-1.00 to 1.00)", "noise noise", "0.000", "1000.0"]
+    assert row[6:] == ["never", "never"]
 
 
 def test_samples_without_noise():
@@ -202,7 +215,16 @@ def test_resampled_means_vary_as_means_do():
 
 def test_rows_of_signals():
     named = [made(name="one"), made(0.55, name="two")]
-    assert signal.rows(named)[0] == ["one", "0.90 (0.80 to 1.00)", " 0.90 noise", "0.500", "2000.0", "4 s", "14 s"]
+    assert signal.rows(named)[0] == [
+        "one",
+        "0.90 (0.80 to 1.00)",
+        " 0.90 noise",
+        "0.500",
+        "2000.0",
+        "0.70 (0.60 to 0.75)",
+        "4 s",
+        "14 s",
+    ]
     assert signal.rows(named)[1][-2:] == ["40 s", "never"]
     (record,) = signal.records(named[:1], ["1<-0", "2<-0"])
     assert record["seconds_to_0.7"] == 14.0
@@ -330,6 +352,9 @@ def test_lab_signal(advnas, folder):
         *(f"correlation_{edge}" for edge in EDGES),
         "snr",
         "milliseconds",
+        "correlation_after_1_s",
+        "correlation_after_1_s_low",
+        "correlation_after_1_s_high",
         "seconds_to_0.5",
         "seconds_to_0.7",
     ]

@@ -35,6 +35,7 @@ from advnas_ext import ESTIMATORS, Estimator, RandomEstimator, RlooEstimator
 
 PATHS = 16  # measured on one batch for the exact gradient
 RESAMPLES = 1000
+AFTER = 1.0  # seconds of averaging after which the correlations are compared
 REACHED = (0.5, 0.7)  # correlations of the averaged gradient to which times are given
 
 
@@ -48,6 +49,8 @@ class Signal:
         by_edge: the same for each edge.
         snr: signal to noise of one sample.
         cost: seconds for one sample.
+        after, after_low, after_high: correlation of the mean of as many samples as ``AFTER`` seconds allow, and its 95%
+            bootstrap interval.
     """
 
     name: str
@@ -57,6 +60,9 @@ class Signal:
     by_edge: tuple[float, ...]
     snr: float
     cost: float
+    after: float
+    after_low: float
+    after_high: float
 
     def reached_after(self, seconds: float) -> float:
         """Correlation of the mean of as many samples as this time allows, fractions of one included."""
@@ -125,9 +131,12 @@ def compare(name: str, samples: Tensor, exact: Tensor, cost: float) -> Signal:
     """Gradient samples [count, num_edges, num_ops] of an estimator beside unbiased samples of the exact gradient."""
     generator = torch.Generator().manual_seed(0)
     halves, exact_halves = _halves(samples), _halves(exact)
-    resampled = _correlation(_resampled(samples, generator).flatten(2), _resampled(exact, generator).flatten(2))
+    drawn, exact_drawn = _resampled(samples, generator).flatten(2), _resampled(exact, generator).flatten(2)
+    resampled = _correlation(drawn, exact_drawn)
     signal = max(_square_of_mean(halves.flatten(1)).item(), 0.0)
     noise = samples.var(0).sum().item()
+    after = _correlation(halves.flatten(1), exact_halves.flatten(1), noise * cost / AFTER).item()
+    after_drawn = _correlation(drawn, exact_drawn, noise * cost / AFTER)
     return Signal(
         name,
         _correlation(halves.flatten(1), exact_halves.flatten(1)).item(),
@@ -137,6 +146,9 @@ def compare(name: str, samples: Tensor, exact: Tensor, cost: float) -> Signal:
         tuple(_correlation(halves, exact_halves).tolist()),
         math.sqrt(signal / noise) if noise > 0 else math.inf if signal > 0 else 0.0,
         cost,
+        after,
+        after_drawn.nan_to_num(nan=-1).quantile(0.025).item(),
+        after_drawn.nan_to_num(nan=1).quantile(0.975).item(),
     )
 
 
@@ -155,6 +167,9 @@ def records(signals: Sequence[Signal], edges: Sequence[str]) -> list[dict[str, A
             **{f"correlation_{edge}": value for edge, value in zip(edges, signal.by_edge, strict=True)},
             "snr": signal.snr,
             "milliseconds": 1000 * signal.cost,
+            f"correlation_after_{AFTER:g}_s": signal.after,
+            f"correlation_after_{AFTER:g}_s_low": signal.after_low,
+            f"correlation_after_{AFTER:g}_s_high": signal.after_high,
             **{f"seconds_to_{c}": signal.time_to(c) for c in REACHED},
         }
         for signal in signals
@@ -164,7 +179,8 @@ def records(signals: Sequence[Signal], edges: Sequence[str]) -> list[dict[str, A
 def columns(edges: Sequence[str]) -> list[str]:
     """Names of what :func:`rows` gives."""
     by_edge = f"by edge: {' '.join(edges)}"
-    return ["estimator", "correlation (95%)", by_edge, "SNR", "ms", *(f"time to {c}" for c in REACHED)]
+    times = [f"time to {c}" for c in REACHED]
+    return ["estimator", "correlation (95%)", by_edge, "SNR", "ms", f"after {AFTER:g} s (95%)", *times]
 
 
 def rows(signals: Sequence[Signal]) -> list[list[str]]:
@@ -176,6 +192,7 @@ def rows(signals: Sequence[Signal]) -> list[list[str]]:
             " ".join(f"{_text(value):>5}" for value in signal.by_edge),
             f"{signal.snr:.3f}",
             f"{1000 * signal.cost:.1f}",
+            f"{_text(signal.after)} ({signal.after_low:.2f} to {signal.after_high:.2f})",
             *(_duration(signal.time_to(c)) for c in REACHED),
         ]
         for signal in signals
@@ -256,10 +273,14 @@ def _square_of_mean(halves: Tensor) -> Tensor:
     return halves.prod(0).sum(-1)
 
 
-def _correlation(halves: Tensor, exact: Tensor) -> Tensor:
-    """Of the means of two halves, each [2, ..., entries], to [...]; NaN where a square is not above 0."""
+def _correlation(halves: Tensor, exact: Tensor, noise: float = 0.0) -> Tensor:
+    """Of the means of two halves, each [2, ..., entries], to [...]; NaN where a square is not above 0.
+
+    Args:
+        noise: to be left in the square of the first mean, as of an average of few samples.
+    """
     product = (halves.mean(0) * exact.mean(0)).sum(-1)
-    squares = _square_of_mean(halves), _square_of_mean(exact)
+    squares = _square_of_mean(halves) + noise, _square_of_mean(exact)
     known = squares[0].minimum(squares[1]) > 0
     return (product / squares[0].sqrt() / squares[1].sqrt()).where(known, math.nan).clamp(-1, 1)
 
