@@ -75,7 +75,7 @@ class SearchArguments:
     config: OptionalFile = None
     """YAML file of settings, such as another run's config.yaml. Flags count more."""
     preset: Literal[tuple(PRESETS)] = "paper"  # type: ignore[valid-type]
-    """paper: NAS-Bench-201's protocol. fast: a small supernet, about ten minutes for CIFAR-10 on two cores."""
+    """paper: NAS-Bench-201's protocol. fast: a small supernet, about seven minutes for CIFAR-10 on two cores."""
     resume: OptionalFolder = None
     """Run folder of an interrupted search: go on as if it had not stopped. Takes no other flag."""
     settings: OmitArgPrefixes[SearchConfig] = field(default_factory=SearchConfig)
