@@ -10,7 +10,7 @@ RUN := runs/digits
 .PHONY: help build search test test-python test-native test-isa isa-tools lint format bench bench-cpu paper-toy paper-nb201 clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 | \2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1 | \2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
 $(VENV)/.requirements: requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -28,6 +28,7 @@ from sides import BARE, OURS, PLAIN, PLAIN_TO_INPUTS, XAUTODL, XAUTODL_CHANNELS_
 from torch import Tensor
 from work import Case
 
+from advnas.report import console as wide_console
 from advnas.spaces.nasbench201 import format_arch
 
 
@@ -90,7 +91,7 @@ class Benchmark:
         self.case = settings.case
         self.paths = sides.make_paths(settings.paths, settings.seed)
         self.machine = report.machine(settings.threads)
-        self.console = Console()
+        self.console = wide_console()
         self.sheets: list[Sheet] = []
         self.results: dict[str, Any] = {
             "machine": asdict(self.machine),

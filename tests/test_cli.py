@@ -82,15 +82,25 @@ def test_retrain_of_a_given_cell(advnas, tmp_path):
 def test_flags_count_more_than_the_file_and_the_file_more_than_the_preset(advnas, tmp_path):
     (tmp_path / "my.yaml").write_text("channels: 6\narch_lr: 0.5\nwarmup_epochs: 1\n")
     code, _, _ = advnas(
-        "search", "--preset=fast", "--config=my.yaml", *TINY, "--arch-betas", "0.1", "0.2", "--no-nesterov", "--out=run"
+        "search",
+        "--preset=fast",
+        "--config=my.yaml",
+        "--judge-steps=1",
+        *TINY,
+        "--arch-betas",
+        "0.1",
+        "0.2",
+        "--no-nesterov",
+        "--out=run",
     )
     assert code == 0
     settings = settings_of(tmp_path / "run")
     assert settings["channels"] == 4  # flag, over the file's 6 and the preset's 8
     assert settings["arch_lr"] == 0.5  # file, over the preset's
-    assert settings["arch_weight_decay"] == 1e-3  # default
+    assert settings["arch_weight_decay"] == 0  # preset
+    assert settings["momentum"] == 0.9  # default
     assert (settings["arch_betas"], settings["nesterov"]) == ([0.1, 0.2], False)
-    code, _, _ = advnas("search", "--preset=fast", *TINY[1:], "--out=preset")
+    code, _, _ = advnas("search", "--preset=fast", "--judge-steps=1", *TINY[1:], "--out=preset")
     assert settings_of(tmp_path / "preset")["channels"] == 8
 
 

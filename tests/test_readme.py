@@ -21,5 +21,5 @@ def test_the_drop_in_example():
 
 def test_make_targets_exist():
     makefile = (README.parent / "Makefile").read_text()
-    for target in re.findall(r"`?make ([a-z-]+)", README.read_text()):
+    for target in re.findall(r"`?make ([a-z0-9-]+)", README.read_text()):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"README names make {target}"

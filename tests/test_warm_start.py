@@ -36,8 +36,10 @@ def warm_up(tmp_path_factory):
 
 @pytest.mark.parametrize("estimator", ["advantage", "rloo", "gdas", "darts"])
 def test_it_goes_on_as_if_the_warm_up_had_been_its_own(warm_up, tmp_path, estimator):
-    whole = run.start(config(estimator=estimator, judged_cells=4, out=tmp_path / "whole"))
-    taken = run.start(config(estimator=estimator, judged_cells=4, warm_start=warm_up, out=tmp_path / "taken"))
+    whole = run.start(config(estimator=estimator, judge_cells=1, judge_steps=1, out=tmp_path / "whole"))
+    taken = run.start(
+        config(estimator=estimator, judge_cells=1, judge_steps=1, warm_start=warm_up, out=tmp_path / "taken")
+    )
     assert rows(taken) == rows(whole)
     assert (taken / "logits.csv").read_text() == (whole / "logits.csv").read_text()
     one, other = (torch.load(folder / run.CHECKPOINT, weights_only=True)["state"] for folder in (whole, taken))
