@@ -276,6 +276,8 @@ def draw(runs: dict[str, list[Run]], path: Path) -> None:
     names = list(runs)
     figure = Figure(figsize=(12, 2.6 * -(-len(names) // 4)), layout="constrained")
     panels = figure.subplots(-(-len(names) // 4), 4, sharex=True, sharey=True, squeeze=False).flat
+    for panel in panels[len(names) :]:
+        panel.set_visible(False)
     for place, (name, panel) in enumerate(zip(names, panels, strict=False)):
         curves = [
             [(float(row["seconds"]), float(row["cifar10_test_200"])) for row in history(run)] for run in runs[name]
