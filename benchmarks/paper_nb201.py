@@ -42,7 +42,7 @@ from advnas.search import SearchState, architecture_step, weight_step
 from advnas.tables.nasbench201 import Table
 from advnas_ext import ESTIMATORS
 
-COLUMNS = ("cifar10_test_200", "cifar100_test_200", "imagenet16_120_test_200")
+OTHERS = ("cifar100_test_200", "imagenet16_120_test_200")  # columns beside CIFAR-10
 OPPONENT = "advantage"  # of the paired tests
 SETTINGS = {"gdas": {"unpicked": "sum"}}  # as the paper's code has it
 TIMED = 40  # pairs of steps
@@ -239,7 +239,7 @@ def table(settings: Settings, runs: dict[str, list[Run]], chosen: dict[str, floa
     ]
     for name in sorted(runs, key=lambda name: -statistics.mean(last[name])):
         seconds = statistics.mean(run["seconds"] for run in found[name])
-        others = [f"{statistics.mean(run['table'][column] for run in found[name]):.2f}" for column in COLUMNS[1:]]
+        others = [f"{statistics.mean(run['table'][column] for run in found[name]):.2f}" for column in OTHERS]
         seeds = ", ".join(f"{value:.2f}" for value in last[name])
         against = "" if name == OPPONENT or OPPONENT not in last else paired(last[name], last[OPPONENT])
         lines.append(

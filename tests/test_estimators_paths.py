@@ -1,4 +1,4 @@
-"""Estimators that compare paths or operations with each other, and the most probable cells: see the modules for the formulas.
+"""Estimators that compare paths or operations with each other: see the modules for the formulas.
 
 A loss is a function of m [num_edges, num_ops], the gates with zeros for operations that are not on the path. "Multilinear" losses
 are linear in each row of m, as a supernet's loss is where it is linear in each y_e.

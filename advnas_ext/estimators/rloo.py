@@ -18,11 +18,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from advnas_ext.estimators.base import Estimator, is_integer
+from advnas_ext.estimators.collecting import CollectingEstimator
 from advnas_ext.path import Path
 
 
-class RlooEstimator(Estimator):
+class RlooEstimator(CollectingEstimator):
     """One operation an edge; one gradient for every ``num_samples`` calls of ``assign_grad``, all on one batch.
 
     The calls before the last one set ``logits.grad`` to None, which torch's optimizers skip. It needs the loss only, no
@@ -33,11 +33,6 @@ class RlooEstimator(Estimator):
         stratified: whether the M paths share out the operations of each edge; otherwise they are independent.
         Others: see :class:`Estimator`.
     """
-
-    needs_gate_gradients = False
-    ops: Tensor  # int64 [num_samples, num_edges], measured up to ``collected``, then to come
-    losses: Tensor  # [num_samples]
-    collected: Tensor  # int64 scalar
 
     def __init__(
         self,
@@ -50,13 +45,8 @@ class RlooEstimator(Estimator):
         total_steps: int | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__(num_edges, num_ops, zero_op, total_steps=total_steps, dtype=dtype)
-        self._require("num_samples must be an integer >= 2", num_samples, is_integer(num_samples, 2))
-        self.num_samples = num_samples
+        super().__init__(num_edges, num_ops, zero_op, num_samples=num_samples, total_steps=total_steps, dtype=dtype)
         self.stratified = stratified
-        self.register_buffer("ops", torch.zeros(num_samples, num_edges, dtype=torch.int64))
-        self.register_buffer("losses", torch.zeros(num_samples, dtype=dtype))
-        self.register_buffer("collected", torch.zeros((), dtype=torch.int64))
 
     @property
     def paths_per_batch(self) -> int:
@@ -82,12 +72,5 @@ class RlooEstimator(Estimator):
         order = torch.rand(picks.shape, generator=generator).argsort(1)
         return picks.gather(1, order).T
 
-    def _estimate(self, path: Path, gate_grad: Tensor, loss: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
-        index = int(self.collected)
-        ops, losses = self.ops.clone(), self.losses.clone()
-        ops[index], losses[index] = path.ops[:, 0], loss
-        if index + 1 < self.num_samples:
-            return None, {"ops": ops, "losses": losses, "collected": self.collected + 1}
-        weights = (losses - losses.mean()) / (self.num_samples - 1)
-        gradient = (weights[:, None, None] * self._score(ops)).sum(0)
-        return gradient, {"ops": ops, "losses": losses, "collected": torch.zeros_like(self.collected)}
+    def _weights(self, losses: Tensor) -> Tensor:
+        return (losses - losses.mean()) / (self.num_samples - 1)

@@ -167,8 +167,7 @@ class Files:
 
     def rows(self) -> list[dict[str, Any]]:
         """The history, and what the table says of each epoch's best cell. The search itself never sees the table."""
-        look_up = self.table.lookup if self.table is not None else lambda arch: {}
-        return [{**row, **look_up(row["arch"])} for row in self.state.history]
+        return self._looked_up(self.state.history)
 
     def names(self) -> tuple[list[str], list[str]]:
         """Of the edges and of the operations."""
@@ -202,10 +201,13 @@ class Files:
 
     def write_judged(self, judging: Judging) -> Mapping[str, Any]:
         """Write judged.csv, a row for each comparison; the last row."""
-        look_up = self.table.lookup if self.table is not None else lambda arch: {}
-        rows = [{**row, **look_up(row["arch"])} for row in judging.history]
+        rows = self._looked_up(judging.history)
         write_csv(self.folder / "judged.csv", rows)
         return rows[-1]
+
+    def _looked_up(self, history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        look_up = self.table.lookup if self.table is not None else lambda arch: {}
+        return [{**row, **look_up(row["arch"])} for row in history]
 
     def write_result(self, arch: str, seconds: float) -> None:
         """Write result.json and the figures."""

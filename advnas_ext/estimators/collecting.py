@@ -1,0 +1,61 @@
+"""Estimators that compare several paths: one gradient for M losses.
+
+gradient = sum_i weight_i (onehot(a_i) - p),   weights a function of the losses L_1 .. L_M
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from advnas_ext.estimators.base import Estimator, is_integer
+from advnas_ext.path import Path
+
+
+class CollectingEstimator(Estimator):
+    """Base of the estimators that give one gradient for every ``num_samples`` calls of ``assign_grad``.
+
+    The calls before the last one set ``logits.grad`` to None, which torch's optimizers skip. They need the losses only, no
+    gradients of gates.
+
+    Args:
+        num_samples: M, at least 2.
+        Others: see :class:`Estimator`.
+    """
+
+    needs_gate_gradients = False
+    ops: Tensor  # int64 [num_samples, num_edges], valid up to ``collected``
+    losses: Tensor  # [num_samples]
+    collected: Tensor  # int64 scalar
+
+    def __init__(
+        self,
+        num_edges: int,
+        num_ops: int,
+        zero_op: int | None = None,
+        *,
+        num_samples: int,
+        total_steps: int | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(num_edges, num_ops, zero_op, total_steps=total_steps, dtype=dtype)
+        self._require("num_samples must be an integer >= 2", num_samples, is_integer(num_samples, 2))
+        self.num_samples = num_samples
+        self.register_buffer("ops", torch.zeros(num_samples, num_edges, dtype=torch.int64))
+        self.register_buffer("losses", torch.zeros(num_samples, dtype=dtype))
+        self.register_buffer("collected", torch.zeros((), dtype=torch.int64))
+
+    @abstractmethod
+    def _weights(self, losses: Tensor) -> Tensor:
+        """Of the scores of the paths, from their losses; both [num_samples]."""
+
+    def _estimate(self, path: Path, gate_grad: Tensor, loss: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
+        index = int(self.collected)
+        ops, losses = self.ops.clone(), self.losses.clone()
+        ops[index], losses[index] = path.ops[:, 0], loss
+        if index + 1 < self.num_samples:
+            return None, {"ops": ops, "losses": losses, "collected": self.collected + 1}
+        gradient = (self._weights(losses)[:, None, None] * self._score(ops)).sum(0)
+        return gradient, {"ops": ops, "losses": losses, "collected": torch.zeros_like(self.collected)}
