@@ -7,7 +7,6 @@ accuracy says how well that orders them.
 
 from __future__ import annotations
 
-import io
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ import torch
 from scipy.stats import ConstantInputWarning, spearmanr
 from torch import Tensor
 
+from advnas import report
 from advnas.search import SearchState, evaluate
 from advnas.tables.nasbench201 import Table
 
@@ -131,7 +131,6 @@ def rows(results: Sequence[Ranked]) -> list[list[str]]:
 
 def figure(results: Sequence[Ranked], column: str) -> bytes:
     """Accuracy against loss, as SVG."""
-    import matplotlib
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(4.5 * len(results), 4), layout="constrained")
@@ -141,10 +140,7 @@ def figure(results: Sequence[Ranked], column: str) -> bytes:
         axes.set(xlabel="loss with the shared weights", ylabel=column)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    svg = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "rank"}):  # the same results give the same file
-        drawing.savefig(svg, format="svg", metadata={"Date": None})
-    return svg.getvalue()
+    return report.svg(drawing, "rank")
 
 
 def _interval(ranked: Ranked) -> str:

@@ -19,7 +19,6 @@ nothing in expectation. Where such a product is not above 0, noise hides the sig
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from advnas import report
 from advnas.report import COLOURS, duration
 from advnas.search import SearchState, estimate
 from advnas_ext import ESTIMATORS, Estimator, RandomEstimator, RlooEstimator
@@ -201,7 +201,6 @@ def rows(signals: Sequence[Signal]) -> list[list[str]]:
 
 def figure(signals: Sequence[Signal]) -> bytes:
     """Correlation of the averaged gradient with the exact one against the time spent, as SVG."""
-    import matplotlib
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(8, 4.6), layout="constrained")
@@ -220,10 +219,7 @@ def figure(signals: Sequence[Signal]) -> bytes:
     axes.spines[["top", "right"]].set_visible(False)
     if shown:
         drawing.legend(loc="outside right upper", frameon=False)
-    svg = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "signal"}):  # the same results give the same file
-        drawing.savefig(svg, format="svg", metadata={"Date": None})
-    return svg.getvalue()
+    return report.svg(drawing, "signal")
 
 
 def _at(logits: Tensor, estimator: Estimator) -> Estimator:
