@@ -121,7 +121,7 @@ class OnePathCell(nn.Module):
                 edge += 1
             nodes.append(graph.node(arrivals))
             targets += [nodes[-1]] * (len(nodes) - 1)
-        return graph.run(x, path.gates, path.offsets, targets)
+        return graph.run(x, path.gates, path.offsets, targets, lambda tensor: path.counterpart(tensor, x.device))
 
     def _check(self, x: Tensor, path: Path) -> None:
         if not isinstance(path, Path):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -94,13 +94,15 @@ class Graph:
         gates: Tensor | None = None,
         offsets: Tensor | None = None,
         offset_targets: Sequence[int] = (),
+        counterpart: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     ) -> Tensor:
         """The value of the last node.
 
         Args:
-            x: [batch, channels, height, width], float32 or float64, on the host, as the parameters.
+            x: [batch, channels, height, width], of a type that :func:`runs_natively`, as the parameters.
             gates: on the host, any shape.
             offsets: zeros, or None; ``offsets[k]`` is added to node ``offset_targets[k]``.
+            counterpart: of gates and offsets where their gradients are to be collected (:meth:`Path.counterpart`).
 
         Raises:
             ValueError: channels of ``x`` or of a convolution do not fit, or batch statistics would be of one value.
@@ -109,7 +111,16 @@ class Graph:
         if gates is None:
             gates = _NO_GATES
         return _run(
-            x, gates, offsets, offset_targets, self._pieces, self._links, self.num_nodes, self._running, self._tensors
+            x,
+            counterpart(gates),
+            gates,
+            None if offsets is None else counterpart(offsets),
+            offset_targets,
+            self._pieces,
+            self._links,
+            self.num_nodes,
+            self._running,
+            self._tensors,
         )
 
 
@@ -117,12 +128,16 @@ _NO_GATES = torch.empty(0)
 _run = torch.compiler.disable(_C.cell)
 
 
+_TYPES = {"cpu": (torch.float32, torch.float64), "cuda": (torch.float32, torch.float16, torch.bfloat16)}
+
+
 def runs_natively(x: Tensor) -> bool:
-    """Whether the native executor takes ``x``: float32 or float64 on the host, without autocast."""
-    if x.device.type != "cpu":
-        _warn_not_native(x.device.type)
+    """Whether the native executor takes ``x``: its device and type, without autocast."""
+    device = x.device.type
+    if device != "cpu" and not (device == "cuda" and _C.cuda):
+        _warn_not_native(device)
         return False
-    return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+    return x.dtype in _TYPES[device] and not torch.is_autocast_enabled(device)
 
 
 @functools.cache  # once

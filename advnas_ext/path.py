@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ class Path:
     ops: Tensor
     gates: Tensor
     offsets: Tensor | None = None
+    _counterparts: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         ops, gates = self.ops, self.gates
@@ -90,6 +91,24 @@ class Path:
     def with_offsets(self) -> Path:
         """The same path with offsets that require a gradient."""
         return Path(self.ops, self.gates, torch.zeros(self.num_edges, dtype=self.gates.dtype, requires_grad=True))
+
+    def counterpart(self, tensor: Tensor, device: torch.device | str) -> Tensor:
+        """``gates`` or ``offsets`` on another device, with the gradient of the one that is given.
+
+        It is made once for a path and a device. The gradients of all that use it add up there, and cross to the host in one
+        copy when the backward pass is through. On the host, and where no gradient is wanted, it is ``tensor`` itself.
+
+        Args:
+            tensor: ``path.gates`` or ``path.offsets``.
+            device: where the supernet is.
+        """
+        device = torch.device(device)
+        if device.type == "cpu" or not tensor.requires_grad or not torch.is_grad_enabled():
+            return tensor
+        key = (id(tensor), device)
+        if key not in self._counterparts:
+            self._counterparts[key] = tensor.to(device, non_blocking=True)
+        return self._counterparts[key]
 
     def detach(self) -> Path:
         """The same path for a weight step: no gradient of the gates is computed."""

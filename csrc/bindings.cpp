@@ -3,6 +3,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "cell.h"
+#include "cuda/pass.h"
 #include "kernels/cpu/isa.h"
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
@@ -10,21 +11,22 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   using advnas::Before;
   using advnas::Kind;
   using advnas::Piece;
-  py::enum_<Kind>(m, "Kind")
+  py::enum_<Kind>(m, "Kind", py::module_local())
       .value("ZERO", Kind::kZero)
       .value("IDENTITY", Kind::kIdentity)
       .value("AVG_POOL", Kind::kAvgPool)
       .value("CONVOLUTION", Kind::kConvolution);
-  py::enum_<Before>(m, "Before")
+  py::enum_<Before>(m, "Before", py::module_local())
       .value("NOTHING", Before::kNothing)
       .value("RELU", Before::kRelu)
       .value("MEAN_2X2", Before::kMean2);
-  py::class_<Piece>(m, "Piece")
+  py::class_<Piece>(m, "Piece", py::module_local())
       .def(py::init<Kind, Before, bool, int64_t, int64_t, double, double>(), py::arg("kind"),
            py::arg("before") = Before::kNothing, py::arg("normalise") = false, py::arg("stride") = 1, py::arg("dilation") = 1,
            py::arg("eps") = 0.0, py::arg("momentum") = 0.0);
-  m.def("cell", &advnas::cell, py::arg("x"), py::arg("gates"), py::arg("offsets"), py::arg("offset_targets"), py::arg("pieces"),
+  m.def("cell", &advnas::cell, py::arg("x"), py::arg("gates"), py::arg("gate_values"), py::arg("offsets"), py::arg("offset_targets"), py::arg("pieces"),
         py::arg("links"), py::arg("num_nodes"), py::arg("running"), py::arg("tensors"), py::call_guard<py::gil_scoped_release>());
+  m.attr("cuda") = advnas::cuda::kBuilt;
   m.def("isa", &advnas::cpu::isa_name);
   m.def("isas", &advnas::cpu::isa_names);
 }

@@ -1,8 +1,6 @@
 // The cell with autograd: what is saved, and which gradients are wanted. The work is in pass.h.
 #include "cell.h"
 
-#include <ATen/Dispatch.h>
-#include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
@@ -17,8 +15,6 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr auto kLayout = at::MemoryFormat::ChannelsLast;
-
 // A call's own data, which autograd does not see. Its tensors go through autograd while they wait for the backward pass.
 struct Call : torch::CustomClassHolder {
   Pass pass;
@@ -30,18 +26,17 @@ struct Call : torch::CustomClassHolder {
   bool save = false;
 };
 
-Row row_of(const Tensor& tensor) {
-  const Tensor dense = tensor.contiguous();
-  Row row(dense.numel());
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, dense.scalar_type(), "row_of",
-                                  [&] { std::copy_n(dense.const_data_ptr<scalar_t>(), row.size(), row.begin()); });
-  return row;
-}
-
-Tensor tensor_of(const Row& row, at::ScalarType type) {
-  const Tensor tensor = at::empty({int64_t(row.size())}, at::kDouble);
-  std::copy(row.begin(), row.end(), tensor.mutable_data_ptr<double>());
-  return tensor.to(type);
+// Calls visit(tensor) for all that waits for the backward pass, in a fixed order.
+template <class Visit>
+void for_saved(Pass& pass, const Visit& visit) {
+  for (auto* tensors : {&pass.nodes, &pass.relus, &pass.z}) std::for_each(tensors->begin(), tensors->end(), visit);
+  for (Convolution& convolution : pass.convolutions) {
+    visit(convolution.weight);
+    visit(convolution.depthwise);
+    visit(convolution.gamma);
+    visit(convolution.beta);
+    visit(convolution.device_rows);
+  }
 }
 
 class Cell : public torch::autograd::Function<Cell> {
@@ -50,7 +45,7 @@ class Cell : public torch::autograd::Function<Cell> {
                         const c10::intrusive_ptr<Call>& call) {
     const at::AutoDispatchBelowADInplaceOrView below;
     Pass& pass = call->pass;
-    pass.nodes = {x.contiguous(kLayout)};
+    pass.nodes = {x};
     run_forward(pass);
     const Tensor y = pass.nodes.back();
     variable_list saved;
@@ -59,17 +54,12 @@ class Cell : public torch::autograd::Function<Cell> {
         const auto out = pass.plan.out_of(node);
         const bool needed =
             std::any_of(out.begin(), out.end(), [&](const Term& term) { return term.convolution >= 0 || gates.requires_grad(); });
-        saved.push_back(needed ? pass.nodes[node] : Tensor());
+        if (!needed) pass.nodes[node] = Tensor();
       }
-      for (size_t k = 0; k < pass.convolutions.size(); ++k) {
-        saved.push_back(pass.z[k]);
-        saved.push_back(pass.convolutions[k].weight);
-        saved.push_back(pass.convolutions[k].depthwise);
-      }
+      pass.nodes.back() = Tensor();
+      for_saved(pass, [&](const Tensor& tensor) { saved.push_back(tensor); });
     }
-    pass.nodes.clear();
-    pass.z.clear();
-    for (Convolution& convolution : pass.convolutions) convolution.weight = convolution.depthwise = Tensor();
+    for_saved(pass, [](Tensor& tensor) { tensor = Tensor(); });
     ctx->save_for_backward(saved);
     ctx->saved_data["call"] = c10::IValue::make_capsule(call);
     return y;
@@ -83,34 +73,28 @@ class Cell : public torch::autograd::Function<Cell> {
     const variable_list saved = ctx->get_saved_variables();
     Pass pass = call->pass;
     auto next = saved.begin();
-    for (int64_t node = 0; node + 1 < pass.plan.num_nodes; ++node) pass.nodes.push_back(*next++);
-    for (Convolution& convolution : pass.convolutions) {
-      pass.z.push_back(*next++);
-      convolution.weight = *next++;
-      convolution.depthwise = *next++;
-    }
+    for_saved(pass, [&](Tensor& tensor) { tensor = *next++; });
     const auto wants = [&](size_t k, ConvolutionTensor which) {
       return call->place[k][which] >= 0 && ctx->needs_input_grad(size_t(call->place[k][which]));
     };
     Wanted wanted{ctx->needs_input_grad(0), ctx->needs_input_grad(1), call->offsets_place >= 0 && ctx->needs_input_grad(2), {}};
     for (size_t k = 0; k < call->place.size(); ++k) wanted.weight.push_back(wants(k, kWeight) || wants(k, kDepthwise));
 
-    const Gradients gradients = run_backward(pass, grads[0].contiguous(kLayout), wanted);
+    const Gradients gradients = run_backward(pass, grads[0], wanted);
 
     int64_t inputs = call->offsets_place >= 0 ? 3 : 2;
     for (const auto& places : call->place)
       inputs += std::count_if(places.begin(), places.end(), [](int64_t at) { return at >= 0; });
     variable_list result(inputs + 1);  // the call itself is an input too
     result[0] = gradients.x;
-    if (wanted.gates) result[1] = tensor_of(gradients.gates, call->gates_type).reshape(call->gates_shape);
-    if (wanted.offsets) result[2] = tensor_of(gradients.offsets, call->gates_type);
+    if (wanted.gates) result[1] = gradients.gates.to(call->gates_type).reshape(call->gates_shape);
+    if (wanted.offsets) result[2] = gradients.offsets.to(call->gates_type);
     for (size_t k = 0; k < call->place.size(); ++k) {
-      const auto type = grads[0].scalar_type();
-      const auto put = [&](ConvolutionTensor which, const Row& row) {
-        if (!row.empty() && wants(k, which)) result[call->place[k][which]] = tensor_of(row, type);
+      const auto put = [&](ConvolutionTensor which, const Tensor& gradient) {
+        if (gradient.defined() && wants(k, which)) result[call->place[k][which]] = gradient.to(grads[0].scalar_type());
       };
-      if (wants(k, kWeight)) result[call->place[k][kWeight]] = gradients.weight[k];
-      if (wants(k, kDepthwise)) result[call->place[k][kDepthwise]] = gradients.depthwise[k];
+      put(kWeight, gradients.weight[k]);
+      put(kDepthwise, gradients.depthwise[k]);
       put(kGamma, gradients.gamma[k]);
       put(kBeta, gradients.beta[k]);
       put(kBias, gradients.bias[k]);
@@ -121,13 +105,13 @@ class Cell : public torch::autograd::Function<Cell> {
 
 }  // namespace
 
-Tensor cell(const Tensor& x, const Tensor& gates, const std::optional<Tensor>& offsets,
+Tensor cell(const Tensor& x, const Tensor& gates, const Tensor& gate_values, const std::optional<Tensor>& offsets,
             const std::vector<int64_t>& offset_targets, const std::vector<Piece>& pieces,
             const std::vector<std::tuple<int64_t, int64_t, int64_t>>& links, int64_t num_nodes, const std::vector<bool>& running,
             const std::vector<std::optional<Tensor>>& tensors) {
   const auto call = c10::make_intrusive<Call>();
   Pass& pass = call->pass;
-  pass.gates = row_of(gates);
+  pass.gates = row_of(gate_values);
   std::vector<bool> silent;
   for (const double gate : pass.gates) silent.push_back(gate == 0 && !gates.requires_grad());
   std::vector<Link> all;
@@ -145,21 +129,9 @@ Tensor cell(const Tensor& x, const Tensor& gates, const std::optional<Tensor>& o
   }
   for (size_t first = 0; first < tensors.size(); first += kNumConvolutionTensors) {
     const auto at = [&](ConvolutionTensor which) { return tensors[first + which].value_or(Tensor()); };
-    const auto row_or = [&](ConvolutionTensor which, double value) {
-      return at(which).defined() ? row_of(at(which)) : Row(at(kWeight).size(0), value);
-    };
     const auto detached = [&](ConvolutionTensor which) { return at(which).defined() ? at(which).detach() : Tensor(); };
-    pass.convolutions.push_back({detached(kWeight),
-                                 detached(kDepthwise),
-                                 at(kRunningMean),
-                                 at(kRunningVar),
-                                 at(kBatchesTracked),
-                                 Statistics::kNone,
-                                 row_or(kBias, 0),
-                                 row_or(kGamma, 1),
-                                 row_or(kBeta, 0),
-                                 {},
-                                 {}});
+    pass.convolutions.push_back({detached(kWeight), detached(kDepthwise), detached(kBias), detached(kGamma), detached(kBeta),
+                                 at(kRunningMean), at(kRunningVar), at(kBatchesTracked), Statistics::kNone, {}, {}});
     auto& place = call->place.emplace_back();
     place.fill(-1);
     for (const auto which : {kWeight, kDepthwise, kBias, kGamma, kBeta}) {

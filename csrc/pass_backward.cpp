@@ -30,15 +30,15 @@ class Backward {
         last_(pass.plan.num_nodes - 1),
         batch_(dy.size(0)),
         type_(dy.scalar_type()),
+        gates_(pass.gates.size()),
+        offsets_(pass.offset_targets.size()),
         gradient_(pass.plan.num_nodes),
         coefficients_(pass.convolutions.size()) {
-    gradient_[last_] = dy;
+    gradient_[last_] = dy.contiguous(at::MemoryFormat::ChannelsLast);
     const size_t convolutions = pass.convolutions.size();
-    result_.gates.resize(pass.gates.size());
-    result_.offsets.resize(pass.offset_targets.size());
-    result_.weight.resize(convolutions);
-    result_.depthwise.resize(convolutions);
-    for (auto* rows : {&result_.gamma, &result_.beta, &result_.bias}) rows->resize(convolutions);
+    for (auto* tensors : {&result_.weight, &result_.depthwise, &result_.gamma, &result_.beta, &result_.bias}) {
+      tensors->resize(convolutions);
+    }
   }
 
   Gradients run() {
@@ -47,6 +47,8 @@ class Backward {
     }
     if (wanted_.x || wanted_.gates || any_weight(0)) run_node(0);
     if (wanted_.x) result_.x = gradient_[0];
+    if (wanted_.gates) result_.gates = tensor_of(gates_);
+    if (wanted_.offsets) result_.offsets = tensor_of(offsets_);
     return result_;
   }
 
@@ -112,7 +114,7 @@ class Backward {
 
     const Row sums = sum_images(gate_partial, int64_t(gates.size()));
     for (size_t k = 0; k < gates.size() && wanted_.gates; ++k) {
-      if (gates[k] >= 0) result_.gates[gates[k]] += sums[k];
+      if (gates[k] >= 0) gates_[gates[k]] += sums[k];
     }
     for (const Leaving& out : leaving) {
       std::tie(result_.weight[out.convolution], result_.depthwise[out.convolution]) = out.convolver->weight_gradients();
@@ -150,7 +152,7 @@ class Backward {
     for (const Term& term : pass_.plan.into(node)) {
       if (term.convolution < 0) continue;
       arriving.terms.push_back(term);
-      arriving.means.push_back(cast<T>(of(term).mean));
+      arriving.means.push_back(cast<T>(of(term).rows.mean));
     }
     if (node > 0 && (wanted_.offsets || !arriving.terms.empty())) {
       arriving.partial.resize(batch_ * int64_t(1 + arriving.terms.size()) * pass_.shapes[node].channels);
@@ -181,7 +183,7 @@ class Backward {
     const Row sums = sum_images(arriving.partial, int64_t(1 + arriving.terms.size()) * channels);
     for (size_t k = 0; k < pass_.offset_targets.size(); ++k) {
       if (pass_.offset_targets[k] == node) {
-        result_.offsets[k] = std::accumulate(sums.begin(), sums.begin() + channels, 0.0);
+        offsets_[k] = std::accumulate(sums.begin(), sums.begin() + channels, 0.0);
       }
     }
     const double count = double(std::max<int64_t>(1, batch_ * shape.height * shape.width));
@@ -192,7 +194,7 @@ class Backward {
       const bool fixed = convolution.statistics != Statistics::kBatch;
       Row of_dy(channels), of_z(channels), constant(channels), dgamma(channels), dbeta(channels), dbias(channels);
       for (int64_t c = 0; c < channels; ++c) {
-        const double gamma = convolution.gamma[c], rstd = convolution.rstd[c], mean = convolution.mean[c];
+        const double gamma = convolution.rows.gamma[c], rstd = convolution.rows.rstd[c], mean = convolution.rows.mean[c];
         const double s1 = sums[c], s2 = sums[int64_t(1 + k) * channels + c], scale = gate * gamma * rstd;
         const InputGradient map = fixed ? InputGradient{scale, 0, 0} : batch_norm_backward(scale, mean, rstd, s1, s2, count);
         of_dy[c] = map.of_dy;
@@ -201,13 +203,13 @@ class Backward {
         dgamma[c] = gate * rstd * s2;
         dbeta[c] = gate * s1;
         dbias[c] = scale * s1;
-        if (term.gate >= 0) result_.gates[term.gate] += gamma * rstd * s2 + convolution.beta[c] * s1;
+        if (term.gate >= 0) gates_[term.gate] += gamma * rstd * s2 + convolution.rows.beta[c] * s1;
       }
       coefficients_[term.convolution] = {cast<T>(of_dy), cast<T>(of_z), cast<T>(constant)};
-      result_.gamma[term.convolution] = dgamma;
-      result_.beta[term.convolution] = dbeta;
+      if (convolution.gamma.defined()) result_.gamma[term.convolution] = tensor_of(dgamma);
+      if (convolution.beta.defined()) result_.beta[term.convolution] = tensor_of(dbeta);
       // Batch statistics cancel the convolution's bias: its gradient is 0 and is left out.
-      if (fixed) result_.bias[term.convolution] = dbias;
+      if (convolution.bias.defined() && fixed) result_.bias[term.convolution] = tensor_of(dbias);
     }
   }
 
@@ -215,6 +217,7 @@ class Backward {
   const Wanted& wanted_;
   const int64_t last_, batch_;
   const at::ScalarType type_;
+  Row gates_, offsets_;                        // complete only if wanted
   std::vector<Tensor> gradient_;               // of each node
   std::vector<Coefficients<T>> coefficients_;  // of each convolution
   Gradients result_;
@@ -222,7 +225,7 @@ class Backward {
 
 }  // namespace
 
-Gradients run_backward(const Pass& pass, const Tensor& dy, const Wanted& wanted) {
+Gradients run_backward_cpu(const Pass& pass, const Tensor& dy, const Wanted& wanted) {
   return AT_DISPATCH_FLOATING_TYPES(dy.scalar_type(), "cell_backward",
                                     [&] { return Backward<scalar_t>(pass, dy, wanted).run(); });
 }

@@ -1,5 +1,4 @@
 #include <ATen/Dispatch.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/lerp.h>
 #include <c10/util/Exception.h>
 
@@ -36,20 +35,25 @@ std::pair<Row, Row> join(const Moments& moments, int64_t batch, int64_t channels
 }
 
 void update(const Tensor& running, const Row& current, double momentum) {
-  const Tensor values = at::empty({int64_t(current.size())}, at::kDouble);
-  std::copy(current.begin(), current.end(), values.mutable_data_ptr<double>());
-  running.lerp_(values.to(running.scalar_type()), momentum);
+  running.lerp_(tensor_of(current).to(running.scalar_type()), momentum);
+}
+
+void take_parameters(Convolution& convolution) {
+  const auto row_or = [&](const Tensor& tensor, double value) {
+    return tensor.defined() ? row_of(tensor) : Row(convolution.weight.size(0), value);
+  };
+  convolution.rows = {row_or(convolution.bias, 0), row_or(convolution.gamma, 1), row_or(convolution.beta, 0), {}, {}};
 }
 
 void take_batch_statistics(Convolution& convolution, const Piece& piece, const Tensor& z, const Moments& moments) {
   const int64_t batch = z.size(0), channels = z.size(1), pixels = z.size(2) * z.size(3), count = batch * pixels;
   auto [mean, variance] = join(moments, batch, channels, pixels);
-  convolution.mean = mean;
-  convolution.rstd = variance;
-  for (double& v : convolution.rstd) v = 1 / std::sqrt(v + piece.eps);
+  convolution.rows.mean = mean;
+  convolution.rows.rstd = variance;
+  for (double& v : convolution.rows.rstd) v = 1 / std::sqrt(v + piece.eps);
   if (!convolution.running_mean.defined() || count == 0) return;
   for (int64_t c = 0; c < channels; ++c) {
-    mean[c] += convolution.bias[c];
+    mean[c] += convolution.rows.bias[c];
     variance[c] *= double(count) / double(count - 1);
   }
   update(convolution.running_mean, mean, piece.momentum);
@@ -59,18 +63,18 @@ void take_batch_statistics(Convolution& convolution, const Piece& piece, const T
 
 // Statistics that do not come from z; without batch norm its mean is 0 and its deviation 1.
 void take_fixed_statistics(Convolution& convolution, double eps) {
-  const size_t channels = convolution.bias.size();
-  convolution.mean.assign(channels, 0);
-  convolution.rstd.assign(channels, 1);
+  const size_t channels = convolution.rows.bias.size();
+  convolution.rows.mean.assign(channels, 0);
+  convolution.rows.rstd.assign(channels, 1);
   if (convolution.statistics == Statistics::kRunning) {
     const Tensor mean = convolution.running_mean.to(at::kDouble).contiguous();
     const Tensor variance = convolution.running_var.to(at::kDouble).contiguous();
     for (size_t c = 0; c < channels; ++c) {
-      convolution.mean[c] = mean.const_data_ptr<double>()[c];
-      convolution.rstd[c] = 1 / std::sqrt(variance.const_data_ptr<double>()[c] + eps);
+      convolution.rows.mean[c] = mean.const_data_ptr<double>()[c];
+      convolution.rows.rstd[c] = 1 / std::sqrt(variance.const_data_ptr<double>()[c] + eps);
     }
   }
-  for (size_t c = 0; c < channels; ++c) convolution.mean[c] -= convolution.bias[c];
+  for (size_t c = 0; c < channels; ++c) convolution.rows.mean[c] -= convolution.rows.bias[c];
 }
 
 // What arrives at `node`, and the part of it that is the same at every pixel.
@@ -87,7 +91,7 @@ Gathered<T> gather(const Pass& pass, int64_t node, Row& bias) {
     const Convolution& convolution = pass.convolutions[term.convolution];
     for (size_t c = 0; c < bias.size(); ++c) {
       const ScaleShift map =
-          batch_norm_forward(gate, convolution.gamma[c], convolution.beta[c], convolution.mean[c], convolution.rstd[c]);
+          batch_norm_forward(gate, convolution.rows.gamma[c], convolution.rows.beta[c], convolution.rows.mean[c], convolution.rows.rstd[c]);
       scale[c] = map.scale;
       bias[c] += map.shift;
     }
@@ -156,48 +160,11 @@ void run_node(Pass& pass, int64_t node) {
   }
 }
 
-void check(const Term& term, const Convolution& convolution, const ImageShape& source, const ImageShape& target, int64_t batch) {
-  const int64_t in = convolution.depthwise.defined() ? convolution.depthwise.size(0) : convolution.weight.size(1);
-  TORCH_CHECK_VALUE(source.channels == in, "advnas_ext: a convolution takes ", in, " channels, got ", source.channels);
-  const auto out = size_t(target.channels);
-  TORCH_CHECK_VALUE(convolution.bias.size() == out && convolution.gamma.size() == out && convolution.beta.size() == out,
-                    "advnas_ext: bias and batch norm after a convolution must have ", out, " values");
-  TORCH_CHECK_VALUE(convolution.statistics != Statistics::kBatch || batch * target.height * target.width != 1,
-                    "OnePathCell: batch statistics need more than one value per channel, got one image of ", source.height, "x",
-                    source.width, "; use more or larger images, or running statistics and eval()");
-  TORCH_CHECK_VALUE(!convolution.depthwise.defined() || (term.piece.stride == 1 && convolution.weight.size(2) == 1),
-                    "advnas_ext: after a depthwise convolution comes one with size 1 and stride 1");
-}
-
-// A node that nothing reaches has the shape of x.
-void find_shapes(Pass& pass) {
-  const ImageShape x = shape_of(pass.nodes[0]);
-  pass.shapes.assign(pass.plan.num_nodes, x);
-  for (int64_t node = 1; node < pass.plan.num_nodes; ++node) {
-    const auto terms = pass.plan.into(node);
-    for (size_t k = 0; k < terms.size(); ++k) {
-      const Term& term = terms[k];
-      ImageShape shape = pass.shapes[term.source];
-      if (term.convolution >= 0) {
-        const Convolution& convolution = pass.convolutions[term.convolution];
-        shape = output_shape(shape, term.piece, convolution.weight.size(0));
-        check(term, convolution, pass.shapes[term.source], shape, pass.nodes[0].size(0));
-      }
-      ImageShape& expected = pass.shapes[node];
-      if (k == 0) expected = shape;
-      TORCH_CHECK_VALUE(shape.height == expected.height && shape.width == expected.width && shape.channels == expected.channels,
-                        "advnas_ext: operations into one node differ in the shapes of their outputs, ", shape.channels, "x",
-                        shape.height, "x", shape.width, " and ", expected.channels, "x", expected.height, "x", expected.width);
-    }
-  }
-}
-
 }  // namespace
 
-void run_forward(Pass& pass) {
-  find_shapes(pass);
-  pass.nodes.resize(pass.plan.num_nodes);
-  pass.z.resize(pass.convolutions.size());
+void run_forward_cpu(Pass& pass) {
+  pass.nodes[0] = pass.nodes[0].contiguous(at::MemoryFormat::ChannelsLast);
+  for (Convolution& convolution : pass.convolutions) take_parameters(convolution);
   AT_DISPATCH_FLOATING_TYPES(pass.nodes[0].scalar_type(), "cell_forward", [&] {
     for (int64_t node = 0; node < pass.plan.num_nodes; ++node) {
       if (pass.plan.live[node]) run_node<scalar_t>(pass, node);

@@ -1,0 +1,137 @@
+// What both passes on a GPU share: typed pointers, layouts, and where a convolution runs.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/Dispatch.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#ifdef ADVNAS_CUDA
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#endif
+
+#include "../convolver.h"
+#include "../images.h"
+#include "../kernels/node.h"
+#include "../kernels/norm.h"
+#include "../kernels/pointwise.h"
+
+namespace advnas::cuda {
+
+using at::Tensor;
+
+constexpr auto kLayout = at::MemoryFormat::ChannelsLast;
+
+// The element types of the kernels: the same bits as ATen's.
+template <class T>
+struct DeviceType {
+  using type = T;
+};
+template <>
+struct DeviceType<at::Half> {
+  using type = __half;
+};
+template <>
+struct DeviceType<at::BFloat16> {
+  using type = __nv_bfloat16;
+};
+
+// Calls body(a null T*) for the device type of `type`.
+template <class Body>
+auto dispatch(at::ScalarType type, const Body& body) {
+  return AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, type, "OnePathCell", [&] {
+    if constexpr (std::is_same_v<scalar_t, double>) {
+      TORCH_CHECK_TYPE(false, "OnePathCell: the CUDA kernels take float32, float16 and bfloat16, got float64");
+      return body(static_cast<float*>(nullptr));
+    } else {
+      return body(static_cast<typename DeviceType<scalar_t>::type*>(nullptr));
+    }
+  });
+}
+
+#ifdef ADVNAS_CUDA
+class OnDevice {
+ public:
+  explicit OnDevice(const Tensor& x) : guard_(x.device()), stream_(c10::cuda::getCurrentCUDAStream().stream()) {}
+  void* stream() const { return stream_; }
+
+ private:
+  c10::cuda::CUDAGuard guard_;
+  void* stream_;
+};
+#else
+class OnDevice {
+ public:
+  explicit OnDevice(const Tensor&) {}
+  void* stream() const { return nullptr; }
+};
+#endif
+
+template <class T>
+const T* in(const Tensor& tensor) {
+  return tensor.defined() ? static_cast<const T*>(tensor.const_data_ptr()) : nullptr;
+}
+template <class T>
+T* out(const Tensor& tensor) {
+  return tensor.defined() ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
+}
+
+inline Images images_of(const Tensor& x) { return {int(x.size(0)), int(x.size(2)), int(x.size(3)), int(x.size(1))}; }
+
+inline Tensor new_images(const Tensor& like, const ImageShape& shape) {
+  return at::empty({like.size(0), shape.channels, shape.height, shape.width}, like.options(), kLayout);
+}
+
+// Channels last, at an address that 16-byte loads take.
+inline Tensor in_layout(const Tensor& x) {
+  Tensor dense = x.contiguous(kLayout);
+  return reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 == 0 ? dense : dense.clone(kLayout);
+}
+
+inline Tensor floats(const Tensor& tensor) { return tensor.defined() ? tensor.to(at::kFloat).contiguous() : tensor; }
+
+inline Tensor workspace(const Tensor& like, int64_t floats) { return at::empty({floats}, like.options().dtype(at::kFloat)); }
+
+// Zeros that the launches of a pass count their blocks in; each gives its own back as zero.
+class Counters {
+ public:
+  Counters(const Tensor& like, int64_t launches) : counters_(at::zeros({launches}, like.options().dtype(at::kInt))) {}
+  unsigned* next() { return reinterpret_cast<unsigned*>(counters_.mutable_data_ptr<int>()) + used_++; }
+
+ private:
+  Tensor counters_;
+  int64_t used_ = 0;
+};
+
+inline PointwiseShape pointwise_shape(const Tensor& x, const Convolution& convolution) {
+  return {x.size(0) * x.size(2) * x.size(3), int(convolution.weight.size(1)), int(convolution.weight.size(0))};
+}
+
+// Whether our own 1x1 convolution runs it.
+template <class T>
+bool is_pointwise(const Convolution& convolution, const Piece& piece) {
+  return convolution.weight.size(2) == 1 && convolution.weight.size(3) == 1 && piece.stride == 1 &&
+         !convolution.depthwise.defined() && piece.before != Before::kMean2 &&
+         pointwise_fits<T>({0, int(convolution.weight.size(1)), int(convolution.weight.size(0))});
+}
+
+// What the library's convolution takes of a node, and the gradient back to the node's value; a ReLU's mask is applied by the node.
+inline Tensor before(const Tensor& node, Before what) {
+  return what == Before::kMean2 ? at::avg_pool2d(node, {2, 2}, {2, 2}, {0, 0}, true, false) : node;
+}
+inline Tensor before_backward(const Tensor& gradient, const Tensor& node, Before what) {
+  if (what != Before::kMean2) return gradient;
+  return at::avg_pool2d_backward(gradient, node, {2, 2}, {2, 2}, {0, 0}, true, false, std::nullopt);
+}
+
+// The spatial part: the depthwise convolution where there is one, else the only one.
+struct Geometry {
+  std::vector<int64_t> stride, padding, dilation;
+
+  Geometry(const Tensor& weight, const Piece& piece)
+      : stride(2, piece.stride), padding(2, weight.size(2) / 2 * piece.dilation), dilation(2, piece.dilation) {}
+};
+inline Geometry pointwise_geometry(const Tensor& weight) { return {weight, Piece{Kind::kConvolution}}; }
+
+}  // namespace advnas::cuda

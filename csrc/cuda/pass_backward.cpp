@@ -1,0 +1,198 @@
+#include "images.h"
+#include "pass.h"
+
+namespace advnas::cuda {
+namespace {
+
+template <class T>
+class Backward {
+ public:
+  Backward(const Pass& pass, const Tensor& dy, const Wanted& wanted)
+      : pass_(pass),
+        wanted_(wanted),
+        device_(dy),
+        last_(pass.plan.num_nodes - 1),
+        like_(dy),
+        counters_(dy, pass.plan.num_nodes + 2 * int64_t(pass.plan.terms.size())),  // a launch does one of these at least
+        gradient_(pass.plan.num_nodes),
+        totals_(pass.plan.num_nodes),
+        coefficients_(pass.convolutions.size()) {
+    gradient_[last_] = in_layout(dy);
+    for (auto* tensors : {&result_.weight, &result_.depthwise, &result_.gamma, &result_.beta, &result_.bias}) {
+      tensors->resize(pass.convolutions.size());
+    }
+    const auto options = dy.options().dtype(at::kFloat);
+    if (wanted.gates) result_.gates = at::zeros({int64_t(pass.gates.size())}, options);
+    if (wanted.offsets) none_ = at::zeros({1}, options);
+  }
+
+  Gradients run() {
+    for (int64_t node = last_; node >= 0; --node) {
+      if (pass_.plan.live[node]) run_node(node);
+    }
+    if (wanted_.x) result_.x = gradient_[0];
+    if (wanted_.offsets) {
+      std::vector<Tensor> offsets;
+      for (const int64_t target : pass_.offset_targets) offsets.push_back(totals_[target].defined() ? totals_[target] : none_);
+      result_.offsets = at::cat(offsets);
+    }
+    return result_;
+  }
+
+ private:
+  const Convolution& of(const Term& term) const { return pass_.convolutions[term.convolution]; }
+
+  void run_node(int64_t node) {
+    const bool wants_input = node < last_ && (node > 0 || wanted_.x);
+    std::vector<NodeSource<T>> sources;
+    std::vector<Tensor> kept;  // what the sources point to
+    for (const Term& term : pass_.plan.out_of(node)) {
+      if (term.convolution >= 0) {
+        const Tensor dp = convolution_backward(term, wants_input);
+        if (!dp.defined()) continue;
+        kept.push_back(dp);
+        const Arrival arrival = term.piece.before == Before::kRelu ? Arrival::kMasked : Arrival::kDirect;
+        sources.push_back({in<T>(dp), arrival, 1, nullptr, nullptr});
+      } else if (wants_input || (wanted_.gates && term.gate >= 0)) {
+        const Arrival arrival = term.piece.kind == Kind::kAvgPool ? Arrival::kPooled : Arrival::kDirect;
+        sources.push_back({in<T>(gradient_[term.target]), arrival, float(pass_.gate_of(term)), nullptr, gate_gradient(term)});
+      }
+    }
+    if (wants_input) gradient_[node] = new_images(like_, pass_.shapes[node]);
+    gather(node, sources, wants_input);
+  }
+
+  float* gate_gradient(const Term& term) const {
+    return wanted_.gates && term.gate >= 0 ? out<float>(result_.gates) + term.gate : nullptr;
+  }
+
+  // Launches until all sources are added and all sums taken: the first sums ride on the last sources.
+  void gather(int64_t node, const std::vector<NodeSource<T>>& sources, bool writes) {
+    const std::vector<NormBackward<T>> sums = sums_of(node);
+    const bool total = wanted_.offsets && std::count(pass_.offset_targets.begin(), pass_.offset_targets.end(), node) > 0;
+    if (total) totals_[node] = workspace(like_, 1);
+    const Tensor& x = pass_.nodes[node].defined() ? pass_.nodes[node] : pass_.relus[node];
+    const Tensor& dx = gradient_[node];
+    const ImageShape& s = pass_.shapes[node];
+    const Images shape{int(like_.size(0)), int(s.height), int(s.width), int(s.channels)};
+    const Tensor partial = workspace(like_, node_backward_workspace(shape));
+    size_t source = 0, sum = 0;
+    bool left = writes || total || !sums.empty() || !sources.empty();
+    while (left) {
+      NodeBackward<T> launch{};
+      launch.shape = shape;
+      // The gradient of the last node is given; afterwards it is what the launch before has left.
+      launch.start = node == last_ || source > 0 || sum > 0 ? in<T>(dx) : nullptr;
+      launch.x = in<T>(x);
+      for (; launch.num < kMaxSources && source < sources.size(); ++source) launch.source[launch.num++] = sources[source];
+      const bool complete = source == sources.size();
+      if (writes && sum == 0) launch.dx = out<T>(dx);
+      if (complete && sum == 0 && total) launch.total = out<float>(totals_[node]);
+      for (; complete && launch.num_sums < kMaxSums && sum < sums.size(); ++sum) launch.sum[launch.num_sums++] = sums[sum];
+      const bool products = std::any_of(launch.source, launch.source + launch.num,
+                                        [](const NodeSource<T>& s) { return s.gate_grad != nullptr; });
+      if (products || launch.num_sums > 0 || launch.total != nullptr) {
+        launch.partial = out<float>(partial);
+        launch.counter = counters_.next();
+      }
+      node_backward(launch, device_.stream());
+      left = !complete || sum < sums.size();
+    }
+  }
+
+  // Of the convolutions that arrive at `node`: what their own backward passes need of its gradient.
+  std::vector<NormBackward<T>> sums_of(int64_t node) {
+    std::vector<NormBackward<T>> sums;
+    for (const Term& term : pass_.plan.into(node)) {
+      if (term.convolution < 0) continue;
+      const Convolution& convolution = of(term);
+      const int64_t channels = pass_.shapes[node].channels, k = term.convolution;
+      const bool of_batch = convolution.statistics == Statistics::kBatch;
+      Tensor& coefficients = coefficients_[k] = workspace(like_, kGradientRows * channels);
+      const auto row_if = [&](bool wanted) { return wanted ? workspace(like_, channels) : Tensor(); };
+      result_.gamma[k] = row_if(convolution.gamma.defined());
+      result_.beta[k] = row_if(convolution.beta.defined());
+      // Batch statistics cancel the convolution's bias: its gradient is 0 and is left out.
+      result_.bias[k] = row_if(convolution.bias.defined() && !of_batch);
+      parameters_.push_back(floats(convolution.gamma));
+      const Tensor& gamma = parameters_.back();
+      parameters_.push_back(floats(convolution.beta));
+      sums.push_back({in<T>(pass_.z[k]), in<float>(gamma), in<float>(parameters_.back()), in<float>(convolution.device_rows),
+                      float(pass_.gate_of(term)), of_batch, out<float>(coefficients), out<float>(result_.gamma[k]),
+                      out<float>(result_.beta[k]), out<float>(result_.bias[k]), gate_gradient(term)});
+    }
+    return sums;
+  }
+
+  // Leaves the weight's gradient, and returns that of what the convolution takes, before the mask of a ReLU.
+  Tensor convolution_backward(const Term& term, bool wants_input) {
+    const bool wants_weight = wanted_.weight[term.convolution];
+    if (!wants_input && !wants_weight) return {};
+    return is_pointwise<T>(of(term), term.piece) ? by_pointwise(term, wants_input, wants_weight)
+                                                 : by_library(term, wants_input, wants_weight);
+  }
+
+  Tensor by_pointwise(const Term& term, bool wants_input, bool wants_weight) {
+    const int64_t k = term.convolution;
+    const Convolution& convolution = of(term);
+    const Tensor& x = pass_.nodes[term.source].defined() ? pass_.nodes[term.source] : pass_.relus[term.source];
+    const PointwiseShape shape = pointwise_shape(x, convolution);
+    const Tensor weight = convolution.weight.contiguous();
+    const Tensor dp = wants_input ? new_images(like_, pass_.shapes[term.source]) : Tensor();
+    if (wants_weight) result_.weight[k] = at::empty(weight.sizes(), weight.options());
+    const Tensor partial = wants_weight ? workspace(like_, pointwise_gradient_workspace(shape)) : Tensor();
+    pointwise_backward(PointwiseBackward<T>{shape, in<T>(gradient_[term.target]), in<T>(pass_.z[k]), in<float>(coefficients_[k]),
+                                            in<T>(x), in<T>(weight), term.piece.before == Before::kRelu, out<T>(dp),
+                                            out<T>(result_.weight[k]), out<float>(partial)},
+                       device_.stream());
+    return dp;
+  }
+
+  Tensor by_library(const Term& term, bool wants_input, bool wants_weight) {
+    const int64_t k = term.convolution;
+    const Convolution& convolution = of(term);
+    const Tensor& node = term.piece.before == Before::kRelu ? pass_.relus[term.source] : pass_.nodes[term.source];
+    const Tensor x = before(node, term.piece.before), dy = gradient_[term.target];
+    Tensor gradient = new_images(like_, pass_.shapes[term.target]);
+    norm_gradient(in<T>(dy), in<T>(pass_.z[k]), in<float>(coefficients_[k]), out<T>(gradient), images_of(gradient), device_.stream());
+    const bool depthwise = convolution.depthwise.defined();
+    const auto backward = [&](const Tensor& input, const Tensor& weight, const Geometry& g, int64_t groups, bool wants_x) {
+      const auto [dx, dweight, dbias] =
+          at::convolution_backward(gradient, input, weight, std::nullopt, g.stride, g.padding, g.dilation, false, {0, 0}, groups,
+                                   {wants_x, wants_weight, false});
+      gradient = dx;
+      return dweight;
+    };
+    const Geometry spatial(depthwise ? convolution.depthwise : convolution.weight, term.piece);
+    if (depthwise) {
+      const Tensor middle = at::convolution(x, convolution.depthwise, {}, spatial.stride, spatial.padding, spatial.dilation, false,
+                                            {0, 0}, x.size(1));
+      result_.weight[k] = backward(middle, convolution.weight, pointwise_geometry(convolution.weight), 1, true);
+      result_.depthwise[k] = backward(x, convolution.depthwise, spatial, x.size(1), wants_input);
+    } else {
+      result_.weight[k] = backward(x, convolution.weight, spatial, 1, wants_input);
+    }
+    return wants_input ? in_layout(before_backward(gradient, node, term.piece.before)) : Tensor();
+  }
+
+  const Pass& pass_;
+  const Wanted& wanted_;
+  const OnDevice device_;
+  const int64_t last_;
+  const Tensor like_;
+  Counters counters_;
+  std::vector<Tensor> gradient_, totals_;    // of each node; totals: the sum of the gradient
+  std::vector<Tensor> coefficients_;         // of each convolution
+  std::vector<Tensor> parameters_;           // what launches point to
+  Tensor none_;
+  Gradients result_;
+};
+
+}  // namespace
+
+Gradients run_backward(const Pass& pass, const Tensor& dy, const Wanted& wanted) {
+  return dispatch(dy.scalar_type(),
+                  [&](auto* zero) { return Backward<std::remove_pointer_t<decltype(zero)>>(pass, dy, wanted).run(); });
+}
+
+}  // namespace advnas::cuda

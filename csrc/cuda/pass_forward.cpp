@@ -1,0 +1,185 @@
+#include "../kernels/layout.h"
+#include "images.h"
+#include "pass.h"
+
+namespace advnas::cuda {
+namespace {
+
+template <class T>
+class Forward {
+ public:
+  explicit Forward(Pass& pass)
+      : pass_(pass), device_(pass.nodes[0]), counters_(pass.nodes[0], int64_t(pass.convolutions.size())) {}
+
+  void run() {
+    pass_.relus.resize(pass_.plan.num_nodes);
+    for (int64_t node = 0; node < pass_.plan.num_nodes; ++node) {
+      if (!pass_.plan.live[node]) continue;
+      const Reads reads = reads_of(node);
+      node == 0 ? take_input(reads) : gather(node, reads);
+      for (const Term& term : pass_.plan.out_of(node)) {
+        if (term.convolution >= 0) convolve(term);
+      }
+    }
+  }
+
+ private:
+  // In which form a node is read later.
+  struct Reads {
+    bool value = false, relu = false;
+  };
+
+  Convolution& of(const Term& term) { return pass_.convolutions[term.convolution]; }
+
+  bool takes_relu(const Term& term) {
+    return term.convolution >= 0 && term.piece.before == Before::kRelu && !is_pointwise<T>(of(term), term.piece);
+  }
+
+  Reads reads_of(int64_t node) {
+    Reads reads;
+    reads.value = node == pass_.plan.num_nodes - 1;
+    const auto out_of = pass_.plan.out_of(node);
+    for (const Term& term : out_of) reads.relu |= takes_relu(term);
+    for (const Term& term : out_of) {
+      // ReLU of a ReLU is itself: our own 1x1 convolution takes either.
+      const bool either = reads.relu && term.convolution >= 0 && term.piece.before == Before::kRelu;
+      reads.value |= !either;
+    }
+    return reads;
+  }
+
+  const Tensor& either(int64_t node) { return pass_.nodes[node].defined() ? pass_.nodes[node] : pass_.relus[node]; }
+
+  void take_input(const Reads& reads) {
+    Tensor& x = pass_.nodes[0];
+    Tensor& relu = pass_.relus[0];
+    const ImageShape& shape = pass_.shapes[0];
+    if (reads.relu) relu = new_images(x, shape);
+    if (!x.is_contiguous(kLayout) && x.is_contiguous()) {
+      const Tensor from = x;
+      x = reads.value ? new_images(from, shape) : Tensor();
+      to_channels_last(in<T>(from), out<T>(x), out<T>(relu), images_of(from), device_.stream());
+      return;
+    }
+    x = in_layout(x);
+    if (reads.relu) node_forward(NodeForward<T>{images_of(x), in<T>(x), nullptr, out<T>(relu), 0, {}}, device_.stream());
+  }
+
+  void gather(int64_t node, const Reads& reads) {
+    const ImageShape& shape = pass_.shapes[node];
+    std::vector<NodeSource<T>> sources;
+    for (const Term& term : pass_.plan.into(node)) {
+      const auto gate = float(pass_.gate_of(term));
+      if (term.convolution < 0) {
+        const Arrival arrival = term.piece.kind == Kind::kAvgPool ? Arrival::kPooled : Arrival::kDirect;
+        sources.push_back({in<T>(pass_.nodes[term.source]), arrival, gate, nullptr, nullptr});
+      } else {
+        const float* const map = in<float>(of(term).device_rows) + kScale * shape.channels;
+        sources.push_back({in<T>(pass_.z[term.convolution]), Arrival::kDirect, gate, map, nullptr});
+      }
+    }
+    const Tensor& like = like_;
+    const Tensor value = reads.value || sources.size() > kMaxSources ? new_images(like, shape) : Tensor();
+    const Tensor relu = reads.relu ? new_images(like, shape) : Tensor();
+    const Images images{int(like.size(0)), int(shape.height), int(shape.width), int(shape.channels)};
+    size_t first = 0;
+    do {
+      NodeForward<T> launch{images, first == 0 ? nullptr : in<T>(value), out<T>(value), nullptr, 0, {}};
+      for (; launch.num < kMaxSources && first < sources.size(); ++first) launch.source[launch.num++] = sources[first];
+      if (first == sources.size()) launch.relu = out<T>(relu);
+      node_forward(launch, device_.stream());
+    } while (first < sources.size());
+    pass_.nodes[node] = value;
+    pass_.relus[node] = relu;
+  }
+
+  void convolve(const Term& term) {
+    Convolution& convolution = of(term);
+    const Tensor& x = takes_relu(term) ? pass_.relus[term.source] : either(term.source);
+    const bool of_batch = convolution.statistics == Statistics::kBatch;
+    const Parameters parameters(convolution, term, float(pass_.gate_of(term)));
+    convolution.device_rows = workspace(like_, kNormRows * pass_.shapes[term.target].channels);
+    const NormForward norm = parameters.norm(out<float>(convolution.device_rows));
+    Tensor& z = pass_.z[term.convolution];
+    if (is_pointwise<T>(convolution, term.piece)) {
+      z = new_images(like_, pass_.shapes[term.target]);
+      const PointwiseShape shape = pointwise_shape(x, convolution);
+      const Tensor weight = convolution.weight.contiguous();
+      const Tensor partial = of_batch ? workspace(like_, pointwise_statistics_workspace(shape)) : Tensor();
+      pointwise_forward(PointwiseForward<T>{shape, in<T>(x), in<T>(weight), term.piece.before == Before::kRelu, out<T>(z), of_batch,
+                                            norm, out<float>(partial), of_batch ? counters_.next() : nullptr},
+                        device_.stream());
+    } else {
+      z = by_library(x, term);
+      if (of_batch) {
+        const Tensor partial = workspace(like_, norm_statistics_workspace(images_of(z)));
+        norm_statistics(in<T>(z), images_of(z), norm, out<float>(partial), counters_.next(), device_.stream());
+      }
+    }
+    if (!of_batch) norm_fixed(int(z.size(1)), norm, device_.stream());
+    if (of_batch && z.numel() > 0) parameters.copy_back();
+  }
+
+  Tensor by_library(const Tensor& x, const Term& term) {
+    const Convolution& convolution = of(term);
+    Tensor z = before(x, term.piece.before);
+    const Tensor& spatial = convolution.depthwise.defined() ? convolution.depthwise : convolution.weight;
+    const Geometry g(spatial, term.piece);
+    const int64_t groups = convolution.depthwise.defined() ? z.size(1) : 1;
+    z = at::convolution(z, spatial, {}, g.stride, g.padding, g.dilation, false, {0, 0}, groups);
+    if (convolution.depthwise.defined()) {
+      const Geometry p = pointwise_geometry(convolution.weight);
+      z = at::convolution(z, convolution.weight, {}, p.stride, p.padding, p.dilation, false, {0, 0}, 1);
+    }
+    return in_layout(z);
+  }
+
+  // Batch norm's parameters as the kernels take them. Running statistics in another type than float32 are copied there and back.
+  class Parameters {
+   public:
+    Parameters(const Convolution& convolution, const Term& term, float gate)
+        : convolution_(convolution),
+          gamma_(floats(convolution.gamma)),
+          beta_(floats(convolution.beta)),
+          bias_(floats(convolution.bias)),
+          gate_(gate),
+          eps_(float(term.piece.eps)),
+          momentum_(float(term.piece.momentum)) {
+      if (convolution.statistics == Statistics::kNone) return;
+      mean_ = floats(convolution.running_mean);
+      var_ = floats(convolution.running_var);
+    }
+
+    NormForward norm(float* rows) const {
+      auto* const tracked = convolution_.batches_tracked.defined() && convolution_.statistics == Statistics::kBatch
+                                ? convolution_.batches_tracked.mutable_data_ptr<int64_t>()
+                                : nullptr;
+      return {in<float>(gamma_), in<float>(beta_), in<float>(bias_), out<float>(mean_), out<float>(var_),
+              tracked,           gate_,            eps_,             momentum_,         rows};
+    }
+
+    void copy_back() const {
+      if (!mean_.defined() || mean_.is_same(convolution_.running_mean)) return;
+      convolution_.running_mean.copy_(mean_);
+      convolution_.running_var.copy_(var_);
+    }
+
+   private:
+    const Convolution& convolution_;
+    Tensor gamma_, beta_, bias_, mean_, var_;
+    float gate_, eps_, momentum_;
+  };
+
+  Pass& pass_;
+  const OnDevice device_;
+  Counters counters_;
+  const Tensor like_ = pass_.nodes[0];
+};
+
+}  // namespace
+
+void run_forward(Pass& pass) {
+  dispatch(pass.nodes[0].scalar_type(), [&](auto* zero) { Forward<std::remove_pointer_t<decltype(zero)>>(pass).run(); });
+}
+
+}  // namespace advnas::cuda

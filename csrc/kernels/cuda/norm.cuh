@@ -1,0 +1,85 @@
+// The last stage of batch norm's sums, for the kernels that take them on the way; the last block of a launch runs it.
+#pragma once
+
+#include "../batch_norm_math.h"
+#include "../norm.h"
+#include "device.cuh"
+
+namespace advnas::cuda {
+namespace {
+
+__device__ inline float at_or(const float* row, int channel, float otherwise) { return row != nullptr ? row[channel] : otherwise; }
+
+__device__ inline void write_rows(const NormForward& norm, int channels, int c, float mean, float rstd) {
+  const ScaleShift map = batch_norm_forward(norm.gate, at_or(norm.gamma, c, 1), at_or(norm.beta, c, 0), mean, rstd);
+  norm.rows[kMean * channels + c] = mean;
+  norm.rows[kRstd * channels + c] = rstd;
+  norm.rows[kScale * channels + c] = float(map.scale);
+  norm.rows[kShift * channels + c] = float(map.shift);
+}
+
+// A block's part of the statistics: how many values a channel, [channels] their mean, [channels] their squared distances from it.
+__device__ inline float* statistics_of_block(float* partial, int block, int channels) {
+  return partial + int64_t(block) * (1 + 2 * channels);
+}
+
+// Joins them. Means are taken as distances from the first, so that nothing cancels where the mean is large beside the spread.
+__device__ inline void finish_statistics(const NormForward& norm, const float* partial, int blocks, int channels) {
+  const int stride = 1 + 2 * channels;
+  for (int c = int(threadIdx.x); c < channels; c += int(blockDim.x)) {
+    const float origin = __ldcg(partial + 1 + c);
+    float count = 0, moved = 0, m2 = 0;
+    for (int b = 0; b < blocks; ++b) {
+      const float* const of_block = partial + int64_t(b) * stride;
+      const float n = __ldcg(of_block);
+      count += n;
+      moved += n * (__ldcg(of_block + 1 + c) - origin);
+    }
+    const float distance = moved / count;
+    for (int b = 0; b < blocks; ++b) {
+      const float* const of_block = partial + int64_t(b) * stride;
+      const float from_mean = __ldcg(of_block + 1 + c) - origin - distance;
+      m2 += __ldcg(of_block + 1 + channels + c) + __ldcg(of_block) * from_mean * from_mean;
+    }
+    const float mean = origin + distance, variance = m2 / count;
+    write_rows(norm, channels, c, mean, 1 / sqrtf(variance + norm.eps));
+    if (norm.running_mean == nullptr) continue;
+    norm.running_mean[c] += norm.momentum * (mean + at_or(norm.bias, c, 0) - norm.running_mean[c]);
+    norm.running_var[c] += norm.momentum * (m2 / (count - 1) - norm.running_var[c]);
+  }
+  if (threadIdx.x == 0 && norm.batches_tracked != nullptr) ++*norm.batches_tracked;
+}
+
+// partial: of each block, `size` floats apart, s1 [channels] and then s2 [channels] of each convolution.
+template <class T>
+__device__ void finish_sums(const NormBackward<T>* norms, int num, const float* partial, int size, int blocks,
+                            const Images& shape, float* total) {
+  const int channels = shape.channels;
+  const double count = double(shape.pixels());
+  float all = 0;
+  for (int c = int(threadIdx.x); c < channels; c += int(blockDim.x)) all += sum_column(partial + c, size, blocks);
+  all = sum_block(all);
+  if (threadIdx.x == 0 && total != nullptr) *total = all;
+  for (int j = 0; j < num; ++j) {
+    const NormBackward<T>& norm = norms[j];
+    float gate_grad = 0;
+    for (int c = int(threadIdx.x); c < channels; c += int(blockDim.x)) {
+      const float s1 = sum_column(partial + c, size, blocks), s2 = sum_column(partial + (1 + j) * channels + c, size, blocks);
+      const float gamma = at_or(norm.gamma, c, 1), mean = norm.rows[kMean * channels + c], rstd = norm.rows[kRstd * channels + c];
+      const float scale = norm.gate * gamma * rstd;
+      const InputGradient map = norm.of_batch ? batch_norm_backward(scale, mean, rstd, s1, s2, count) : InputGradient{scale, 0, 0};
+      norm.gradient[kOfDy * channels + c] = float(map.of_dy);
+      norm.gradient[kOfZ * channels + c] = float(map.of_z);
+      norm.gradient[kConstant * channels + c] = float(map.constant);
+      if (norm.dgamma != nullptr) norm.dgamma[c] = norm.gate * rstd * s2;
+      if (norm.dbeta != nullptr) norm.dbeta[c] = norm.gate * s1;
+      if (norm.dbias != nullptr) norm.dbias[c] = scale * s1;
+      gate_grad += gamma * rstd * s2 + at_or(norm.beta, c, 0) * s1;
+    }
+    gate_grad = sum_block(gate_grad);
+    if (threadIdx.x == 0 && norm.gate_grad != nullptr) *norm.gate_grad = gate_grad;
+  }
+}
+
+}  // namespace
+}  // namespace advnas::cuda

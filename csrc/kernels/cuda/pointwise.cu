@@ -1,0 +1,294 @@
+// A block keeps the weight in shared memory and goes over tiles of pixels: each is loaded once, through what comes before, multiplied
+// there, and its result written once. Sums over pixels (the statistics of z, the weight's gradient) stay in registers over all tiles
+// of the block; the weight's gradient is then summed over the blocks by a second launch.
+#include "../pointwise.h"
+
+#include "norm.cuh"
+#include "tile.cuh"
+
+namespace advnas::cuda {
+namespace {
+
+constexpr int kWarps = kBlock / kWarp;
+constexpr int kMaxBlocks = 256;         // of a forward pass
+constexpr int kMaxGradientBlocks = 64;  // of a backward pass: each leaves a whole gradient of the weight
+constexpr int kWeightTiles = 8;         // of the weight's gradient, that a warp keeps
+constexpr int kMaxShared = 48 << 10;
+
+ADVNAS_HOST_DEVICE inline int padded(int channels) { return (channels + kTile - 1) / kTile * kTile; }
+
+// How a block uses its shared memory; offsets in bytes. Matrices are in the type of the tensors, results in float.
+template <class T>
+struct Layout {
+  int in, out;  // padded to whole tiles
+  int rows;     // pixels of a tile
+  int in_stride, out_stride, result_stride;
+  int weight, x, dz, result, bytes;
+
+  static Layout make(const PointwiseShape& shape, int rows, bool backward) {
+    Layout l{padded(shape.in), padded(shape.out), rows};
+    l.in_stride = l.in + kPadding<T>;
+    l.out_stride = l.out + kPadding<T>;
+    l.result_stride = (backward ? l.in : l.out) + kPadding<float>;
+    int end = 0;
+    const auto take = [&](int elements, int size) {
+      const int at = end;
+      end += (elements * size + 127) / 128 * 128;
+      return at;
+    };
+    // Forward the weight is [in, out], backward as it is stored: [out, in].
+    l.weight = take(backward ? l.out * l.in_stride : l.in * l.out_stride, sizeof(T));
+    l.x = take(rows * l.in_stride, sizeof(T));
+    l.dz = take(backward ? rows * l.out_stride : 0, sizeof(T));
+    l.result = take(rows * l.result_stride, sizeof(float));
+    l.bytes = end;
+    return l;
+  }
+
+  bool fits() const { return bytes <= kMaxShared && (in / kTile) * (out / kTile) <= kWeightTiles * kWarps; }
+
+  // The tile with the most pixels that fits, but no more tiles of the result than keep every warp busy twice.
+  static Layout best(const PointwiseShape& shape, bool backward) {
+    int rows = 128;
+    Layout layout = make(shape, rows, backward);
+    while (rows > kTile && (!layout.fits() || rows / kTile * (layout.out / kTile) > 2 * kWarps)) {
+      layout = make(shape, rows /= 2, backward);
+    }
+    return layout;
+  }
+};
+
+// [rows, channels] from `first` on into shared memory, zeros where there is nothing. value(element, channel, values) makes them.
+template <int kPack, class T, class Value>
+__device__ __forceinline__ void fill(T* to, int stride, int rows, int padded_channels, int channels, int64_t first, int64_t pixels,
+                                     const Value& value) {
+  const int packs = padded_channels / kPack;
+  for (int i = int(threadIdx.x); i < rows * packs; i += kBlock) {
+    const int row = i / packs, channel = i % packs * kPack;
+    float v[kPack] = {};
+    if (first + row < pixels && channel < channels) value((first + row) * channels + channel, channel, v);
+    store(to + row * stride + channel, v);
+  }
+}
+
+template <int kPack, class T>
+__device__ __forceinline__ void fill_before(T* to, int stride, int rows, int padded_channels, const T* x, int channels, bool masked,
+                                            int64_t first, int64_t pixels) {
+  fill<kPack>(to, stride, rows, padded_channels, channels, first, pixels, [&](int64_t at, int, float(&v)[kPack]) {
+    load(x + at, v);
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) v[i] = masked ? relu(v[i]) : v[i];
+  });
+}
+
+// The tile's result from shared memory to [pixels, channels].
+template <int kPack, class T>
+__device__ __forceinline__ void write_result(const float* result, int stride, int rows, T* to, int channels, int64_t first,
+                                             int64_t pixels) {
+  const int packs = channels / kPack;
+  for (int i = int(threadIdx.x); i < rows * packs; i += kBlock) {
+    const int row = i / packs, channel = i % packs * kPack;
+    if (first + row >= pixels) break;
+    float v[kPack];
+#pragma unroll
+    for (int k = 0; k < kPack; ++k) v[k] = result[row * stride + channel + k];
+    store(to + (first + row) * channels + channel, v);
+  }
+}
+
+// result [rows, columns] = a [rows, inner] b [inner, columns], all in shared memory.
+template <class T>
+__device__ __forceinline__ void multiply(const T* a, int a_stride, const T* b, int b_stride, float* result, int result_stride,
+                                         int rows, int inner, int columns) {
+  for (int t = int(threadIdx.x) / kWarp; t < (rows / kTile) * (columns / kTile); t += kWarps) {
+    const int row = t / (columns / kTile) * kTile, column = t % (columns / kTile) * kTile;
+    Tile<T> tile;
+    tile.clear();
+    for (int k = 0; k < inner; k += kTile) {
+      tile.template add<false>(a + row * a_stride + k, a_stride, b + k * b_stride + column, b_stride);
+    }
+    tile.put(result + row * result_stride + column, result_stride);
+  }
+}
+
+template <class T, int kPack>
+__global__ void __launch_bounds__(kBlock)
+    forward_kernel(const __grid_constant__ PointwiseForward<T> a, const __grid_constant__ Layout<T> l) {
+  ADVNAS_DYNAMIC_SHARED(memory);
+  T* const weight = reinterpret_cast<T*>(memory + l.weight);
+  T* const x = reinterpret_cast<T*>(memory + l.x);
+  float* const result = reinterpret_cast<float*>(memory + l.result);
+  const int in = a.shape.in, out = a.shape.out, thread = int(threadIdx.x);
+  const int64_t pixels = a.shape.pixels, step = int64_t(gridDim.x) * l.rows;
+  for (int i = thread; i < l.in * l.out; i += kBlock) {
+    const int o = i / l.in, c = i % l.in;
+    weight[c * l.out_stride + o] = o < out && c < in ? a.weight[o * in + c] : T(0.0f);
+  }
+  // A thread sums one channel over every parts-th row of each tile, about the channel's first value in the block.
+  const int parts = kBlock / l.out, channel = thread % l.out, part = thread / l.out;
+  float origin = 0, sum = 0, squares = 0;
+  int64_t count = 0;
+  for (int64_t first = int64_t(blockIdx.x) * l.rows; first < pixels; first += step) {
+    fill_before<kPack>(x, l.in_stride, l.rows, l.in, a.x, in, a.relu, first, pixels);
+    __syncthreads();  // the tile, and the first time the weight, is complete
+    multiply(x, l.in_stride, weight, l.out_stride, result, l.result_stride, l.rows, l.in, l.out);
+    __syncthreads();  // the result is complete
+    const int rows = int(min(int64_t(l.rows), pixels - first));
+    write_result<kPack>(result, l.result_stride, rows, a.z, out, first, pixels);
+    if (a.of_batch && part < parts) {
+      const auto stored = [&](int row) { return float(T(result[row * l.result_stride + channel])); };
+      if (count == 0) origin = stored(0);
+      for (int row = part; row < rows; row += parts) {
+        const float distance = stored(row) - origin;
+        sum += distance;
+        squares += distance * distance;
+      }
+    }
+    count += rows;
+    __syncthreads();  // tile and result are free
+  }
+  if (!a.of_batch) return;
+  if (part < parts) {
+    result[thread] = sum;
+    result[kBlock + thread] = squares;
+  }
+  __syncthreads();  // the parts' sums are complete
+  float* const row = statistics_of_block(a.partial, int(blockIdx.x), out);
+  if (thread == 0) row[0] = float(count);
+  if (thread < out) {
+    for (int p = 1; p < parts; ++p) {
+      sum += result[p * l.out + thread];
+      squares += result[kBlock + p * l.out + thread];
+    }
+    const float distance = sum / float(count);
+    row[1 + thread] = origin + distance;
+    row[1 + out + thread] = fmaxf(squares - sum * distance, 0);
+  }
+  if (is_last_block(a.counter)) finish_statistics(a.norm, a.partial, int(gridDim.x), out);
+}
+
+template <class T, int kPack>
+__global__ void __launch_bounds__(kBlock)
+    backward_kernel(const __grid_constant__ PointwiseBackward<T> a, const __grid_constant__ Layout<T> l) {
+  ADVNAS_DYNAMIC_SHARED(memory);
+  T* const weight = reinterpret_cast<T*>(memory + l.weight);
+  T* const x = reinterpret_cast<T*>(memory + l.x);
+  T* const dz = reinterpret_cast<T*>(memory + l.dz);
+  float* const result = reinterpret_cast<float*>(memory + l.result);
+  const int in = a.shape.in, out = a.shape.out, warp = int(threadIdx.x) / kWarp;
+  const int tiles = (l.out / kTile) * (l.in / kTile);
+  const int64_t pixels = a.shape.pixels, step = int64_t(gridDim.x) * l.rows;
+  if (a.dp != nullptr) {
+    for (int i = int(threadIdx.x); i < l.in * l.out; i += kBlock) {
+      const int o = i / l.in, c = i % l.in;
+      weight[o * l.in_stride + c] = o < out && c < in ? a.weight[o * in + c] : T(0.0f);
+    }
+  }
+  Tile<T> dweight[kWeightTiles];
+#pragma unroll
+  for (int j = 0; j < kWeightTiles; ++j) dweight[j].clear();
+  for (int64_t first = int64_t(blockIdx.x) * l.rows; first < pixels; first += step) {
+    fill<kPack>(dz, l.out_stride, l.rows, l.out, out, first, pixels, [&](int64_t at, int channel, float(&v)[kPack]) {
+      float z[kPack];
+      load(a.dy + at, v);
+      load(a.z + at, z);
+      const float* const row = a.gradient + channel;
+#pragma unroll
+      for (int i = 0; i < kPack; ++i) v[i] = row[kOfDy * out + i] * v[i] + row[kOfZ * out + i] * z[i] + row[kConstant * out + i];
+    });
+    if (a.dweight != nullptr) fill_before<kPack>(x, l.in_stride, l.rows, l.in, a.x, in, a.relu, first, pixels);
+    __syncthreads();  // the tiles, and the first time the weight, are complete
+    if (a.dp != nullptr) multiply(dz, l.out_stride, weight, l.in_stride, result, l.result_stride, l.rows, l.out, l.in);
+    if (a.dweight != nullptr) {
+#pragma unroll
+      for (int j = 0; j < kWeightTiles; ++j) {
+        const int t = warp + j * kWarps;
+        if (t >= tiles) continue;
+        const int o = t / (l.in / kTile) * kTile, c = t % (l.in / kTile) * kTile;
+        for (int row = 0; row < l.rows; row += kTile) {
+          dweight[j].template add<true>(dz + row * l.out_stride + o, l.out_stride, x + row * l.in_stride + c, l.in_stride);
+        }
+      }
+    }
+    __syncthreads();  // the result is complete, the tiles are free
+    if (a.dp != nullptr) write_result<kPack>(result, l.result_stride, l.rows, a.dp, in, first, pixels);
+  }
+  if (a.dweight == nullptr) return;
+  float* const partial = a.partial + int64_t(blockIdx.x) * l.out * l.in;
+#pragma unroll
+  for (int j = 0; j < kWeightTiles; ++j) {
+    const int t = warp + j * kWarps;
+    if (t >= tiles) continue;
+    const int o = t / (l.in / kTile) * kTile, c = t % (l.in / kTile) * kTile;
+    dweight[j].put(partial + o * l.in + c, l.in);
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kBlock)
+    weight_kernel(const float* partial, int blocks, PointwiseShape shape, int padded_in, int padded_size, T* dweight) {
+  const int i = int(blockIdx.x) * kBlock + int(threadIdx.x);
+  if (i >= shape.in * shape.out) return;
+  dweight[i] = T(sum_column(partial + i / shape.in * padded_in + i % shape.in, padded_size, blocks));
+}
+
+int blocks_for(int64_t pixels, int rows, int most) {
+  const int64_t blocks = (pixels + rows - 1) / rows;
+  return int(blocks < most ? blocks : most);
+}
+
+template <class T, int kPack>
+void launch_forward(const PointwiseForward<T>& a, void* stream) {
+  const auto layout = Layout<T>::best(a.shape, false);
+  ADVNAS_LAUNCH((forward_kernel<T, kPack>), blocks_for(a.shape.pixels, layout.rows, kMaxBlocks), kBlock, layout.bytes, stream)
+  (a, layout);
+}
+
+template <class T, int kPack>
+void launch_backward(const PointwiseBackward<T>& a, void* stream) {
+  const auto layout = Layout<T>::best(a.shape, true);
+  const int blocks = blocks_for(a.shape.pixels, layout.rows, a.dweight != nullptr ? kMaxGradientBlocks : kMaxBlocks);
+  ADVNAS_LAUNCH((backward_kernel<T, kPack>), blocks, kBlock, layout.bytes, stream)(a, layout);
+  if (a.dweight == nullptr) return;
+  ADVNAS_LAUNCH((weight_kernel<T>), (a.shape.in * a.shape.out + kBlock - 1) / kBlock, kBlock, 0, stream)
+  (a.partial, blocks, a.shape, layout.in, layout.in * layout.out, a.dweight);
+}
+
+template <class T>
+bool packs_evenly(const PointwiseShape& shape) {
+  return shape.in % kFullPack<T> == 0 && shape.out % kFullPack<T> == 0;
+}
+
+}  // namespace
+
+template <class T>
+bool pointwise_fits(const PointwiseShape& shape) {
+  return padded(shape.in) <= kBlock && padded(shape.out) <= kBlock && Layout<T>::best(shape, false).fits() &&
+         Layout<T>::best(shape, true).fits();
+}
+
+template <class T>
+void pointwise_forward(const PointwiseForward<T>& a, void* stream) {
+  if (a.shape.pixels == 0) return;
+  packs_evenly<T>(a.shape) ? launch_forward<T, kFullPack<T>>(a, stream) : launch_forward<T, 1>(a, stream);
+}
+
+template <class T>
+void pointwise_backward(const PointwiseBackward<T>& a, void* stream) {
+  packs_evenly<T>(a.shape) ? launch_backward<T, kFullPack<T>>(a, stream) : launch_backward<T, 1>(a, stream);
+}
+
+int64_t pointwise_statistics_workspace(const PointwiseShape& shape) { return kMaxBlocks * int64_t(1 + 2 * shape.out); }
+int64_t pointwise_gradient_workspace(const PointwiseShape& shape) {
+  return kMaxGradientBlocks * int64_t(padded(shape.in)) * padded(shape.out);
+}
+
+#define ADVNAS_INSTANTIATE(T)                                              \
+  template bool pointwise_fits<T>(const PointwiseShape&);                  \
+  template void pointwise_forward<T>(const PointwiseForward<T>&, void*);   \
+  template void pointwise_backward<T>(const PointwiseBackward<T>&, void*);
+ADVNAS_INSTANTIATE(float)
+ADVNAS_INSTANTIATE(__half)
+ADVNAS_INSTANTIATE(__nv_bfloat16)
+
+}  // namespace advnas::cuda
