@@ -135,10 +135,11 @@ class Build(build_ext):
     def ninja_file(self, torch, cxx: str, nvcc: Path | None, folder: Path) -> str:
         from torch.utils.cpp_extension import include_paths, library_paths
 
-        csrc, objects, lines = ROOT / "csrc", [], [RULES.format(cxx=cxx, nvcc=nvcc)]
+        csrc, lines = ROOT / "csrc", [RULES.format(cxx=cxx, nvcc=nvcc)]
+        objects: list[str] = []
 
         def add(rule: str, source: Path, flags: str, variant: str = "") -> None:
-            objects.append(f"{source.relative_to(csrc)}.{variant}o")
+            objects.append(f"{source.relative_to(csrc if csrc in source.parents else ROOT)}.{variant}o")
             lines.append(f"build {objects[-1]}: {rule} {source}\n  flags = {flags}")
 
         for source in sorted((csrc / "kernels" / "cpu").glob("*.cpp")):
@@ -153,19 +154,33 @@ class Build(build_ext):
         includes = [f"-isystem {p}" for p in include]
         # OpenMP for at::parallel_for. Neither it nor the CUDA runtime is linked: the symbols are those that torch has loaded.
         flags = f"-O2 -fopenmp -DTORCH_EXTENSION_NAME=_C {'-DADVNAS_CUDA' if nvcc else ''} {' '.join(includes)}"
+        kernels = sorted((csrc / "kernels" / "cuda").glob("*.cu"))
+        libraries = ["c10", "torch", "torch_cpu", "torch_python"]
+        paths = " ".join(f"-L{p}" for p in library_paths("cpu"))
+        link = "build {}: link {}\n  flags = " + f"{paths} {' '.join(f'-l{name}' for name in libraries)}"
+
+        # For tests: the passes for CUDA on the host, their kernels on the shim. Only `ninja shim.so` builds it.
+        common, objects = objects, []
+        host = f"-O2 -DADVNAS_SHIM -I{ROOT / 'tests' / 'cuda_shim'}"
+        for source in (*kernels, ROOT / "tests" / "cuda_shim" / "shim.cpp"):
+            add("cxx", source, f"{host} -x c++", "shim.")
+        own = [source for source in sorted(csrc.glob("*.cpp")) if source.stem != "gate"]  # registers operators
+        for source in (*own, *sorted((csrc / "cuda").glob("*.cpp"))):
+            add("cxx", source, f"{host} {flags}", "shim.")
+        lines.append(link.format("shim.so", " ".join([*common, *objects])))
+
+        objects = common
         for source in sorted(csrc.glob("*.cpp")):
             add("cxx", source, flags)
-        libraries = ["c10", "torch", "torch_cpu", "torch_python"]
         if nvcc:
             targets = [f"-gencode arch=compute_{t},code=sm_{t}" for t in CUDA_TARGETS]
             targets.append(f"-gencode arch=compute_{CUDA_TARGETS[-1]},code=compute_{CUDA_TARGETS[-1]}")
-            for source in sorted((csrc / "kernels" / "cuda").glob("*.cu")):
+            for source in sorted((csrc / "cuda").glob("*.cpp")):
+                add("cxx", source, flags)
+            for source in kernels:
                 add("nvcc", source, " ".join(targets))
-            libraries += ["c10_cuda", "torch_cuda"]
-        paths = " ".join(f"-L{p}" for p in library_paths("cpu"))
-        lines.append(
-            f"build _C.so: link {' '.join(objects)}\n  flags = {paths} {' '.join(f'-l{name}' for name in libraries)}"
-        )
+            link += " -lc10_cuda -ltorch_cuda"
+        lines.append(link.format("_C.so", " ".join(objects)))
         return "\n".join(lines) + "\ndefault _C.so\n"
 
 

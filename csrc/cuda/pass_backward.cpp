@@ -114,10 +114,9 @@ class Backward {
       result_.beta[k] = row_if(convolution.beta.defined());
       // Batch statistics cancel the convolution's bias: its gradient is 0 and is left out.
       result_.bias[k] = row_if(convolution.bias.defined() && !of_batch);
-      parameters_.push_back(floats(convolution.gamma));
-      const Tensor& gamma = parameters_.back();
-      parameters_.push_back(floats(convolution.beta));
-      sums.push_back({in<T>(pass_.z[k]), in<float>(gamma), in<float>(parameters_.back()), in<float>(convolution.device_rows),
+      const Tensor gamma = floats(convolution.gamma), beta = floats(convolution.beta);
+      parameters_.insert(parameters_.end(), {gamma, beta});
+      sums.push_back({in<T>(pass_.z[k]), in<float>(gamma), in<float>(beta), in<float>(convolution.device_rows),
                       float(pass_.gate_of(term)), of_batch, out<float>(coefficients), out<float>(result_.gamma[k]),
                       out<float>(result_.beta[k]), out<float>(result_.bias[k]), gate_gradient(term)});
     }

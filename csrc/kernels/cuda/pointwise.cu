@@ -26,7 +26,10 @@ struct Layout {
   int weight, x, dz, result, bytes;
 
   static Layout make(const PointwiseShape& shape, int rows, bool backward) {
-    Layout l{padded(shape.in), padded(shape.out), rows};
+    Layout l{};
+    l.in = padded(shape.in);
+    l.out = padded(shape.out);
+    l.rows = rows;
     l.in_stride = l.in + kPadding<T>;
     l.out_stride = l.out + kPadding<T>;
     l.result_stride = (backward ? l.in : l.out) + kPadding<float>;
