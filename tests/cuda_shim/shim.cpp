@@ -48,10 +48,11 @@ unsigned block_size;
 int votes;
 void (*body)(const void*);
 const void* body_arguments;
-const char* kernel_name = "";
+const char* kernel_name = "host code";
 std::vector<Launch> log_of_launches;
 std::map<const void*, size_t> shared_allowed;
-alignas(128) unsigned char shared_memory[kSharedLimit];
+alignas(128) unsigned char shared_storage[kSharedLimit + 2 * kSharedGuard];
+unsigned char* const shared_memory = shared_storage + kSharedGuard;
 
 std::string text(Place place) {
   const char* name = std::strrchr(place.file, '/');
@@ -225,6 +226,8 @@ void fail(const char* kind, const std::string& detail) {
   _exit(3);  // not std::exit: this may be the stack of a fiber
 }
 
+void fail(const char* kind, const char* detail) { fail(kind, std::string(detail)); }
+
 int wait_block(bool vote, Place place) {
   Fiber& fiber = fibers[running.thread];
   fiber.vote = vote;
@@ -287,6 +290,7 @@ void launch(const char* kernel, const void* function, dim3 grid, dim3 block, siz
     checker->end_launch(entry);
     log_of_launches.push_back(entry);
   }
+  kernel_name = "host code";
 }
 
 cudaError_t allow_shared(const void* function, int bytes) {
@@ -310,14 +314,14 @@ void release(void* pointer) {
 
 void copy(void* to, const void* from, size_t bytes) {
   if (bytes == 0) return;
-  std::memmove(to, from, bytes);
   if (checker) checker->host_copy(to, from, bytes);
+  std::memmove(to, from, bytes);
 }
 
 void set(void* to, int value, size_t bytes) {
   if (bytes == 0) return;
-  std::memset(to, value, bytes);
   if (checker) checker->host_write(to, bytes);
+  std::memset(to, value, bytes);
 }
 
 }  // namespace cuda_shim
