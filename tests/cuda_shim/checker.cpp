@@ -9,11 +9,10 @@
 #include "shadow.h"
 #include "shim.h"
 
-extern "C" char __start_cuda_shared[] __attribute__((weak)), __stop_cuda_shared[] __attribute__((weak));
-
 namespace cuda_shim {
 namespace {
 
+constexpr ptrdiff_t kRedzone = 64;
 constexpr size_t kPage = 4096, kArena = size_t(256) << 30;
 enum class Access { kRead, kWrite, kAtomic };
 
@@ -111,8 +110,9 @@ class MemoryChecker : public Checker {
     if (pointer_ >= running.stack_low && pointer_ + bytes <= running.stack_high) return;
     const auto dynamic = reinterpret_cast<uintptr_t>(dynamic_->base);
     if (address - (dynamic - kSharedGuard) < kSharedLimit + 2 * kSharedGuard) return access_shared(*dynamic_, aligned);
-    if (pointer_ >= __start_cuda_shared && pointer_ < __stop_cuda_shared) return access_variable(aligned);
-    if (kind == Access::kRead && is_own_read(address)) return;
+    if (kind == Access::kRead && is_built_in(address)) return;
+    if (Region* variable = find_variable()) return access_shared(*variable, aligned);
+    if (kind == Access::kRead && is_constant(address)) return;
     stop("host memory", "an address of no buffer, not shared, not on the thread's stack");
   }
 
@@ -146,25 +146,31 @@ class MemoryChecker : public Checker {
 
   void find_program() {
     constant_ = constant_ranges();
-    for (const Variable& variable : variables_of("cuda_shared")) {
-      variables_.push_back(std::make_unique<Region>(__start_cuda_shared + variable.offset, variable.size, variable.name, true));
-    }
-    const size_t bytes = size_t(__stop_cuda_shared - __start_cuda_shared);
-    if (variables_.empty() && bytes > 0) {
-      variables_.push_back(std::make_unique<Region>(__start_cuda_shared, bytes, "shared memory", true));
-    }
-    variable_at_.assign(bytes, nullptr);
-    for (const auto& variable : variables_) {
-      std::fill_n(variable_at_.begin() + (variable->base - __start_cuda_shared), variable->size, variable.get());
+    for (const Variable& variable : shared_variables()) {
+      variables_.push_back(std::make_unique<Region>(variable.address, variable.size, variable.name, true));
     }
   }
 
-  // Kernel arguments, the built-in variables, constant data.
-  bool is_own_read(uintptr_t address) const {
-    const auto is_in = [=](const auto& object) { return address - reinterpret_cast<uintptr_t>(&object) < sizeof(object); };
-    if (arguments_.has(address) || is_in(threadIdx) || is_in(blockIdx) || is_in(blockDim) || is_in(gridDim) || is_in(running)) {
-      return true;
+  // The __shared__ variable nearest to the access, if it is near at all.
+  Region* find_variable() const {
+    const auto after = std::upper_bound(variables_.begin(), variables_.end(), pointer_,
+                                        [](const char* p, const std::unique_ptr<Region>& r) { return p < r->base; });
+    Region* nearest = nullptr;
+    if (after != variables_.begin()) nearest = std::prev(after)->get();
+    const bool before_next = after != variables_.end() && (*after)->base - pointer_ <= kRedzone;
+    if (nearest && pointer_ < nearest->base + nearest->size + kRedzone) {
+      if (!before_next || pointer_ < nearest->base + nearest->size + kRedzone / 2) return nearest;
     }
+    return before_next ? after->get() : nullptr;
+  }
+
+  // Kernel arguments too.
+  bool is_built_in(uintptr_t address) const {
+    const auto is_in = [=](const auto& object) { return address - reinterpret_cast<uintptr_t>(&object) < sizeof(object); };
+    return arguments_.has(address) || is_in(threadIdx) || is_in(blockIdx) || is_in(blockDim) || is_in(gridDim) || is_in(running);
+  }
+
+  bool is_constant(uintptr_t address) const {
     return std::any_of(constant_.begin(), constant_.end(), [=](const Range& range) { return range.has(address); });
   }
 
@@ -211,13 +217,6 @@ class MemoryChecker : public Checker {
     }
     check_alignment(region, aligned);
     check_cells(region);
-  }
-
-  void access_variable(bool aligned) {
-    const size_t at = size_t(pointer_ - __start_cuda_shared);
-    Region* region = variable_at_[at];
-    for (size_t i = at; i-- > 0 && !region;) region = variable_at_[i];
-    access_shared(region ? *region : *variables_.front(), aligned);
   }
 
   void check_alignment(const Region& region, bool aligned) {
@@ -296,7 +295,7 @@ class MemoryChecker : public Checker {
   char* arena_ = nullptr;
   size_t used_ = 0;
   std::vector<std::unique_ptr<Region>> buffers_, variables_;
-  std::vector<Region*> page_owner_, variable_at_;
+  std::vector<Region*> page_owner_;
   std::unique_ptr<Region> dynamic_;
   std::vector<Range> constant_;
   Range arguments_{0, 0};
@@ -320,7 +319,9 @@ MemoryChecker& instance = *new MemoryChecker;
 #define CUDA_SHIM_HOOK(name, bytes, kind, aligned)                                                         \
   extern "C" void name(const void* p) {                                                                    \
     if (cuda_shim::running.active) {                                                                       \
+      cuda_shim::running.active = false; /* what the checker itself does is not checked */                 \
       cuda_shim::instance.access(p, bytes, cuda_shim::Access::kind, aligned, __builtin_return_address(0)); \
+      cuda_shim::running.active = true;                                                                    \
     }                                                                                                      \
   }
 #define CUDA_SHIM_HOOKS(bytes)                                      \
@@ -337,7 +338,9 @@ CUDA_SHIM_HOOKS(16)
 #define CUDA_SHIM_RANGE(name, kind)                                                                      \
   extern "C" void name(const void* p, size_t bytes) {                                                    \
     if (cuda_shim::running.active && bytes > 0) {                                                        \
+      cuda_shim::running.active = false;                                                                 \
       cuda_shim::instance.access(p, bytes, cuda_shim::Access::kind, false, __builtin_return_address(0)); \
+      cuda_shim::running.active = true;                                                                  \
     }                                                                                                    \
   }
 CUDA_SHIM_RANGE(__tsan_read_range, kRead)
@@ -347,6 +350,8 @@ extern "C" void __tsan_init() {}
 extern "C" void __tsan_func_entry(void*) {}
 extern "C" void __tsan_func_exit() {}
 extern "C" void __tsan_vptr_update(void*, void*) {}
+// The guard of a static variable: g++ gives one to arrays of __half, though there is nothing to construct.
+extern "C" unsigned char __tsan_atomic8_load(const unsigned char* p, int) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 
 // -fsanitize=alignment: g++ takes a vector apart before the hooks see it, but asks this about the vector.
 struct TypeMismatch {
@@ -358,7 +363,8 @@ struct TypeMismatch {
   unsigned char log_alignment, kind;
 };
 extern "C" void __ubsan_handle_type_mismatch_v1(TypeMismatch* data, uintptr_t pointer) {
-  if (pointer % (uintptr_t(1) << data->log_alignment) == 0) return;
+  if (!cuda_shim::running.active || pointer % (uintptr_t(1) << data->log_alignment) == 0) return;
+  cuda_shim::running.active = false;
   cuda_shim::fail("misaligned access", "the type needs " + std::to_string(1 << data->log_alignment) + " bytes, " +
                                            std::string(data->location.file) + ":" + std::to_string(data->location.line));
 }

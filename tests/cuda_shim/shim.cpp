@@ -15,9 +15,8 @@
 #include <memory>
 #include <random>
 
-extern "C" char __start_cuda_shared[] __attribute__((weak)), __stop_cuda_shared[] __attribute__((weak));
-
 #include "cuda_runtime.h"
+#include "program.h"
 
 namespace cuda_shim {
 namespace {
@@ -78,6 +77,7 @@ void to_scheduler() {
 void fiber_main() {
   for (;;) {
     body(body_arguments);
+    running.active = false;
     fibers[running.thread].state = State::kDone;
     to_scheduler();
   }
@@ -183,8 +183,9 @@ bool open_warp(unsigned first) {
 }
 
 void run_block(size_t shared_bytes, std::vector<uint16_t>& order) {
+  static const std::vector<Variable> variables = shared_variables();
   // All bits set: NaN in any float type.
-  std::memset(__start_cuda_shared, 0xff, size_t(__stop_cuda_shared - __start_cuda_shared));
+  for (const Variable& variable : variables) std::memset(variable.address, 0xff, variable.size);
   std::memset(shared_memory, 0xff, shared_bytes);
   for (unsigned i = 0; i < block_size; ++i) {
     if (!fibers[i].stack) start(fibers[i]);
@@ -226,9 +227,15 @@ void fail(const char* kind, const std::string& detail) {
   _exit(3);  // not std::exit: this may be the stack of a fiber
 }
 
-void fail(const char* kind, const char* detail) { fail(kind, std::string(detail)); }
+void fail(const char* kind, const char* detail, Place place) {
+  running.active = false;
+  fail(kind, text(place) + ": " + detail);
+}
 
+// From here on, functions that kernels call. running.active is off in them: the linker may keep instrumented copies of what they
+// use of the standard library.
 int wait_block(bool vote, Place place) {
+  running.active = false;
   Fiber& fiber = fibers[running.thread];
   fiber.vote = vote;
   fiber.place = place;
@@ -238,6 +245,7 @@ int wait_block(bool vote, Place place) {
 }
 
 void wait_warp(unsigned mask, bool orders_memory, Collective* collective, void* argument, Place place) {
+  running.active = false;
   Fiber& fiber = fibers[running.thread];
   if (!(mask >> running.thread % kWarp & 1)) fail("lane outside its mask", text(place));
   fiber.mask = mask;
@@ -250,11 +258,15 @@ void wait_warp(unsigned mask, bool orders_memory, Collective* collective, void* 
 }
 
 void fence() {
+  running.active = false;
   if (checker) checker->fence();
+  running.active = true;
 }
 
 void before_atomic(const void* address, size_t bytes) {
+  running.active = false;
   if (checker) checker->atomic(address, bytes);
+  running.active = true;
 }
 
 void launch(const char* kernel, const void* function, dim3 grid, dim3 block, size_t shared_bytes, void (*new_body)(const void*),

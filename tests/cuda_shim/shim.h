@@ -55,7 +55,7 @@ struct Place {
 
 // One line on stderr that names kernel, block, thread and seed; then exit code 3.
 [[noreturn]] void fail(const char* kind, const std::string& detail);
-[[noreturn]] void fail(const char* kind, const char* detail);  // for kernels: makes no string in code that is checked
+[[noreturn]] void fail(const char* kind, const char* detail, Place place);  // for kernels: makes no string there
 
 // Returns how many threads of the block came with vote.
 int wait_block(bool vote, Place place);
