@@ -30,8 +30,8 @@ CUDA_SHIM_DEVICE unsigned element(unsigned lane, unsigned i) { return i * 32 + (
 template <class T>
 CUDA_SHIM_DEVICE void check(const T* p, unsigned ld, cuda_shim::Place place) {
   cuda_shim::wait_warp(cuda_shim::kFullMask, false, nullptr, nullptr, place);
-  if (reinterpret_cast<uintptr_t>(p) % 32 != 0) cuda_shim::fail("misaligned wmma", "the address needs 32 bytes");
-  if (ld * sizeof(T) % 16 != 0) cuda_shim::fail("misaligned wmma", "the leading dimension needs a multiple of 16 bytes");
+  if (reinterpret_cast<uintptr_t>(p) % 32 != 0) cuda_shim::fail("misaligned wmma", "the address needs 32 bytes", place);
+  if (ld * sizeof(T) % 16 != 0) cuda_shim::fail("misaligned wmma", "the leading dimension needs a multiple of 16 bytes", place);
 }
 
 CUDA_SHIM_DEVICE size_t offset(unsigned lane, unsigned i, unsigned ld, bool by_rows) {

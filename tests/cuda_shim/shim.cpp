@@ -15,9 +15,8 @@
 #include <memory>
 #include <random>
 
-extern "C" char __start_cuda_shared[] __attribute__((weak)), __stop_cuda_shared[] __attribute__((weak));
-
 #include "cuda_runtime.h"
+#include "program.h"
 
 namespace cuda_shim {
 namespace {
@@ -48,10 +47,11 @@ unsigned block_size;
 int votes;
 void (*body)(const void*);
 const void* body_arguments;
-const char* kernel_name = "";
+const char* kernel_name = "host code";
 std::vector<Launch> log_of_launches;
 std::map<const void*, size_t> shared_allowed;
-alignas(128) unsigned char shared_memory[kSharedLimit];
+alignas(128) unsigned char shared_storage[kSharedLimit + 2 * kSharedGuard];
+unsigned char* const shared_memory = shared_storage + kSharedGuard;
 
 std::string text(Place place) {
   const char* name = std::strrchr(place.file, '/');
@@ -77,6 +77,7 @@ void to_scheduler() {
 void fiber_main() {
   for (;;) {
     body(body_arguments);
+    running.active = false;
     fibers[running.thread].state = State::kDone;
     to_scheduler();
   }
@@ -182,8 +183,9 @@ bool open_warp(unsigned first) {
 }
 
 void run_block(size_t shared_bytes, std::vector<uint16_t>& order) {
+  static const std::vector<Variable> variables = shared_variables();
   // All bits set: NaN in any float type.
-  std::memset(__start_cuda_shared, 0xff, size_t(__stop_cuda_shared - __start_cuda_shared));
+  for (const Variable& variable : variables) std::memset(variable.address, 0xff, variable.size);
   std::memset(shared_memory, 0xff, shared_bytes);
   for (unsigned i = 0; i < block_size; ++i) {
     if (!fibers[i].stack) start(fibers[i]);
@@ -225,7 +227,15 @@ void fail(const char* kind, const std::string& detail) {
   _exit(3);  // not std::exit: this may be the stack of a fiber
 }
 
+void fail(const char* kind, const char* detail, Place place) {
+  running.active = false;
+  fail(kind, text(place) + ": " + detail);
+}
+
+// From here on, functions that kernels call. running.active is off in them: the linker may keep instrumented copies of what they
+// use of the standard library.
 int wait_block(bool vote, Place place) {
+  running.active = false;
   Fiber& fiber = fibers[running.thread];
   fiber.vote = vote;
   fiber.place = place;
@@ -235,6 +245,7 @@ int wait_block(bool vote, Place place) {
 }
 
 void wait_warp(unsigned mask, bool orders_memory, Collective* collective, void* argument, Place place) {
+  running.active = false;
   Fiber& fiber = fibers[running.thread];
   if (!(mask >> running.thread % kWarp & 1)) fail("lane outside its mask", text(place));
   fiber.mask = mask;
@@ -247,11 +258,15 @@ void wait_warp(unsigned mask, bool orders_memory, Collective* collective, void* 
 }
 
 void fence() {
+  running.active = false;
   if (checker) checker->fence();
+  running.active = true;
 }
 
 void before_atomic(const void* address, size_t bytes) {
+  running.active = false;
   if (checker) checker->atomic(address, bytes);
+  running.active = true;
 }
 
 void launch(const char* kernel, const void* function, dim3 grid, dim3 block, size_t shared_bytes, void (*new_body)(const void*),
@@ -287,6 +302,7 @@ void launch(const char* kernel, const void* function, dim3 grid, dim3 block, siz
     checker->end_launch(entry);
     log_of_launches.push_back(entry);
   }
+  kernel_name = "host code";
 }
 
 cudaError_t allow_shared(const void* function, int bytes) {
@@ -310,14 +326,14 @@ void release(void* pointer) {
 
 void copy(void* to, const void* from, size_t bytes) {
   if (bytes == 0) return;
-  std::memmove(to, from, bytes);
   if (checker) checker->host_copy(to, from, bytes);
+  std::memmove(to, from, bytes);
 }
 
 void set(void* to, int value, size_t bytes) {
   if (bytes == 0) return;
-  std::memset(to, value, bytes);
   if (checker) checker->host_write(to, bytes);
+  std::memset(to, value, bytes);
 }
 
 }  // namespace cuda_shim

@@ -25,6 +25,8 @@ inline unsigned seed = 1;
 inline int multiprocessors = 4;
 
 inline constexpr size_t kSharedDefault = 48 << 10, kSharedLimit = 227 << 10;
+// Unused bytes before and after the dynamic shared memory.
+inline constexpr size_t kSharedGuard = 4096;
 
 // Bytes in global memory. Only the checked build counts them.
 struct Traffic {
@@ -53,6 +55,7 @@ struct Place {
 
 // One line on stderr that names kernel, block, thread and seed; then exit code 3.
 [[noreturn]] void fail(const char* kind, const std::string& detail);
+[[noreturn]] void fail(const char* kind, const char* detail, Place place);  // for kernels: makes no string there
 
 // Returns how many threads of the block came with vote.
 int wait_block(bool vote, Place place);
