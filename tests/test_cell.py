@@ -4,87 +4,14 @@ import copy
 
 import pytest
 import torch
+from comparison import compare, plain
 
-from advnas_ext import NAS_BENCH_201, OnePathCell, Path, reference
+from advnas_ext import NAS_BENCH_201, OnePathCell, Path
 from advnas_ext.operations import OPERATIONS
 
 FLOATS = [torch.float32, torch.float64]
 CONV = NAS_BENCH_201.index("nor_conv_3x3")
 NONE = NAS_BENCH_201.index("none")
-
-
-def away_from_zero(cell, x, path):
-    """Whether no input of a ReLU is so near 0 that rounding could flip its sign: the masks are those of float64 then."""
-    nearest = []
-    hooks = [
-        module.register_forward_hook(lambda _, inputs, __: nearest.append(inputs[0].abs().min().item()))
-        for module in cell.modules()
-        if isinstance(module, torch.nn.ReLU)
-    ]
-    reference.cell(x, path, list(cell.edges.values()), cell.num_nodes)
-    for hook in hooks:
-        hook.remove()
-    # An all-zero node is exactly zero on both sides.
-    return all(distance == 0 or distance > 1e-5 for distance in nearest)
-
-
-def run(cell, call, x, ops, gates, dy):
-    x, gates = x.clone().requires_grad_(), gates.clone().requires_grad_()
-    y = call(cell, x, Path(ops, gates))
-    (y * dy).sum().backward()
-    gradients = {name: parameter.grad for name, parameter in cell.named_parameters()}
-    dx = torch.zeros_like(x) if x.grad is None else x.grad  # plain PyTorch: nothing depends on x
-    return {"y": y.detach(), "dx": dx, "dgates": gates.grad}, gradients, dict(cell.named_buffers())
-
-
-def plain(cell, x, path):
-    return reference.cell(x, path, list(cell.edges.values()), cell.num_nodes)
-
-
-def compare(
-    close,
-    ops,
-    dtype=torch.float32,
-    shape=(2, 6, 5, 7),
-    layout=torch.channels_last,
-    affine=False,
-    track=False,
-    evaluate=False,
-    names=NAS_BENCH_201,
-):
-    ops = ops if ops.dim() == 2 else ops.unsqueeze(1)
-    num_nodes = {1: 2, 3: 3, 6: 4, 10: 5}[len(ops)]
-    for seed in range(100):
-        torch.manual_seed(seed)
-        cell = OnePathCell(shape[1], names, num_nodes, affine=affine, track_running_stats=track).to(dtype)
-        for parameter in cell.parameters():
-            torch.nn.init.normal_(parameter, std=0.5)
-        for buffer in cell.buffers():
-            if buffer.is_floating_point():
-                buffer.uniform_(0.5, 1.5)
-        cell.train(not evaluate)
-        x, dy = torch.randn(2, *shape, dtype=dtype).unbind()
-        gates = torch.empty(ops.shape, dtype=dtype).uniform_(0.5, 1.5)
-        truth = copy.deepcopy(cell).double()
-        if away_from_zero(copy.deepcopy(truth), x.double(), Path(ops, gates.double())):
-            break
-    else:
-        pytest.fail("every seed puts the input of a ReLU too near to 0")
-    x = x.contiguous(memory_format=layout) if layout != "strided" else torch.stack([x, x], -1)[..., 0]
-    values, gradients, buffers = run(cell, OnePathCell.__call__, x, ops, gates, dy)
-    expected = run(truth, plain, x.double(), ops, gates.double(), dy.double())
-    for name, value in values.items():
-        close(value, expected[0][name], name)
-    largest = max((g.abs().max().item() for g in expected[1].values() if g is not None), default=0.0)
-    for name, gradient in gradients.items():
-        wanted = expected[1][name]
-        if gradient is None:  # not run, or exactly 0 in theory
-            assert wanted is None or wanted.abs().max() < 1e-10, name
-        else:
-            # Batch norm cancels the scale of a weight: a gradient may be 0 in theory, as a sum of terms that are not.
-            close(gradient, wanted, name, at_least=0.1 * largest)
-    for name, buffer in buffers.items():
-        close(buffer.double(), expected[2][name].double(), name, dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

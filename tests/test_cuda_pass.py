@@ -1,0 +1,176 @@
+"""The passes for CUDA on the host: the C++ that launches the kernels as it is, the kernels on the shim (tests/cuda_shim).
+
+It is built for tests only, beside the extension, and takes tensors of the host as if they were on a device.
+"""
+
+import copy
+import importlib.util
+import json
+import subprocess
+from pathlib import Path as File
+
+import ninja
+import pytest
+import torch
+from comparison import compare
+
+import advnas_ext
+from advnas.spaces import nasbench201
+from advnas_ext import NAS_BENCH_201, OnePathCell, Path, native, reference
+from advnas_ext.operations import OPERATIONS
+
+ROOT = File(__file__).parents[1]
+NORMS = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+
+
+@pytest.fixture(scope="module")
+def extension():
+    built = json.loads(File(advnas_ext.__file__).with_name("_build.json").read_text())["torch"]
+    folder = ROOT / "build" / f"torch-{built}"
+    if not (folder / "build.ninja").exists():
+        pytest.skip(f"needs a build in place: {folder} does not exist; pip install --no-build-isolation -e .")
+    done = subprocess.run([File(ninja.BIN_DIR, "ninja"), "-C", folder, "shim.so"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    spec = importlib.util.spec_from_file_location("advnas_shim._C", folder / "shim.so")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def shim(extension, monkeypatch):
+    """Sends everything that runs natively to the passes for CUDA."""
+    assert extension.cuda
+    monkeypatch.setattr(native, "_run", extension.cell)
+    monkeypatch.setattr(native, "_TYPES", {"cpu": native._TYPES["cuda"]})
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("op", range(5), ids=NAS_BENCH_201)
+@pytest.mark.parametrize("shape", [(2, 16, 8, 8), (3, 3, 5, 7), (1, 17, 1, 5), (2, 8, 9, 4)], ids=str)
+def test_one_operation(shim, close, op, shape):
+    compare(close, torch.tensor([op]), shape=shape)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_cell(shim, close, seed):
+    ops = torch.randint(1, 5, (6,), generator=torch.Generator().manual_seed(seed))
+    compare(close, ops, shape=(2, 16, 6, 6), affine=seed % 2 == 1, track=seed % 4 > 1)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last, "strided"], ids=str)
+@pytest.mark.parametrize("ops", [[3, 2, 3, 1, 4, 2], [3, 3, 3, 3, 3, 3], [2, 2, 2, 2, 2, 2]], ids=str)
+def test_layouts(shim, close, layout, ops):
+    compare(close, torch.tensor(ops), layout=layout)
+
+
+def test_evaluation(shim, close):
+    compare(close, torch.tensor([3, 2, 1, 4, 3, 2]), affine=True, track=True, evaluate=True)
+
+
+@pytest.mark.parametrize("num_nodes", [2, 3, 5])
+def test_numbers_of_nodes(shim, close, num_nodes):
+    edges = num_nodes * (num_nodes - 1) // 2
+    compare(close, torch.arange(edges) % 4 + 1)
+
+
+@pytest.mark.parametrize("picks", [2, 5])
+def test_more_than_one_pick(shim, close, picks):
+    """15 operations into the last node, more than a launch takes; 6 convolutions, more sums than a launch takes."""
+    compare(close, torch.stack([torch.randperm(5)[:picks] for _ in range(6)]))
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name.startswith(("sep", "dil"))])
+def test_the_operations_of_darts(shim, close, name):
+    compare(close, torch.tensor([1, 1, 0]), shape=(2, 8, 6, 7), names=("skip_connect", name), affine=True, track=True)
+
+
+@pytest.mark.parametrize("dtype", NORMS, ids=str)
+def test_types(shim, dtype):
+    """In the norm of the difference: in short types ReLU inputs change sign."""
+    torch.manual_seed(0)
+    cell = OnePathCell(16).to(dtype)
+    truth = copy.deepcopy(cell).double()
+    ops = [3, 2, 1, 4, 3, 2]
+    x = torch.randn(4, 16, 8, 8, dtype=dtype, requires_grad=True)
+    wide = x.detach().double().requires_grad_()
+    path, exact = (Path.from_ops(ops, dtype=t).with_offsets() for t in (torch.float32, torch.float64))
+    y, expected = cell(x, path), reference.cell(wide, exact, list(truth.edges.values()), 4)
+    assert y.dtype == dtype
+    dy = torch.randn_like(y)
+    y.backward(dy)
+    expected.backward(dy.double())
+    pairs = {"y": (y, expected), "x": (x.grad, wide.grad), "gates": (path.gates.grad, exact.gates.grad)}
+    pairs["offsets"] = (path.offsets.grad, exact.offsets.grad)
+    for (name, p), q in zip(cell.named_parameters(), truth.parameters(), strict=True):
+        if p.grad is not None and name.endswith("weight"):
+            pairs[name] = (p.grad, q.grad)
+    for name, (value, wanted) in pairs.items():
+        error = ((value.double() - wanted).norm() / wanted.norm()).item()
+        assert error < NORMS[dtype], f"{name}: {error}"
+
+
+def test_only_what_is_wanted(shim):
+    torch.manual_seed(0)
+    cell, path = OnePathCell(8), Path.from_ops([3, 2, 1, 4, 3, 2])
+    x = torch.randn(2, 8, 5, 5)
+    cell(x, path).square().sum().backward(inputs=[path.gates])
+    assert all(parameter.grad is None for parameter in cell.parameters())
+    alone = path.gates.grad.clone()
+    path.gates.grad = None
+    cell(x, path).square().sum().backward()
+    assert torch.equal(alone, path.gates.grad)
+    weights = [parameter.grad.clone() for parameter in cell.parameters() if parameter.grad is not None]
+    assert len(weights) == 4
+    cell.zero_grad()
+    cell(x, path.detach()).square().sum().backward()
+    for one, other in zip(weights, (p.grad for p in cell.parameters() if p.grad is not None), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_same_bits_from_run_to_run(shim):
+    torch.manual_seed(0)
+    cell, x = OnePathCell(16), torch.randn(8, 16, 8, 8)
+    results = []
+    for _ in range(2):
+        path = Path.from_ops([3, 2, 4, 2, 3, 2])
+        y = cell(x, path)
+        y.square().sum().backward()
+        results.append((y.detach(), path.gates.grad, cell.edges["1<-0"][3].op[1].weight.grad.clone()))
+        cell.zero_grad()
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def test_nothing_to_do(shim):
+    cell = OnePathCell(4)
+    x = torch.empty(0, 4, 5, 5, requires_grad=True)
+    path = Path.from_ops([3, 2, 1, 4, 3, 2])
+    y = cell(x, path)
+    assert y.shape == x.shape
+    y.sum().backward()
+    assert torch.equal(path.gates.grad, torch.zeros(6, 1))
+    assert x.grad.shape == x.shape
+
+
+def test_errors_are_those_of_the_host(shim):
+    with pytest.raises(ValueError, match="batch statistics need more than one value"):
+        OnePathCell(4)(torch.randn(1, 4, 1, 1), Path.from_ops([3, 2, 1, 4, 3, 2]))
+
+
+@pytest.mark.parametrize("reduction", sorted(nasbench201.REDUCTIONS))
+def test_a_supernet(extension, monkeypatch, close, reduction):
+    """Stem, reduction blocks and head included, beside the engine of the host."""
+    torch.manual_seed(0)
+    net = nasbench201.Network(4, 1, 10, reduction=reduction)
+    x, target = torch.randn(2, 3, 16, 16), torch.tensor([1, 7])
+    results = []
+    for device in (False, True):
+        path = Path.from_ops([3, 2, 1, 4, 3, 2])
+        if device:
+            monkeypatch.setattr(native, "_run", extension.cell)
+        net.zero_grad()
+        loss = torch.nn.functional.cross_entropy(net(x, path), target)
+        loss.backward()
+        results.append([loss.detach(), path.gates.grad, *(p.grad for p in net.parameters() if p.grad is not None)])
+    for one, other in zip(*results, strict=True):
+        close(one, other, at_least=1e-2)
