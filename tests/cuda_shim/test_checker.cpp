@@ -1,4 +1,4 @@
-// Each case of checker_kernels.cu in a process of its own, under several orders of the threads: the checker must report the error
+// Each case of checker_cases.cu in a process of its own, under several orders of the threads: the checker must report the error
 // of that case and no other.
 #include <sys/wait.h>
 #include <unistd.h>
@@ -6,7 +6,7 @@
 #include <cstdio>
 #include <string>
 
-#include "checker_kernels.h"
+#include "checker_cases.h"
 #include "shim.h"
 
 namespace {

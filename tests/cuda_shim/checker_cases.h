@@ -1,4 +1,4 @@
-// Small kernels, each wrong in one way, and the right ones beside them.
+// Launches of small kernels, each wrong in one way, and of the right ones beside them.
 #pragma once
 
 #include <vector>
