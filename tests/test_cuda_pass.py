@@ -161,7 +161,7 @@ def test_errors_are_those_of_the_host(shim):
 def test_a_supernet(extension, monkeypatch, close, reduction):
     """Stem, reduction blocks and head included, beside the engine of the host."""
     torch.manual_seed(0)
-    net = nasbench201.Network(4, 1, 10, reduction=reduction)
+    net = nasbench201.Network(4, 1, reduction=reduction)
     x, target = torch.randn(2, 3, 16, 16), torch.tensor([1, 7])
     results = []
     for device in (False, True):

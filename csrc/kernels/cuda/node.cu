@@ -83,7 +83,8 @@ __device__ __forceinline__ void pool_column(const T* from, const Images& shape, 
       for (int i = 0; i < kPack; ++i) sum[i] += value[i] * share;
     }
 #pragma unroll
-    for (int h = max(r - 1, 0); h <= min(r + 1, kRows<kPack> - 1); ++h) {
+    for (int h = 0; h < kRows<kPack>; ++h) {
+      if (h < r - 1 || h > r + 1) continue;
 #pragma unroll
       for (int i = 0; i < kPack; ++i) to[h][i] += sum[i];
     }

@@ -236,7 +236,7 @@ __global__ void __launch_bounds__(kBlock)
 }
 
 int blocks_for(int64_t pixels, int rows, int most) {
-  const int64_t blocks = (pixels + rows - 1) / rows;
+  const int64_t blocks = pixels > 0 ? (pixels + rows - 1) / rows : 1;  // without pixels the weight's gradient is 0
   return int(blocks < most ? blocks : most);
 }
 
