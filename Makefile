@@ -43,13 +43,34 @@ build/native/%: tests/native/test_kernels.cpp $(NATIVE)
 	@mkdir -p $(@D)
 	$(SANITIZED) $(ISA_FLAGS_$*) -DADVNAS_ISA=$* $< $(TESTED_KERNELS) -o $@
 
-build/shim/%: tests/cuda_shim/test_%.cpp tests/cuda_shim/cuda_runtime.h $(NATIVE)
-	@mkdir -p $(@D)
-	$(SANITIZED) -x c++ -Itests/cuda_shim $< -o $@
+# The CUDA kernels on the host (tests/cuda_shim): kernels with g++'s instrumentation, the rest without, our own checker for its calls.
+SHIM := $(CXX) -std=c++20 -O1 -g -Wall -Wextra -Wno-psabi -Itests/cuda_shim
+SHIM_TESTS := $(patsubst tests/cuda_shim/test_%.cpp,build/shim/test_%,$(wildcard tests/cuda_shim/test_*.cpp))
+SHIM_SOURCES := $(wildcard tests/cuda_shim/*)
 
-test-native: $(ISAS:%=build/native/%) build/shim/gate  ## the kernels alone, under sanitizers
+build/shim/%.cu.o: csrc/kernels/cuda/%.cu $(SHIM_SOURCES) $(NATIVE)
+	@mkdir -p $(@D)
+	$(SHIM) -fsanitize=thread,alignment -x c++ -c $< -o $@
+
+build/shim/%.cu.o: tests/cuda_shim/%.cu $(SHIM_SOURCES)
+	@mkdir -p $(@D)
+	$(SHIM) -fsanitize=thread,alignment -x c++ -c $< -o $@
+
+build/shim/%.o: tests/cuda_shim/%.cpp $(SHIM_SOURCES) $(NATIVE)
+	@mkdir -p $(@D)
+	$(SHIM) -c $< -o $@
+
+build/shim/test_%: build/shim/%.cu.o build/shim/test_%.o build/shim/checker.o build/shim/shim.o
+	$(CXX) $^ -o $@
+
+build/shim/test_checker: $(addprefix build/shim/,checker_cases.cu.o test_checker.o checker.o shim.o)
+	$(CXX) $^ -o $@
+
+.PRECIOUS: build/shim/%.o build/shim/%.cu.o
+
+test-native: $(ISAS:%=build/native/%) $(SHIM_TESTS)  ## the kernels alone: the CPU's under sanitizers, the GPU's on the host
 	for isa in $(ISAS); do echo "kernels, $$isa" && ./build/native/$$isa || exit 1; done
-	ASAN_OPTIONS=detect_stack_use_after_return=0 ./build/shim/gate
+	for test in $(SHIM_TESTS); do echo "CUDA on the host, $$(basename $$test)" && ./$$test || exit 1; done
 
 # The same tests as other CPUs run them, under qemu's user mode, where sanitizers do not work. baseline runs on a CPU before AVX; that
 # the binary for AVX2 dies there of an illegal instruction (status 128 + 4) shows that a stray one in baseline would not go unseen.

@@ -89,9 +89,9 @@ __device__ __forceinline__ void pool_column(const T* from, const Images& shape, 
       for (int i = 0; i < kPack; ++i) to[h][i] += sum[i];
     }
   }
-  if (kTransposed) return;
 #pragma unroll
   for (int h = 0; h < kRows<kPack>; ++h) {
+    if constexpr (kTransposed) continue;
     const float share = 1.0f / float(pool_window(column.w, shape.width) * pool_window(column.row + h, shape.height));
 #pragma unroll
     for (int i = 0; i < kPack; ++i) to[h][i] *= share;
