@@ -22,8 +22,8 @@ class OnePathCell(nn.Module):
     for are not computed: of the gates for ``path.detach()``, of the weights in ``loss.backward(inputs=[path.gates])``.
 
     float32 and float64 on the host run natively, in as many threads as ``torch.get_num_threads()`` says, each with its own
-    images; results are the same bit for bit from run to run. Everything else (other dtypes, autocast, other devices) runs
-    the plain PyTorch specification. A process made by ``os.fork`` must call ``torch.set_num_threads(1)`` first, as for
+    images; float32, float16 and bfloat16 on CUDA where the extension was built for it. Results are the same bit for bit from
+    run to run. Everything else (other dtypes, autocast, other devices) runs the plain PyTorch specification. A process made by ``os.fork`` must call ``torch.set_num_threads(1)`` first, as for
     PyTorch's own operators: the threads of its parent are not there.
 
     Args:
@@ -121,7 +121,7 @@ class OnePathCell(nn.Module):
                 edge += 1
             nodes.append(graph.node(arrivals))
             targets += [nodes[-1]] * (len(nodes) - 1)
-        return graph.run(x, path.gates, path.offsets, targets, lambda tensor: path.counterpart(tensor, x.device))
+        return graph.run(x, path.gates_on(x.device), path.gates, path.offsets_on(x.device), targets)
 
     def _check(self, x: Tensor, path: Path) -> None:
         if not isinstance(path, Path):

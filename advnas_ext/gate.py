@@ -14,7 +14,8 @@ def gate(h: Tensor, gate: Tensor) -> Tensor:
 
     Args:
         h: output of the operation, any shape, floating point.
-        gate: one element, on the host, of any shape: ``path.gates[edge, pick]``.
+        gate: one element of any shape: ``path.gates[edge, pick]``. For ``h`` on a GPU take ``path.gates_on(h.device)[edge, pick]``:
+            then nothing crosses to the host before the backward pass is through.
 
     Returns:
         A tensor of the shape, dtype, device and layout of ``h``.

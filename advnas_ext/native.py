@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -92,17 +92,17 @@ class Graph:
         self,
         x: Tensor,
         gates: Tensor | None = None,
+        gate_values: Tensor | None = None,
         offsets: Tensor | None = None,
         offset_targets: Sequence[int] = (),
-        counterpart: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     ) -> Tensor:
         """The value of the last node.
 
         Args:
             x: [batch, channels, height, width], of a type that :func:`runs_natively`, as the parameters.
-            gates: on the host, any shape.
+            gates: any shape, where their gradients are to be collected (:meth:`Path.gates_on`).
+            gate_values: the same on the host; default ``gates`` itself.
             offsets: zeros, or None; ``offsets[k]`` is added to node ``offset_targets[k]``.
-            counterpart: of gates and offsets where their gradients are to be collected (:meth:`Path.counterpart`).
 
         Raises:
             ValueError: channels of ``x`` or of a convolution do not fit, or batch statistics would be of one value.
@@ -112,9 +112,9 @@ class Graph:
             gates = _NO_GATES
         return _run(
             x,
-            counterpart(gates),
             gates,
-            None if offsets is None else counterpart(offsets),
+            gates if gate_values is None else gate_values,
+            offsets,
             offset_targets,
             self._pieces,
             self._links,

@@ -92,17 +92,19 @@ class Path:
         """The same path with offsets that require a gradient."""
         return Path(self.ops, self.gates, torch.zeros(self.num_edges, dtype=self.gates.dtype, requires_grad=True))
 
-    def counterpart(self, tensor: Tensor, device: torch.device | str) -> Tensor:
-        """``gates`` or ``offsets`` on another device, with the gradient of the one that is given.
+    def gates_on(self, device: torch.device | str) -> Tensor:
+        """``gates`` on another device, for :func:`advnas_ext.gate` on outputs that are there.
 
-        It is made once for a path and a device. The gradients of all that use it add up there, and cross to the host in one
-        copy when the backward pass is through. On the host, and where no gradient is wanted, it is ``tensor`` itself.
-
-        Args:
-            tensor: ``path.gates`` or ``path.offsets``.
-            device: where the supernet is.
+        Made once for a path and a device: the gradients of all who use it add up there, and cross to ``gates.grad`` in one
+        copy when the backward pass is through. On the host, and where no gradient is wanted, it is ``gates`` itself.
         """
-        device = torch.device(device)
+        return self._on(self.gates, torch.device(device))
+
+    def offsets_on(self, device: torch.device | str) -> Tensor | None:
+        """``offsets`` likewise, or None."""
+        return None if self.offsets is None else self._on(self.offsets, torch.device(device))
+
+    def _on(self, tensor: Tensor, device: torch.device) -> Tensor:
         if device.type == "cpu" or not tensor.requires_grad or not torch.is_grad_enabled():
             return tensor
         key = (id(tensor), device)

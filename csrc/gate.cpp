@@ -100,19 +100,31 @@ struct DeviceType<at::BFloat16> {
   using type = __nv_bfloat16;
 };
 
+// Calls body(a null T*) for the device type of h.
+template <class Body>
+void dispatch_cuda(const Tensor& h, const Body& body) {
+  AT_DISPATCH_SWITCH(h.scalar_type(), "gate", AT_DISPATCH_CASE(at::kFloat, [&] {
+                       body(static_cast<float*>(nullptr));
+                     }) AT_DISPATCH_CASE_REDUCED_FLOATING_TYPES([&] {
+                       body(static_cast<typename DeviceType<scalar_t>::type*>(nullptr));
+                     }));
+}
+
+// A gate on the device stays there: nobody waits for it.
+cuda::GateValue value_of(const Tensor& gate) {
+  if (gate.is_cuda() && gate.scalar_type() == at::kFloat) return {0, gate.const_data_ptr<float>()};
+  return {gate.item<float>(), nullptr};
+}
+
 Tensor forward_cuda(const Tensor& h, const Tensor& gate) {
   if (!has_cuda_kernel(h)) return forward_plain(h, gate);
   const c10::cuda::CUDAGuard guard(h.device());
   Tensor y = at::empty_like(h);
-  AT_DISPATCH_SWITCH(h.scalar_type(), "gate", AT_DISPATCH_CASE(at::kFloat, [&] {
-                       cuda::gate_forward(h.const_data_ptr<float>(), gate.item<float>(), y.mutable_data_ptr<float>(), h.numel(),
-                                          c10::cuda::getCurrentCUDAStream().stream());
-                     }) AT_DISPATCH_CASE_REDUCED_FLOATING_TYPES([&] {
-                       using T = typename DeviceType<scalar_t>::type;
-                       cuda::gate_forward(reinterpret_cast<const T*>(h.const_data_ptr()), gate.item<float>(),
-                                          reinterpret_cast<T*>(y.mutable_data_ptr()), h.numel(),
-                                          c10::cuda::getCurrentCUDAStream().stream());
-                     }));
+  dispatch_cuda(h, [&](auto* zero) {
+    using T = std::remove_pointer_t<decltype(zero)>;
+    cuda::gate_forward(static_cast<const T*>(h.const_data_ptr()), value_of(gate), static_cast<T*>(y.mutable_data_ptr()), h.numel(),
+                       c10::cuda::getCurrentCUDAStream().stream());
+  });
   return y;
 }
 
@@ -123,16 +135,12 @@ Gradients backward_cuda(const Tensor& h, const Tensor& dy, const Tensor& gate) {
   const Tensor ordered = in_order_of(h, dy);
   const Tensor workspace = at::empty({cuda::kGateWorkspace}, h.options().dtype(at::kFloat));
   const Tensor dg = at::empty({1}, workspace.options());
-  const auto run = [&](auto* zero) {
+  dispatch_cuda(h, [&](auto* zero) {
     using T = std::remove_pointer_t<decltype(zero)>;
-    cuda::gate_backward(reinterpret_cast<const T*>(h.const_data_ptr()), reinterpret_cast<const T*>(ordered.const_data_ptr()),
-                        gate.item<float>(), reinterpret_cast<T*>(dh.mutable_data_ptr()), dg.mutable_data_ptr<float>(),
-                        workspace.mutable_data_ptr<float>(), h.numel(), c10::cuda::getCurrentCUDAStream().stream());
-  };
-  AT_DISPATCH_SWITCH(
-      h.scalar_type(), "gate_backward", AT_DISPATCH_CASE(at::kFloat, [&] {
-        run(static_cast<float*>(nullptr));
-      }) AT_DISPATCH_CASE_REDUCED_FLOATING_TYPES([&] { run(static_cast<typename DeviceType<scalar_t>::type*>(nullptr)); }));
+    cuda::gate_backward(static_cast<const T*>(h.const_data_ptr()), static_cast<const T*>(ordered.const_data_ptr()), value_of(gate),
+                        static_cast<T*>(dh.mutable_data_ptr()), dg.mutable_data_ptr<float>(), workspace.mutable_data_ptr<float>(),
+                        h.numel(), c10::cuda::getCurrentCUDAStream().stream());
+  });
   return {dh, dg.to(gate.options()).reshape(gate.sizes())};
 }
 #endif
