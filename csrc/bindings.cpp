@@ -4,6 +4,7 @@
 
 #include "cell.h"
 #include "kernels/cpu/isa.h"
+#include "recurrent.h"
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   namespace py = pybind11;
@@ -25,6 +26,16 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
            py::arg("eps") = 0.0, py::arg("momentum") = 0.0);
   m.def("cell", &advnas::cell, py::arg("x"), py::arg("gates"), py::arg("offsets"), py::arg("offset_targets"), py::arg("pieces"),
         py::arg("links"), py::arg("num_nodes"), py::arg("running"), py::arg("tensors"), py::call_guard<py::gil_scoped_release>());
+  py::enum_<advnas::RecurrentOp>(m, "RecurrentOp", py::arithmetic())
+      .value("IDENTITY", advnas::kRecurrentIdentity)
+      .value("TANH", advnas::kRecurrentTanh)
+      .value("SIGMOID", advnas::kRecurrentSigmoid)
+      .value("RELU", advnas::kRecurrentRelu)
+      .value("NONE", advnas::kNumRecurrentOps);
+  m.def("recurrent", &advnas::recurrent, py::arg("x"), py::arg("h"), py::arg("gates"), py::arg("offsets"), py::arg("ops"),
+        py::arg("weights"), py::call_guard<py::gil_scoped_release>());
+  m.def("has_recurrent_kernels", &advnas::has_recurrent_kernels, py::arg("x"));
+  m.attr("MAX_RECURRENT_NODES") = advnas::kMaxRecurrentSources;
   m.def("isa", &advnas::cpu::isa_name);
   m.def("isas", &advnas::cpu::isa_names);
 }
