@@ -1,8 +1,8 @@
 """Micro-benchmarks of every fused piece beside the plain PyTorch equivalent: `make bench`.
 
 Both sides have the same weights and the same input (images in channels_last), and must agree before the clock starts. A group is a
-piece, what is run of it, and a shape; a weight step is a forward and a backward pass to the input and the weights, an architecture step one to
-the input and the gates. `pytest-benchmark --storage=.benchmarks compare` compares the saved runs.
+piece, what is run of it, and a shape; a weight step is a forward and a backward pass to the input and the weights, an
+architecture step one to the input and the gates. `pytest-benchmark --storage=.benchmarks compare` compares the saved runs.
 """
 
 from __future__ import annotations
