@@ -297,7 +297,8 @@ class Recurrent : public torch::autograd::Function<Recurrent> {
   }
 };
 
-// What the path makes of the cell. silent: of each pick, whether its gate is 0 and has a gradient that nobody wants.
+// What the path makes of the cell: the sources of each node that run, with their gates, and where the sums are that they give.
+// Every node reaches the output but node 0, which only its edges carry on.
 void plan(Call& call, const Tensor& gates, const std::vector<int64_t>& ops, int64_t num_nodes, int64_t batch, int64_t units) {
   const Tensor values = gates.detach().to(at::kDouble).contiguous();
   const int64_t picks = gates.size(1);

@@ -33,7 +33,7 @@ def run(cell, call, x, h, path, dy, dh):
     cell.zero_grad()
     x, h = x.clone().requires_grad_(), h.clone().requires_grad_()
     gates = path.gates.detach().clone().requires_grad_()
-    offsets = torch.zeros(path.num_edges, dtype=x.dtype, requires_grad=True)
+    offsets = torch.zeros(path.num_edges, dtype=gates.dtype, requires_grad=True)
     outputs, last = call(cell, x, Path(path.ops, gates, offsets), h)
     ((outputs * dy).sum() + (last * dh).sum()).backward()
     found = {"outputs": outputs.detach(), "last": last.detach()}
@@ -308,6 +308,23 @@ def test_other_dtypes_and_autocast_run_the_specification(close):
     assert cell.to("meta")(x.to("meta"), path)[0].shape == x.shape
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [(3, 2, 5), (4, 3, 64), (2, 70, 130), (2, 0, 8)], ids=str)
+def test_on_a_gpu(close, size, dtype):
+    torch.manual_seed(0)
+    cell = random_cell(size[2], dtype=torch.float32, std=size[2] ** -0.5).to("cuda", dtype)
+    x, dy = torch.randn(2, *size, device="cuda", dtype=dtype).unbind()
+    h, dh = torch.randn(2, *size[1:], device="cuda", dtype=dtype).unbind()
+    path = Path.from_ops([[TANH, SIGMOID], [RELU, NONE], [NONE, TANH], [IDENTITY, RELU], [SIGMOID, TANH], [TANH, RELU]])
+    found = run(cell, OnePathRecurrentCell.__call__, x, h, path, dy, dh)
+    truth = copy.deepcopy(cell).double().cpu()
+    expected = run(truth, plain, *(t.double().cpu() for t in (x, h)), path, *(t.double().cpu() for t in (dy, dh)))
+    for name, value in expected.items():
+        close(found[name].cpu(), value, name, dtype=torch.float32 if dtype == torch.float32 else torch.bfloat16)
+
+
 def test_an_initial_state_of_zeros_is_the_default():
     cell = random_cell(4)
     x, path = torch.randn(3, 2, 4, dtype=torch.float64), Path.from_ops([TANH] * 6)
@@ -399,6 +416,29 @@ def test_survives_pickling_and_a_state_dict():
     for twin in (other, pickle.loads(pickle.dumps(cell)), copy.deepcopy(cell)):
         assert torch.equal(twin(x, PATH)[0], expected)
         assert repr(twin) == repr(cell)
+
+
+@pytest.mark.parametrize("name", advnas_ext.ESTIMATORS)
+def test_every_estimator_gets_the_same_gradient_as_from_the_specification(close, name):
+    cell = random_cell(5)
+    est = advnas_ext.ESTIMATORS[name](cell.num_edges, len(cell.ops), total_steps=10, dtype=torch.float64)
+    x = torch.randn(3, 4, 5, dtype=torch.float64)
+    noise = torch.Generator().manual_seed(0)
+    found = []
+    for call in CALLS:
+        twin, noise_twin = copy.deepcopy(est), torch.Generator()
+        noise_twin.set_state(noise.get_state())
+        for _ in range(twin.paths_per_batch):
+            path = twin.sample(noise_twin)
+            loss = call(cell, x, path, torch.zeros(4, 5, dtype=torch.float64))[0].square().mean()
+            loss.backward(inputs=[leaf for leaf in (path.gates, path.offsets) if leaf is not None])
+            twin.assign_grad(path, loss)
+            twin.after_step(path)
+        found.append((twin.logits.grad, twin.logits.detach()))
+    for actual, expected in zip(*found, strict=True):
+        assert (actual is None) == (expected is None)
+        if actual is not None:
+            close(actual, expected)
 
 
 def test_a_search_prefers_the_planted_operation():
