@@ -23,6 +23,7 @@ from advnas_ext.estimators import (
 from advnas_ext.gate import gate
 from advnas_ext.operations import NAS_BENCH_201
 from advnas_ext.path import Path
+from advnas_ext.recurrent import OnePathRecurrentCell
 
 __version__ = _load.VERSION
 
@@ -35,6 +36,7 @@ __all__ = [
     "GdasEstimator",
     "NaspEstimator",
     "OnePathCell",
+    "OnePathRecurrentCell",
     "ParsecEstimator",
     "Path",
     "ProxylessEstimator",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from advnas_ext.path import Path
@@ -41,3 +42,51 @@ def cell(x: Tensor, path: Path, edges: Sequence[nn.ModuleList], num_nodes: int) 
             edge += 1
         nodes.append(sum(terms[1:], start=terms[0]))
     return nodes[-1]
+
+
+def recurrent_cell(
+    x: Tensor, path: Path, h: Tensor, weights: Sequence[Tensor], ops: Sequence[Callable[[Tensor], Tensor] | None]
+) -> tuple[Tensor, Tensor]:
+    """A sequence through a recurrent cell on one path (Liu et al. 2019, DARTS's recurrent space). For each step of it
+
+        highway(s, z, f) = s + sigmoid(c) * (f(u) - s),    (c, u) the halves of z
+        s_0 = highway(h, [x, h] W_0, tanh)
+        s_t = sum_{i < t} (offsets[e] + sum_k gates[e, k] * highway(s_i, s_i W_t, op_{ops[e, k]})),    e the edge t <- i
+        h = mean of s_1, s_2, ...
+
+    The gates are the same in all steps, so their gradients sum over time.
+
+    Args:
+        x: [length, batch, units].
+        path: the picked operations of every edge, in the order 1<-0, 2<-0, 2<-1, 3<-0, ...
+        h: [batch, units], the hidden state before the first step.
+        weights: W_0 [2 units, 2 units], then W_1, W_2, ... [units, 2 units].
+        ops: functions of one element; None: the edge contributes nothing.
+
+    Returns:
+        The hidden states after each step, [length, batch, units], and the last of them, [batch, units].
+    """
+    rows = path.ops.tolist()
+    outputs = []
+    for step in x:
+        states = [_highway(h, torch.cat([step, h], 1) @ weights[0], torch.tanh)]
+        edge = 0
+        for weight in weights[1:]:
+            node = torch.zeros_like(h)
+            for source in states:
+                for pick, op in enumerate(rows[edge]):
+                    function = ops[op]
+                    if function is not None:
+                        node = node + gate(_highway(source, source @ weight, function), path.gates[edge, pick])
+                if path.offsets is not None:
+                    node = node + path.offsets[edge].to(x)
+                edge += 1
+            states.append(node)
+        h = torch.stack(states[1:]).mean(0)
+        outputs.append(h)
+    return torch.stack(outputs) if outputs else x, h
+
+
+def _highway(state: Tensor, z: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    c, u = z.chunk(2, 1)
+    return state + torch.sigmoid(c) * (function(u) - state)

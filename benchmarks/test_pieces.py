@@ -1,8 +1,8 @@
 """Micro-benchmarks of every fused piece beside the plain PyTorch equivalent: `make bench`.
 
-Both sides have the same weights and the same channels_last input, and must agree before the clock starts. A group is a piece, what
-is run of it, and a shape; a weight step is a forward and a backward pass to the input and the weights, an architecture step one to
-the input and the gates. `pytest-benchmark --storage=.benchmarks compare` compares the saved runs.
+Both sides have the same weights and the same input (images in channels_last), and must agree before the clock starts. A group is a
+piece, what is run of it, and a shape; a weight step is a forward and a backward pass to the input and the weights, an
+architecture step one to the input and the gates. `pytest-benchmark --storage=.benchmarks compare` compares the saved runs.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 import advnas_ext
 from advnas.spaces.nasbench201 import OPS, Network, Reduction
-from advnas_ext import OnePathCell, Path
+from advnas_ext import OnePathCell, OnePathRecurrentCell, Path, reference
+from advnas_ext.recurrent import ACTIVATIONS
 
 BATCH = 64
 SIZES = {16: 32, 32: 16, 64: 8}  # channels: height and width
+LENGTH = 35  # steps of a sequence, as on Penn Treebank
 FORWARD, WEIGHT, ARCHITECTURE = "forward", "weight step", "architecture step"
 ROUNDS = 20
 
@@ -34,8 +36,9 @@ class Piece:
     Attributes:
         modules: what holds the weights of ours and of the plain side.
         ours, plain: functions of an input and of gates.
-        gates: [1, picks], or None where the piece has none.
+        gates: [edges, picks], or None where the piece has none.
         first: whether its input is the images, which need no gradient.
+        sequence: whether its input is a sequence, [LENGTH, batch, channels], and not [batch, channels, size, size].
     """
 
     modules: tuple[nn.Module, nn.Module]
@@ -43,6 +46,12 @@ class Piece:
     plain: Callable[[Tensor, Any], Tensor]
     gates: Tensor | None = None
     first: bool = False
+    sequence: bool = False
+
+    def shape(self, batch: int, channels: int) -> tuple[int, ...]:
+        if self.sequence:
+            return LENGTH, batch, channels
+        return batch, 3 if self.first else channels, SIZES[channels], SIZES[channels]
 
     def double(self) -> Piece:
         for module in self.modules:
@@ -54,9 +63,10 @@ class Piece:
         self, run: str, batch: int, channels: int, dtype: torch.dtype
     ) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
         """For each side a function that runs it and returns what is compared."""
-        size = SIZES[channels]
-        x = torch.randn(batch, 3 if self.first else channels, size, size, dtype=dtype)
-        x = x.contiguous(memory_format=torch.channels_last).requires_grad_(not self.first)
+        x = torch.randn(self.shape(batch, channels), dtype=dtype)
+        if not self.sequence:
+            x = x.contiguous(memory_format=torch.channels_last)
+        x.requires_grad_(not self.first)
         gates = None if self.gates is None else self.gates.clone().requires_grad_(run == ARCHITECTURE)
         dy = torch.randn_like(self.plain(x, gates).detach())
         sides = zip(("advnas_ext", "plain"), (self.ours, self.plain), self.modules, strict=True)
@@ -139,6 +149,21 @@ def head(channels: int) -> Piece:
     )
 
 
+def recurrent(units: int) -> Piece:
+    """A cell of three nodes on a path with every activation."""
+    cell = OnePathRecurrentCell(units, num_nodes=3)
+    ops = torch.tensor([[1], [3], [2], [0], [1], [3]])
+
+    def plain(x: Tensor, gates: Tensor) -> Tensor:
+        functions = [ACTIVATIONS[op].function for op in cell.ops]
+        h = x.new_zeros(x.shape[1:])
+        return reference.recurrent_cell(x, Path(ops, gates), h, list(cell.weights), functions)[0]
+
+    return Piece(
+        (cell, cell), lambda x, gates: cell(x, Path(ops, gates))[0], plain, torch.rand(6, 1) + 0.5, sequence=True
+    )
+
+
 Maker = Callable[[int], Piece]
 CELLS: dict[str, Maker] = {
     op: functools.partial(lambda op, channels: edge(op, channels=channels), op) for op in OPS[1:]
@@ -152,6 +177,7 @@ PIECES: dict[str, tuple[Maker, tuple[int, ...], tuple[str, ...]]] = {
     "reduction": (reduction, (16, 32), (FORWARD, WEIGHT, ARCHITECTURE)),
     "stem": (stem, (16,), (FORWARD, WEIGHT)),
     "head": (head, (64,), (FORWARD, WEIGHT, ARCHITECTURE)),
+    "recurrent": (recurrent, (64, 300), (FORWARD, WEIGHT, ARCHITECTURE)),
 }
 
 
@@ -159,7 +185,8 @@ def cases() -> Iterator[Any]:
     for name, (maker, widths, runs) in PIECES.items():
         for channels in widths:
             for run in runs:
-                group = f"{name}, {run}, [{BATCH}, {channels}, {SIZES[channels]}, {SIZES[channels]}]"
+                shape = [LENGTH, BATCH, channels] if maker is recurrent else [BATCH, channels, *2 * [SIZES[channels]]]
+                group = f"{name}, {run}, {shape}"
                 mark = pytest.mark.benchmark(group=group)
                 yield pytest.param(maker, channels, run, marks=mark, id=f"{name}-{run}-{channels}".replace(" ", "_"))
 

@@ -3,8 +3,9 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "cell.h"
-#include "cuda/pass.h"
+#include "device.h"
 #include "kernels/cpu/isa.h"
+#include "recurrent.h"
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   namespace py = pybind11;
@@ -24,9 +25,20 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def(py::init<Kind, Before, bool, int64_t, int64_t, double, double>(), py::arg("kind"),
            py::arg("before") = Before::kNothing, py::arg("normalise") = false, py::arg("stride") = 1, py::arg("dilation") = 1,
            py::arg("eps") = 0.0, py::arg("momentum") = 0.0);
-  m.def("cell", &advnas::cell, py::arg("x"), py::arg("gates"), py::arg("gate_values"), py::arg("offsets"), py::arg("offset_targets"), py::arg("pieces"),
-        py::arg("links"), py::arg("num_nodes"), py::arg("running"), py::arg("tensors"), py::call_guard<py::gil_scoped_release>());
-  m.attr("cuda") = advnas::cuda::kBuilt;
+  m.def("cell", &advnas::cell, py::arg("x"), py::arg("gates"), py::arg("gate_values"), py::arg("offsets"),
+        py::arg("offset_targets"), py::arg("pieces"), py::arg("links"), py::arg("num_nodes"), py::arg("running"),
+        py::arg("tensors"), py::call_guard<py::gil_scoped_release>());
+  m.attr("cuda") = advnas::kHasDevice;
+  py::enum_<advnas::RecurrentOp>(m, "RecurrentOp", py::arithmetic(), py::module_local())
+      .value("IDENTITY", advnas::kRecurrentIdentity)
+      .value("TANH", advnas::kRecurrentTanh)
+      .value("SIGMOID", advnas::kRecurrentSigmoid)
+      .value("RELU", advnas::kRecurrentRelu)
+      .value("NONE", advnas::kNumRecurrentOps);
+  m.def("recurrent", &advnas::recurrent, py::arg("x"), py::arg("h"), py::arg("gates"), py::arg("offsets"), py::arg("ops"),
+        py::arg("weights"), py::call_guard<py::gil_scoped_release>());
+  m.def("has_recurrent_kernels", &advnas::has_recurrent_kernels, py::arg("x"));
+  m.attr("MAX_RECURRENT_NODES") = advnas::kMaxRecurrentSources;
   m.def("isa", &advnas::cpu::isa_name);
   m.def("isas", &advnas::cpu::isa_names);
 }

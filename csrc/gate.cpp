@@ -7,13 +7,7 @@
 
 #include <numeric>
 
-#ifdef ADVNAS_CUDA
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#endif
-
+#include "device.h"
 #include "kernels/cpu/isa.h"
 
 namespace advnas {
@@ -81,34 +75,7 @@ Gradients backward_cpu(const Tensor& h, const Tensor& dy, const Tensor& gate) {
 }
 
 #ifdef ADVNAS_CUDA
-bool has_cuda_kernel(const Tensor& h) {
-  const auto type = h.scalar_type();
-  return (type == at::kFloat || type == at::kHalf || type == at::kBFloat16) && h.is_non_overlapping_and_dense();
-}
-
-// The element types of the kernels: the same bits as ATen's.
-template <class T>
-struct DeviceType {
-  using type = T;
-};
-template <>
-struct DeviceType<at::Half> {
-  using type = __half;
-};
-template <>
-struct DeviceType<at::BFloat16> {
-  using type = __nv_bfloat16;
-};
-
-// Calls body(a null T*) for the device type of h.
-template <class Body>
-void dispatch_cuda(const Tensor& h, const Body& body) {
-  AT_DISPATCH_SWITCH(h.scalar_type(), "gate", AT_DISPATCH_CASE(at::kFloat, [&] {
-                       body(static_cast<float*>(nullptr));
-                     }) AT_DISPATCH_CASE_REDUCED_FLOATING_TYPES([&] {
-                       body(static_cast<typename DeviceType<scalar_t>::type*>(nullptr));
-                     }));
-}
+bool has_cuda_kernel(const Tensor& h) { return has_device_type(h.scalar_type()) && h.is_non_overlapping_and_dense(); }
 
 // A gate on the device stays there: nobody waits for it.
 cuda::GateValue value_of(const Tensor& gate) {
@@ -118,28 +85,28 @@ cuda::GateValue value_of(const Tensor& gate) {
 
 Tensor forward_cuda(const Tensor& h, const Tensor& gate) {
   if (!has_cuda_kernel(h)) return forward_plain(h, gate);
-  const c10::cuda::CUDAGuard guard(h.device());
+  const OnDevice device(h);
   Tensor y = at::empty_like(h);
-  dispatch_cuda(h, [&](auto* zero) {
+  for_device_type(h.scalar_type(), [&](auto* zero) {
     using T = std::remove_pointer_t<decltype(zero)>;
-    cuda::gate_forward(static_cast<const T*>(h.const_data_ptr()), value_of(gate), static_cast<T*>(y.mutable_data_ptr()), h.numel(),
-                       c10::cuda::getCurrentCUDAStream().stream());
+    cuda::gate_forward(static_cast<const T*>(h.const_data_ptr()), value_of(gate), static_cast<T*>(y.mutable_data_ptr()),
+                       h.numel(), device.stream());
   });
   return y;
 }
 
 Gradients backward_cuda(const Tensor& h, const Tensor& dy, const Tensor& gate) {
   if (!has_cuda_kernel(h)) return backward_plain(h, dy, gate);
-  const c10::cuda::CUDAGuard guard(h.device());
+  const OnDevice device(h);
   Tensor dh = at::empty_like(h);
   const Tensor ordered = in_order_of(h, dy);
   const Tensor workspace = at::empty({cuda::kGateWorkspace}, h.options().dtype(at::kFloat));
   const Tensor dg = at::empty({1}, workspace.options());
-  dispatch_cuda(h, [&](auto* zero) {
+  for_device_type(h.scalar_type(), [&](auto* zero) {
     using T = std::remove_pointer_t<decltype(zero)>;
-    cuda::gate_backward(static_cast<const T*>(h.const_data_ptr()), static_cast<const T*>(ordered.const_data_ptr()), value_of(gate),
-                        static_cast<T*>(dh.mutable_data_ptr()), dg.mutable_data_ptr<float>(), workspace.mutable_data_ptr<float>(),
-                        h.numel(), c10::cuda::getCurrentCUDAStream().stream());
+    cuda::gate_backward(static_cast<const T*>(h.const_data_ptr()), static_cast<const T*>(ordered.const_data_ptr()),
+                        value_of(gate), static_cast<T*>(dh.mutable_data_ptr()), dg.mutable_data_ptr<float>(),
+                        workspace.mutable_data_ptr<float>(), h.numel(), device.stream());
   });
   return {dh, dg.to(gate.options()).reshape(gate.sizes())};
 }

@@ -9,6 +9,7 @@
 
 #include "convolver.h"
 #include "cuda/pass.h"
+#include "device.h"
 #include "images.h"
 
 namespace advnas {
@@ -20,8 +21,9 @@ void check(const Term& term, const Convolution& convolution, const ImageShape& s
   const int64_t in = convolution.depthwise.defined() ? convolution.depthwise.size(0) : convolution.weight.size(1);
   TORCH_CHECK_VALUE(source.channels == in, "advnas_ext: a convolution takes ", in, " channels, got ", source.channels);
   for (const Tensor& row : {convolution.bias, convolution.gamma, convolution.beta}) {
-    TORCH_CHECK_VALUE(!row.defined() || row.numel() == target.channels, "advnas_ext: bias and batch norm after a convolution must have ",
-                      target.channels, " values, got ", row.numel());
+    TORCH_CHECK_VALUE(!row.defined() || row.numel() == target.channels,
+                      "advnas_ext: bias and batch norm after a convolution must have ", target.channels, " values, got ",
+                      row.numel());
   }
   TORCH_CHECK_VALUE(convolution.statistics != Statistics::kBatch || batch * target.height * target.width != 1,
                     "OnePathCell: batch statistics need more than one value per channel, got one image of ", source.height, "x",
@@ -73,11 +75,17 @@ void run_forward(Pass& pass) {
   find_shapes(pass);
   pass.nodes.resize(pass.plan.num_nodes);
   pass.z.resize(pass.convolutions.size());
-  return cuda::takes(pass.nodes[0]) ? cuda::run_forward(pass) : run_forward_cpu(pass);
+#ifdef ADVNAS_DEVICE
+  if (on_device(pass.nodes[0])) return cuda::run_forward(pass);
+#endif
+  run_forward_cpu(pass);
 }
 
 Gradients run_backward(const Pass& pass, const Tensor& dy, const Wanted& wanted) {
-  return cuda::takes(dy) ? cuda::run_backward(pass, dy, wanted) : run_backward_cpu(pass, dy, wanted);
+#ifdef ADVNAS_DEVICE
+  if (on_device(dy)) return cuda::run_backward(pass, dy, wanted);
+#endif
+  return run_backward_cpu(pass, dy, wanted);
 }
 
 }  // namespace advnas

@@ -57,8 +57,8 @@ struct Pass {
   double gate_of(const Term& term) const { return term.gate < 0 ? 1 : gates[term.gate]; }
 };
 
-// Takes nodes[0]; leaves the other nodes, z, shapes and the statistics, and updates running statistics in training. On the device a
-// node is left out that nobody reads but through its ReLU.
+// Takes nodes[0]; leaves the other nodes, z, shapes and the statistics, and updates running statistics in training. On the device
+// a node is left out that nobody reads but through its ReLU.
 void run_forward(Pass& pass);
 
 struct Wanted {

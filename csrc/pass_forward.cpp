@@ -90,8 +90,8 @@ Gathered<T> gather(const Pass& pass, int64_t node, Row& bias) {
     }
     const Convolution& convolution = pass.convolutions[term.convolution];
     for (size_t c = 0; c < bias.size(); ++c) {
-      const ScaleShift map =
-          batch_norm_forward(gate, convolution.rows.gamma[c], convolution.rows.beta[c], convolution.rows.mean[c], convolution.rows.rstd[c]);
+      const ScaleShift map = batch_norm_forward(gate, convolution.rows.gamma[c], convolution.rows.beta[c],
+                                                convolution.rows.mean[c], convolution.rows.rstd[c]);
       scale[c] = map.scale;
       bias[c] += map.shift;
     }

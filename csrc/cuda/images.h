@@ -2,16 +2,9 @@
 #pragma once
 
 #include <ATen/ATen.h>
-#include <ATen/Dispatch.h>
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#ifdef ADVNAS_CUDA
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-#endif
 
 #include "../convolver.h"
+#include "../device.h"
 #include "../images.h"
 #include "../kernels/node.h"
 #include "../kernels/norm.h"
@@ -22,51 +15,6 @@ namespace advnas::cuda {
 using at::Tensor;
 
 constexpr auto kLayout = at::MemoryFormat::ChannelsLast;
-
-// The element types of the kernels: the same bits as ATen's.
-template <class T>
-struct DeviceType {
-  using type = T;
-};
-template <>
-struct DeviceType<at::Half> {
-  using type = __half;
-};
-template <>
-struct DeviceType<at::BFloat16> {
-  using type = __nv_bfloat16;
-};
-
-// Calls body(a null T*) for the device type of `type`.
-template <class Body>
-auto dispatch(at::ScalarType type, const Body& body) {
-  return AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, type, "OnePathCell", [&] {
-    if constexpr (std::is_same_v<scalar_t, double>) {
-      TORCH_CHECK_TYPE(false, "OnePathCell: the CUDA kernels take float32, float16 and bfloat16, got float64");
-      return body(static_cast<float*>(nullptr));
-    } else {
-      return body(static_cast<typename DeviceType<scalar_t>::type*>(nullptr));
-    }
-  });
-}
-
-#ifdef ADVNAS_CUDA
-class OnDevice {
- public:
-  explicit OnDevice(const Tensor& x) : guard_(x.device()), stream_(c10::cuda::getCurrentCUDAStream().stream()) {}
-  void* stream() const { return stream_; }
-
- private:
-  c10::cuda::CUDAGuard guard_;
-  void* stream_;
-};
-#else
-class OnDevice {
- public:
-  explicit OnDevice(const Tensor&) {}
-  void* stream() const { return nullptr; }
-};
-#endif
 
 template <class T>
 const T* in(const Tensor& tensor) {
@@ -116,7 +64,8 @@ bool is_pointwise(const Convolution& convolution, const Piece& piece) {
          pointwise_fits<T>({0, int(convolution.weight.size(1)), int(convolution.weight.size(0))});
 }
 
-// What the library's convolution takes of a node, and the gradient back to the node's value; a ReLU's mask is applied by the node.
+// What the library's convolution takes of a node, and the gradient back to the node's value; a ReLU's mask is applied by the
+// node.
 inline Tensor before(const Tensor& node, Before what) {
   return what == Before::kMean2 ? at::avg_pool2d(node, {2, 2}, {2, 2}, {0, 0}, true, false) : node;
 }

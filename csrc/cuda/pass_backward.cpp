@@ -89,8 +89,8 @@ class Backward {
       if (writes && sum == 0) launch.dx = out<T>(dx);
       if (complete && sum == 0 && total) launch.total = out<float>(totals_[node]);
       for (; complete && launch.num_sums < kMaxSums && sum < sums.size(); ++sum) launch.sum[launch.num_sums++] = sums[sum];
-      const bool products = std::any_of(launch.source, launch.source + launch.num,
-                                        [](const NodeSource<T>& s) { return s.gate_grad != nullptr; });
+      const bool products =
+          std::any_of(launch.source, launch.source + launch.num, [](const NodeSource<T>& s) { return s.gate_grad != nullptr; });
       if (products || launch.num_sums > 0 || launch.total != nullptr) {
         launch.partial = out<float>(partial);
         launch.counter = counters_.next();
@@ -153,7 +153,8 @@ class Backward {
     const Tensor& node = term.piece.before == Before::kRelu ? pass_.relus[term.source] : pass_.nodes[term.source];
     const Tensor x = before(node, term.piece.before), dy = gradient_[term.target];
     Tensor gradient = new_images(like_, pass_.shapes[term.target]);
-    norm_gradient(in<T>(dy), in<T>(pass_.z[k]), in<float>(coefficients_[k]), out<T>(gradient), images_of(gradient), device_.stream());
+    norm_gradient(in<T>(dy), in<T>(pass_.z[k]), in<float>(coefficients_[k]), out<T>(gradient), images_of(gradient),
+                  device_.stream());
     const bool depthwise = convolution.depthwise.defined();
     const auto backward = [&](const Tensor& input, const Tensor& weight, const Geometry& g, int64_t groups, bool wants_x) {
       const auto [dx, dweight, dbias] =
@@ -164,8 +165,8 @@ class Backward {
     };
     const Geometry spatial(depthwise ? convolution.depthwise : convolution.weight, term.piece);
     if (depthwise) {
-      const Tensor middle = at::convolution(x, convolution.depthwise, {}, spatial.stride, spatial.padding, spatial.dilation, false,
-                                            {0, 0}, x.size(1));
+      const Tensor middle = at::convolution(x, convolution.depthwise, {}, spatial.stride, spatial.padding, spatial.dilation,
+                                            false, {0, 0}, x.size(1));
       result_.weight[k] = backward(middle, convolution.weight, pointwise_geometry(convolution.weight), 1, true);
       result_.depthwise[k] = backward(x, convolution.depthwise, spatial, x.size(1), wants_input);
     } else {
@@ -180,9 +181,9 @@ class Backward {
   const int64_t last_;
   const Tensor like_;
   Counters counters_;
-  std::vector<Tensor> gradient_, totals_;    // of each node; totals: the sum of the gradient
-  std::vector<Tensor> coefficients_;         // of each convolution
-  std::vector<Tensor> parameters_;           // what launches point to
+  std::vector<Tensor> gradient_, totals_;  // of each node; totals: the sum of the gradient
+  std::vector<Tensor> coefficients_;       // of each convolution
+  std::vector<Tensor> parameters_;         // what launches point to
   Tensor none_;
   Gradients result_;
 };
@@ -190,8 +191,8 @@ class Backward {
 }  // namespace
 
 Gradients run_backward(const Pass& pass, const Tensor& dy, const Wanted& wanted) {
-  return dispatch(dy.scalar_type(),
-                  [&](auto* zero) { return Backward<std::remove_pointer_t<decltype(zero)>>(pass, dy, wanted).run(); });
+  return for_device_type(dy.scalar_type(),
+                         [&](auto* zero) { return Backward<std::remove_pointer_t<decltype(zero)>>(pass, dy, wanted).run(); });
 }
 
 }  // namespace advnas::cuda

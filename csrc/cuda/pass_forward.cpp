@@ -106,8 +106,8 @@ class Forward {
       const PointwiseShape shape = pointwise_shape(x, convolution);
       const Tensor weight = convolution.weight.contiguous();
       const Tensor partial = of_batch ? workspace(like_, pointwise_statistics_workspace(shape)) : Tensor();
-      pointwise_forward(PointwiseForward<T>{shape, in<T>(x), in<T>(weight), term.piece.before == Before::kRelu, out<T>(z), of_batch,
-                                            norm, out<float>(partial), of_batch ? counters_.next() : nullptr},
+      pointwise_forward(PointwiseForward<T>{shape, in<T>(x), in<T>(weight), term.piece.before == Before::kRelu, out<T>(z),
+                                            of_batch, norm, out<float>(partial), of_batch ? counters_.next() : nullptr},
                         device_.stream());
     } else {
       z = by_library(x, term);
@@ -154,8 +154,16 @@ class Forward {
       auto* const tracked = convolution_.batches_tracked.defined() && convolution_.statistics == Statistics::kBatch
                                 ? convolution_.batches_tracked.mutable_data_ptr<int64_t>()
                                 : nullptr;
-      return {in<float>(gamma_), in<float>(beta_), in<float>(bias_), out<float>(mean_), out<float>(var_),
-              tracked,           gate_,            eps_,             momentum_,         rows};
+      return {in<float>(gamma_),
+              in<float>(beta_),
+              in<float>(bias_),
+              out<float>(mean_),
+              out<float>(var_),
+              tracked,
+              gate_,
+              eps_,
+              momentum_,
+              rows};
     }
 
     void copy_back() const {
@@ -179,7 +187,7 @@ class Forward {
 }  // namespace
 
 void run_forward(Pass& pass) {
-  dispatch(pass.nodes[0].scalar_type(), [&](auto* zero) { Forward<std::remove_pointer_t<decltype(zero)>>(pass).run(); });
+  for_device_type(pass.nodes[0].scalar_type(), [&](auto* zero) { Forward<std::remove_pointer_t<decltype(zero)>>(pass).run(); });
 }
 
 }  // namespace advnas::cuda

@@ -1,15 +1,15 @@
-// What happens at the nodes of a cell on CUDA, between the convolutions; kernels/cell.h has the formulas, and this is the same work
-// cut as a GPU wants it: the whole batch in one launch, per-channel coefficients and sums in device memory.
+// What happens at the nodes of a cell on CUDA, between the convolutions; kernels/cell.h has the formulas, and this is the same
+// work cut as a GPU wants it: the whole batch in one launch, per-channel coefficients and sums in device memory.
 //
 //   forward    y = start + sum_k map_k(source_k),      relu = max(y, 0)
 //   backward   dx = start + sum_k map_k(source_k),     and from it, in the same pass over memory,
 //              dgate_k = <source_k as it arrives, x>   for skip connections and pooled edges
 //              s1 = sum dx,  s2_j = sum dx (z_j - mean_j)   for the convolutions that arrive at the node
 //
-// Forward, sources are nodes (skip, pooled) and convolution outputs (batch norm and gate as scale and shift). Backward, sources are
-// the gradients of the nodes that this one feeds (skip; pooled: the transpose of the pooling), and what convolutions give back
-// (masked where a ReLU came before: only where x > 0). The last block to end turns s1 and s2 into what batch norm's backward pass,
-// its parameters and the gates need (batch_norm_math.h), so that no sum crosses to the host.
+// Forward, sources are nodes (skip, pooled) and convolution outputs (batch norm and gate as scale and shift). Backward, sources
+// are the gradients of the nodes that this one feeds (skip; pooled: the transpose of the pooling), and what convolutions give
+// back (masked where a ReLU came before: only where x > 0). The last block to end turns s1 and s2 into what batch norm's backward
+// pass, its parameters and the gates need (batch_norm_math.h), so that no sum crosses to the host.
 #pragma once
 
 #include "channels_last.h"
@@ -21,11 +21,11 @@ enum class Arrival { kDirect, kPooled, kMasked };
 
 template <class T>
 struct NodeSource {
-  const T* data;            // [batch, height, width, channels]
+  const T* data;  // [batch, height, width, channels]
   Arrival arrival;
-  float gate;               // of direct and pooled sources
-  const float* scale_shift; // [2, channels] in place of the gate, or null; forward only
-  float* gate_grad;         // one float, or null; backward only
+  float gate;                // of direct and pooled sources
+  const float* scale_shift;  // [2, channels] in place of the gate, or null; forward only
+  float* gate_grad;          // one float, or null; backward only
 };
 
 inline constexpr int kMaxSources = 12, kMaxSums = 3;  // of one launch; the caller makes several with `start`
@@ -49,9 +49,9 @@ struct NodeBackward {
   NodeSource<T> source[kMaxSources];
   int num_sums;
   NormBackward<T> sum[kMaxSums];
-  float* total;        // sum of dx over everything, or null
-  float* partial;      // node_backward_workspace floats
-  unsigned* counter;   // 0, and 0 afterwards
+  float* total;       // sum of dx over everything, or null
+  float* partial;     // node_backward_workspace floats
+  unsigned* counter;  // 0, and 0 afterwards
 };
 
 // T: float, __half or __nv_bfloat16, 16-byte aligned; sums are in float within a block, in double across blocks.

@@ -25,10 +25,10 @@ struct NormBackward {
   const float *gamma, *beta;
   const float* rows;  // [kNormRows, channels]
   float gate;
-  bool of_batch;        // whether the statistics were those of z
-  float* gradient;      // [kGradientRows, channels]
+  bool of_batch;                  // whether the statistics were those of z
+  float* gradient;                // [kGradientRows, channels]
   float *dgamma, *dbeta, *dbias;  // [channels] each, or null
-  float* gate_grad;     // one float, or null
+  float* gate_grad;               // one float, or null
 };
 
 // Batch statistics of z, running ones updated: rows complete.

@@ -16,6 +16,8 @@ void fill_convolution(Kernels<T>*);
 template <class T>
 void fill_depthwise(Kernels<T>*);
 template <class T>
+void fill_recurrent(Kernels<T>*);
+template <class T>
 void fill_winograd(Kernels<T>*);
 }  // namespace advnas::cpu::ADVNAS_ISA
 
@@ -291,12 +293,67 @@ void check_sums(const cpu::Kernels<T>& kernels, int64_t pixels, int64_t channels
   expect("s2", typed(s2), s2_expected, at);
 }
 
+// A node of a recurrent cell: every other state is a source; picks: operations of each, one after the other in turn. The rows go
+// in two ranges, as two threads would take them.
+template <class T>
+void check_recurrent(const cpu::Kernels<T>& kernels, int64_t batch, int64_t units, int num_sources, int picks, double scale) {
+  const int64_t size = batch * units, num_states = 2 * num_sources + 1;
+  const ConvolutionShape at{batch, units, num_sources, picks, 0};
+  RecurrentNode<T> node{batch, units, num_sources, {}};
+  const auto states = random<T>(num_states * size, 1), dout = random<T>(size, 2);
+  auto pre = random<T>(num_sources * 2 * size, 3), dstates = random<T>(states.size(), 4);
+  for (T& value : pre) value *= T(scale);
+  std::vector<double> out_expected(size), dstates_expected(dstates.begin(), dstates.end()), dpre_expected(pre.size());
+  std::vector<double> sums_expected(num_recurrent_sums(node));
+  for (int k = 0; k < num_sources; ++k) {
+    node.source[k].state = 2 * k + 1;
+    for (int pick = 0; pick < picks; ++pick) {
+      const int op = (k + pick) % kNumRecurrentOps;
+      node.source[k].picked |= 1u << op;
+      node.source[k].gate[op] = T(0.5 + 0.25 * pick);
+    }
+    for (int64_t i = 0; i < size; ++i) {
+      const int64_t z = (k * batch + i / units) * 2 * units + i % units, s = (2 * k + 1) * size + i;
+      const double state = states[s], u = pre[z + units], c = 1 / (1 + std::exp(-double(pre[z])));
+      const double f[] = {u, std::tanh(u), 1 / (1 + std::exp(-u)), u > 0 ? u : 0};
+      const double slope[] = {1, 1 - f[1] * f[1], f[2] * (1 - f[2]), u > 0 ? 1. : 0.};
+      for (int op = 0; op < kNumRecurrentOps; ++op) {
+        if ((node.source[k].picked >> op & 1) == 0) continue;
+        const double y = state + c * (f[op] - state), dy = node.source[k].gate[op] * double(dout[i]);
+        out_expected[i] += node.source[k].gate[op] * y;
+        dpre_expected[z] += dy * (f[op] - state) * c * (1 - c);
+        dpre_expected[z + units] += dy * c * slope[op];
+        dstates_expected[s] += dy * (1 - c);
+        sums_expected[k * kNumRecurrentOps + op] += dout[i] * y;
+      }
+    }
+  }
+  for (const T value : dout) sums_expected.back() += value;
+  std::vector<T> out(size, T(NAN)), dpre(pre.size(), T(NAN));
+  std::vector<double> sums(sums_expected.size());
+  const auto backward = [&](double* to) {
+    kernels.recurrent_backward(node, states.data(), pre.data(), dout.data(), dstates.data(), dpre.data(), to, 0, batch / 2);
+    kernels.recurrent_backward(node, states.data(), pre.data(), dout.data(), dstates.data(), dpre.data(), to, batch / 2, batch);
+  };
+  kernels.recurrent_forward(node, states.data(), pre.data(), out.data(), 0, batch / 2);
+  kernels.recurrent_forward(node, states.data(), pre.data(), out.data(), batch / 2, batch);
+  backward(sums.data());
+  expect("recurrent_forward", out, out_expected, at);
+  expect("recurrent_backward, states", dstates, dstates_expected, at);
+  expect("recurrent_backward, pre-activations", dpre, dpre_expected, at);
+  expect("recurrent_backward, sums", std::vector<T>(sums.begin(), sums.end()), sums_expected, at);
+  const auto before = dpre;
+  backward(nullptr);
+  expect("recurrent_backward without sums", dpre, std::vector<double>(before.begin(), before.end()), at);
+}
+
 template <class T>
 void check_all() {
   cpu::Kernels<T> kernels{};
   cpu::ADVNAS_ISA::fill_cell(&kernels);
   cpu::ADVNAS_ISA::fill_convolution(&kernels);
   cpu::ADVNAS_ISA::fill_depthwise(&kernels);
+  cpu::ADVNAS_ISA::fill_recurrent(&kernels);
   cpu::ADVNAS_ISA::fill_winograd(&kernels);
   for (int64_t size : {1, 3, 5}) {
     for (auto [height, width] : {std::pair<int64_t, int64_t>{1, 1}, {1, 7}, {5, 4}, {8, 8}, {9, 13}, {4, 33}}) {
@@ -322,6 +379,14 @@ void check_all() {
   for (int64_t pixels : {1, 63, 64, 65, 300}) {
     for (int64_t channels : {1, 8, 19}) check_sums(kernels, pixels, channels);
   }
+  for (int64_t batch : {1, 2, 5}) {
+    for (int64_t units : {1, 4, 7, 8, 16, 19, 67}) {
+      for (int num_sources : {0, 1, 4}) {
+        for (int picks : {1, 2, 4}) check_recurrent(kernels, batch, units, num_sources, picks, 1);
+      }
+    }
+  }
+  for (double scale : {1e-3, 1e2, 1e4}) check_recurrent(kernels, 3, 67, kMaxRecurrentSources, 1, scale);
 }
 
 }  // namespace

@@ -11,9 +11,11 @@
 #include "../convolution.h"
 #include "../depthwise.h"
 #include "../gate.h"
+#include "../recurrent.h"
 #include "../winograd.h"
 
-#define ADVNAS_KERNEL_FAMILIES(family) family(gate) family(cell) family(convolution) family(depthwise) family(winograd)
+#define ADVNAS_KERNEL_FAMILIES(family) \
+  family(gate) family(cell) family(convolution) family(depthwise) family(recurrent) family(winograd)
 
 namespace advnas::cpu {
 
@@ -36,6 +38,9 @@ struct Kernels {
 
   Depthwise<T>* depthwise;
   DepthwiseWeightGradient<T>* depthwise_weight_gradient;
+
+  RecurrentForward<T>* recurrent_forward;
+  RecurrentBackward<T>* recurrent_backward;
 
   WinogradWeight<T>* winograd_weight;
   WinogradConvolve<T>* winograd_convolve;

@@ -1,4 +1,5 @@
-// What the kernels share: 16-byte packs, how threads lie over channels and pixels, sums of a block, and the last block of a launch.
+// What the kernels share: 16-byte packs, how threads lie over channels and pixels, sums of a block, and the last block of a
+// launch.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -42,8 +43,8 @@ __device__ __forceinline__ void store(T* to, const float (&from)[kPack]) {
 }
 
 // Where a thread lies: the packs of a pixel's channels are `slabs` slabs of `slab` packs, one for each blockIdx.y; in a block the
-// pack runs fastest, so that neighbours read neighbouring addresses, and `lanes` pixels or columns lie beside each other. A block is
-// whole warps; the threads beyond its lanes only take part in barriers.
+// pack runs fastest, so that neighbours read neighbouring addresses, and `lanes` pixels or columns lie beside each other. A block
+// is whole warps; the threads beyond its lanes only take part in barriers.
 struct Lanes {
   int slab, slabs, lanes;
 
@@ -74,8 +75,8 @@ __device__ inline float sum_block(float value) {
   return value;
 }
 
-// Whether this is the block that ends last: it sees what all others wrote before, in `workspace`s, and can finish a sum in a fixed
-// order without another launch. counter: 0 before the launch, and after it.
+// Whether this is the block that ends last: it sees what all others wrote before, in `workspace`s, and can finish a sum in a
+// fixed order without another launch. counter: 0 before the launch, and after it.
 __device__ inline bool is_last_block(unsigned* counter) {
   __shared__ bool last;
   __threadfence();  // what this thread wrote is seen before its block is counted

@@ -1,6 +1,5 @@
 // A square goes through shared memory, so that reads and writes are both of neighbouring addresses.
 #include "../layout.h"
-
 #include "device.cuh"
 
 namespace advnas::cuda {

@@ -1,7 +1,6 @@
 // Bound by memory. A thread has one pack of channels of a few pixels below each other: whatever it needs of a source is loaded at
 // once, the loads of a pooled source overlap in the first-level cache, and the sums stay in registers over all sources.
 #include "../node.h"
-
 #include "../pool_math.h"
 #include "device.cuh"
 #include "norm.cuh"
@@ -159,8 +158,8 @@ __global__ void __launch_bounds__(kBlock) node_forward_kernel(const __grid_const
   }
 }
 
-// Sums over the whole batch in two stages. A thread adds to its own slots in shared memory, slot k at [k][thread]; `values` of them
-// are sums of everything, the rest have a value a channel.
+// Sums over the whole batch in two stages. A thread adds to its own slots in shared memory, slot k at [k][thread]; `values` of
+// them are sums of everything, the rest have a value a channel.
 struct Slots {
   float* at;
 
@@ -201,7 +200,8 @@ __device__ void write_partial(const NodeBackward<T>& a, const Columns<kPack>& co
 }
 
 template <class T, int kPack>
-__global__ void __launch_bounds__(kBlock) node_backward_kernel(const __grid_constant__ NodeBackward<T> a, Columns<kPack> columns) {
+__global__ void __launch_bounds__(kBlock)
+    node_backward_kernel(const __grid_constant__ NodeBackward<T> a, Columns<kPack> columns) {
   ADVNAS_DYNAMIC_SHARED(memory);
   const Slots slots{reinterpret_cast<float*>(memory)};
   const Images& shape = a.shape;

@@ -8,7 +8,8 @@ constexpr int kMaxBlocks = 256;
 // A thread sums one pack of channels over its pixels, about the values of the block's first pixel.
 template <class T, int kPack>
 __global__ void __launch_bounds__(kBlock)
-    statistics_kernel(const T* z, Images shape, Lanes lanes, const __grid_constant__ NormForward norm, float* partial, unsigned* counter) {
+    statistics_kernel(const T* z, Images shape, Lanes lanes, const __grid_constant__ NormForward norm, float* partial,
+                      unsigned* counter) {
   ADVNAS_DYNAMIC_SHARED(memory);
   float* const sums = reinterpret_cast<float*>(memory);  // [2 kPack, thread]
   const int pack = lanes.pack(), threads = int(blockDim.x), channels = shape.channels;
@@ -78,7 +79,8 @@ __global__ void __launch_bounds__(kBlock)
 }
 
 template <class T, int kPack>
-void launch_statistics(const T* z, const Images& shape, const NormForward& norm, float* partial, unsigned* counter, void* stream) {
+void launch_statistics(const T* z, const Images& shape, const NormForward& norm, float* partial, unsigned* counter,
+                       void* stream) {
   const Lanes lanes = lanes_of((shape.channels + kPack - 1) / kPack);
   const int64_t blocks = (shape.pixels() + lanes.lanes - 1) / lanes.lanes;
   const dim3 grid(unsigned(blocks < kMaxBlocks ? blocks : kMaxBlocks), lanes.slabs);
@@ -117,7 +119,7 @@ void norm_gradient(const T* dy, const T* z, const float* gradient, T* dz, const 
                               : launch_gradient<T, 1>(dy, z, gradient, dz, shape, stream);
 }
 
-#define ADVNAS_INSTANTIATE(T)                                                                                   \
+#define ADVNAS_INSTANTIATE(T)                                                                              \
   template void norm_statistics<T>(const T*, const Images&, const NormForward&, float*, unsigned*, void*); \
   template void norm_gradient<T>(const T*, const T*, const float*, T*, const Images&, void*);
 ADVNAS_INSTANTIATE(float)

@@ -8,7 +8,9 @@
 namespace advnas::cuda {
 namespace {
 
-__device__ inline float at_or(const float* row, int channel, float otherwise) { return row != nullptr ? row[channel] : otherwise; }
+__device__ inline float at_or(const float* row, int channel, float otherwise) {
+  return row != nullptr ? row[channel] : otherwise;
+}
 
 __device__ inline void write_rows(const NormForward& norm, int channels, int c, float mean, float rstd) {
   const ScaleShift map = batch_norm_forward(norm.gate, at_or(norm.gamma, c, 1), at_or(norm.beta, c, 0), mean, rstd);
@@ -67,7 +69,8 @@ __device__ void finish_sums(const NormBackward<T>* norms, int num, const float* 
       const float s1 = sum_column(partial + c, size, blocks), s2 = sum_column(partial + (1 + j) * channels + c, size, blocks);
       const float gamma = at_or(norm.gamma, c, 1), mean = norm.rows[kMean * channels + c], rstd = norm.rows[kRstd * channels + c];
       const float scale = norm.gate * gamma * rstd;
-      const InputGradient map = norm.of_batch ? batch_norm_backward(scale, mean, rstd, s1, s2, count) : InputGradient{scale, 0, 0};
+      const InputGradient map =
+          norm.of_batch ? batch_norm_backward(scale, mean, rstd, s1, s2, count) : InputGradient{scale, 0, 0};
       norm.gradient[kOfDy * channels + c] = float(map.of_dy);
       norm.gradient[kOfZ * channels + c] = float(map.of_z);
       norm.gradient[kConstant * channels + c] = float(map.constant);

@@ -1,8 +1,7 @@
-// A block keeps the weight in shared memory and goes over tiles of pixels: each is loaded once, through what comes before, multiplied
-// there, and its result written once. Sums over pixels (the statistics of z, the weight's gradient) stay in registers over all tiles
-// of the block; the weight's gradient is then summed over the blocks by a second launch.
+// A block keeps the weight in shared memory and goes over tiles of pixels: each is loaded once, through what comes before,
+// multiplied there, and its result written once. Sums over pixels (the statistics of z, the weight's gradient) stay in registers
+// over all tiles of the block; the weight's gradient is then summed over the blocks by a second launch.
 #include "../pointwise.h"
-
 #include "norm.cuh"
 #include "tile.cuh"
 
@@ -63,8 +62,8 @@ struct Layout {
 
 // [rows, channels] from `first` on into shared memory, zeros where there is nothing. value(element, channel, values) makes them.
 template <int kPack, class T, class Value>
-__device__ __forceinline__ void fill(T* to, int stride, int rows, int padded_channels, int channels, int64_t first, int64_t pixels,
-                                     const Value& value) {
+__device__ __forceinline__ void fill(T* to, int stride, int rows, int padded_channels, int channels, int64_t first,
+                                     int64_t pixels, const Value& value) {
   const int packs = padded_channels / kPack;
   for (int i = int(threadIdx.x); i < rows * packs; i += kBlock) {
     const int row = i / packs, channel = i % packs * kPack;
@@ -75,9 +74,9 @@ __device__ __forceinline__ void fill(T* to, int stride, int rows, int padded_cha
 }
 
 template <int kPack, class T>
-__device__ __forceinline__ void fill_before(T* to, int stride, int rows, int padded_channels, const T* x, int channels, bool masked,
-                                            int64_t first, int64_t pixels) {
-  fill<kPack>(to, stride, rows, padded_channels, channels, first, pixels, [&](int64_t at, int, float(&v)[kPack]) {
+__device__ __forceinline__ void fill_before(T* to, int stride, int rows, int padded_channels, const T* x, int channels,
+                                            bool masked, int64_t first, int64_t pixels) {
+  fill<kPack>(to, stride, rows, padded_channels, channels, first, pixels, [&](int64_t at, int, float (&v)[kPack]) {
     load(x + at, v);
 #pragma unroll
     for (int i = 0; i < kPack; ++i) v[i] = masked ? relu(v[i]) : v[i];
@@ -191,7 +190,7 @@ __global__ void __launch_bounds__(kBlock)
 #pragma unroll
   for (int j = 0; j < kWeightTiles; ++j) dweight[j].clear();
   for (int64_t first = int64_t(blockIdx.x) * l.rows; first < pixels; first += step) {
-    fill<kPack>(dz, l.out_stride, l.rows, l.out, out, first, pixels, [&](int64_t at, int channel, float(&v)[kPack]) {
+    fill<kPack>(dz, l.out_stride, l.rows, l.out, out, first, pixels, [&](int64_t at, int channel, float (&v)[kPack]) {
       float z[kPack];
       load(a.dy + at, v);
       load(a.z + at, z);
@@ -286,9 +285,9 @@ int64_t pointwise_gradient_workspace(const PointwiseShape& shape) {
   return kMaxGradientBlocks * int64_t(padded(shape.in)) * padded(shape.out);
 }
 
-#define ADVNAS_INSTANTIATE(T)                                              \
-  template bool pointwise_fits<T>(const PointwiseShape&);                  \
-  template void pointwise_forward<T>(const PointwiseForward<T>&, void*);   \
+#define ADVNAS_INSTANTIATE(T)                                            \
+  template bool pointwise_fits<T>(const PointwiseShape&);                \
+  template void pointwise_forward<T>(const PointwiseForward<T>&, void*); \
   template void pointwise_backward<T>(const PointwiseBackward<T>&, void*);
 ADVNAS_INSTANTIATE(float)
 ADVNAS_INSTANTIATE(__half)

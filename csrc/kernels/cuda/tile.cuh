@@ -1,6 +1,6 @@
-// C += A B for 16x16 tiles in shared memory, by one warp, with float sums: tensor cores where they take the type exactly, which is
-// float16 from sm_70 and bfloat16 from sm_80 on; elsewhere, and for float32, multiply-adds. A 1x1 convolution of up to 64 channels
-// is bound by memory in either.
+// C += A B for 16x16 tiles in shared memory, by one warp, with float sums: tensor cores where they take the type exactly, which
+// is float16 from sm_70 and bfloat16 from sm_80 on; elsewhere, and for float32, multiply-adds. A 1x1 convolution of up to 64
+// channels is bound by memory in either.
 #pragma once
 
 #include <mma.h>

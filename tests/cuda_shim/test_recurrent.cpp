@@ -1,0 +1,103 @@
+// The CUDA kernels of recurrent.cu against plain loops in double, over sizes around every boundary and several orders of the
+// threads.
+#include <cmath>
+
+#include "../../csrc/kernels/cuda/recurrent.cu"
+
+using namespace advnas;
+
+int passed = 0, failed = 0;
+
+template <class T>
+std::vector<T> wave(int64_t size, double step, double scale) {
+  std::vector<T> values(size);
+  for (int64_t i = 0; i < size; ++i) values[i] = T(float(scale * std::sin(step * double(i + 1))));
+  return values;
+}
+
+template <class A, class B>
+bool close(const A& actual, const B& expected, double tolerance) {
+  double largest = 1e-3, error = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    largest = std::max(largest, std::abs(expected[i]));
+    const double at = double(actual[i]) - expected[i];
+    error = std::max(error, std::isfinite(at) ? std::abs(at) : INFINITY);
+  }
+  return actual.size() == expected.size() && error <= tolerance * largest;
+}
+
+// offset: elements by which every array is away from 16 bytes.
+template <class T>
+void check(int64_t batch, int64_t units, int num_sources, int picks, int64_t offset, double tolerance) {
+  const int64_t size = batch * units, num_states = 2 * num_sources + 1;
+  RecurrentNode<float> node{batch, units, num_sources, {}};
+  const auto states = wave<T>(offset + num_states * size, 0.7, 1), dout = wave<T>(offset + size, 0.3, 1);
+  const auto pre = wave<T>(offset + num_sources * 2 * size, 0.13, 2), dstates_before = wave<T>(states.size(), 0.9, 1);
+  std::vector<double> out_expected(size), dpre_expected(num_sources * 2 * size), dstates_expected,
+      sums_expected(num_recurrent_sums(node), 1);
+  for (size_t i = offset; i < dstates_before.size(); ++i) dstates_expected.push_back(double(dstates_before[i]));
+  for (int k = 0; k < num_sources; ++k) {
+    node.source[k].state = 2 * k + 1;
+    for (int pick = 0; pick < picks; ++pick) {
+      const int op = (k + pick) % kNumRecurrentOps;
+      node.source[k].picked |= 1u << op;
+      node.source[k].gate[op] = 0.5f + 0.25f * float(pick);
+    }
+    for (int64_t i = 0; i < size; ++i) {
+      const int64_t z = (k * batch + i / units) * 2 * units + i % units, s = (2 * k + 1) * size + i;
+      const double state = states[offset + s], u = pre[offset + z + units], c = 1 / (1 + std::exp(-double(pre[offset + z]))),
+                   d = dout[offset + i];
+      const double f[] = {u, std::tanh(u), 1 / (1 + std::exp(-u)), u > 0 ? u : 0};
+      const double slope[] = {1, 1 - f[1] * f[1], f[2] * (1 - f[2]), u > 0 ? 1. : 0.};
+      for (int op = 0; op < kNumRecurrentOps; ++op) {
+        if ((node.source[k].picked >> op & 1) == 0) continue;
+        const double y = state + c * (f[op] - state), dy = double(node.source[k].gate[op]) * d;
+        out_expected[i] += double(node.source[k].gate[op]) * y;
+        dpre_expected[z] += dy * (f[op] - state) * c * (1 - c);
+        dpre_expected[z + units] += dy * c * slope[op];
+        dstates_expected[s] += dy * (1 - c);
+        sums_expected[k * kNumRecurrentOps + op] += d * y;
+      }
+    }
+  }
+  for (size_t i = offset; i < dout.size(); ++i) sums_expected.back() += double(dout[i]);
+  for (unsigned seed : {1u, 2u}) {
+    for (bool wanted : {true, false}) {
+      if (!wanted && seed > 1) continue;
+      cuda_shim::seed = seed;
+      std::vector<T> out(offset + size, T(NAN)), dpre(offset + dpre_expected.size(), T(NAN)), dstates = dstates_before;
+      std::vector<double> sums(sums_expected.size(), 1);  // added to
+      std::vector<float> workspace(cuda::recurrent_workspace(node), NAN);
+      cuda::recurrent_forward(node, states.data() + offset, pre.data() + offset, out.data() + offset, nullptr);
+      cuda::recurrent_backward(node, states.data() + offset, pre.data() + offset, dout.data() + offset, dstates.data() + offset,
+                               dpre.data() + offset, wanted ? sums.data() : nullptr, wanted ? workspace.data() : nullptr,
+                               nullptr);
+      const auto cut = [&](std::vector<T>& v) { v.erase(v.begin(), v.begin() + offset); };
+      cut(out), cut(dpre), cut(dstates);
+      const bool ok = close(out, out_expected, tolerance) && close(dpre, dpre_expected, tolerance) &&
+                      close(dstates, dstates_expected, tolerance) && (!wanted || close(sums, sums_expected, 1e-5));
+      if (!ok)
+        std::printf("[%lld, %lld], %d sources, %d picks, offset %lld, %zu bytes, seed %u, sums %d\n", (long long)batch,
+                    (long long)units, num_sources, picks, (long long)offset, sizeof(T), seed, wanted);
+      ok ? ++passed : ++failed;
+    }
+  }
+}
+
+int main() {
+  for (auto [batch, units] : {std::pair<int64_t, int64_t>{1, 1}, {3, 5}, {2, 16}, {7, 129}, {9, 264}}) {
+    for (int num_sources : {0, 1, 3}) {
+      for (int picks : {1, 4}) {
+        for (int64_t offset : {0, 1}) {
+          check<float>(batch, units, num_sources, picks, offset, 2e-6);
+          check<__half>(batch, units, num_sources, picks, offset, 1e-3);
+          check<__nv_bfloat16>(batch, units, num_sources, picks, offset, 8e-3);
+        }
+      }
+    }
+  }
+  check<float>(270, 1000, 1, 1, 0, 2e-6);  // more than the blocks take at once
+  check<float>(3, 12, kMaxRecurrentSources, 1, 0, 2e-6);
+  std::printf("%d passed, %d failed\n", passed, failed);
+  return failed != 0;
+}
