@@ -42,7 +42,7 @@ float gate_of(size_t k) { return 0.5f + 0.25f * float(k); }
 SourceCase forward_source(size_t k) { return {k % 2 ? Arrival::kPooled : Arrival::kDirect, k % 4 >= 2}; }
 SourceCase backward_source(size_t k) {
   if (k % 3 == 2) return {Arrival::kMasked, false};
-  return {k % 3 ? Arrival::kPooled : Arrival::kDirect, k % 6 < 3};
+  return {k % 3 ? Arrival::kPooled : Arrival::kDirect, k % 4 < 2};
 }
 std::vector<SourceCase> cycle(SourceCase (*one)(size_t), size_t first, size_t num) {
   std::vector<SourceCase> cases;
@@ -95,7 +95,7 @@ struct Backward {
   int num_sums;
   bool start, x, dx, total;
   unsigned nulls;  // bits: which of gamma and beta, dgamma, dbeta, dbias, gate_grad of the sums are null
-  bool special_values = false;
+  bool special_values = false, in_place = false;
 };
 
 // Of one convolution.
@@ -174,6 +174,10 @@ void backward(const Images& s, const Backward& asked, const std::string& what) {
   node.total = asked.total ? total.data() : nullptr;
   node.num = int(asked.sources.size());
   node.num_sums = asked.num_sums;
+  if (asked.in_place) {  // as a second launch does that adds more sources
+    dx.fill(start.host());
+    node.start = dx.data();
+  }
   bool wants_sums = asked.total || asked.num_sums > 0;
   Doubles expected = asked.start ? doubles(start) : Doubles(size);
   Doubles magnitude(size);
@@ -267,6 +271,7 @@ int main() {
     backward<T>(small, {{{Arrival::kDirect, false}, {Arrival::kPooled, false}}, 0, true, false, true, false, 0},
                 "no sums, " + type);
     backward<T>(small, {cycle(backward_source, 2, 1), 0, false, true, true, false, 0, true}, "masks of NaN and inf, " + type);
+    backward<T>(small, {cycle(backward_source, 0, 4), 1, true, true, true, true, 0, false, true}, "in place, " + type);
     forward<T>(small, {}, true, true, true, true, "NaN and inf, " + type);
     cuda_shim::clear_launches();
     NodeForward<T> no_images{};
