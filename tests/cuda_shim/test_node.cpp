@@ -271,6 +271,7 @@ int main() {
     backward<T>(small, {{{Arrival::kDirect, false}, {Arrival::kPooled, false}}, 0, true, false, true, false, 0},
                 "no sums, " + type);
     backward<T>(small, {cycle(backward_source, 2, 1), 0, false, true, true, false, 0, true}, "masks of NaN and inf, " + type);
+    backward<T>(small, {cycle(backward_source, 0, 2), 0, false, true, false, false, 0}, "gates of the first node alone, " + type);
     backward<T>(small, {cycle(backward_source, 0, 4), 1, true, true, true, true, 0, false, true}, "in place, " + type);
     forward<T>(small, {}, true, true, true, true, "NaN and inf, " + type);
     cuda_shim::clear_launches();
