@@ -42,7 +42,9 @@ struct Layout {
     l.weight = take(backward ? l.out * l.in_stride : l.in * l.out_stride, sizeof(T));
     l.x = take(rows * l.in_stride, sizeof(T));
     l.dz = take(backward ? rows * l.out_stride : 0, sizeof(T));
-    l.result = take(rows * l.result_stride, sizeof(float));
+    // Forward it takes two sums of each thread in the end, which are more than a result of 16 pixels and 16 channels.
+    const int sums = backward ? 0 : 2 * kBlock, elements = rows * l.result_stride;
+    l.result = take(elements > sums ? elements : sums, sizeof(float));
     l.bytes = end;
     return l;
   }
@@ -250,7 +252,8 @@ template <class T, int kPack>
 void launch_backward(const PointwiseBackward<T>& a, void* stream) {
   const auto layout = Layout<T>::best(a.shape, true);
   const int blocks = blocks_for(a.shape.pixels, layout.rows, a.dweight != nullptr ? kMaxGradientBlocks : kMaxBlocks);
-  ADVNAS_LAUNCH((backward_kernel<T, kPack>), blocks, kBlock, layout.bytes, stream)(a, layout);
+  // A grid is never empty; the weight's gradient over no pixels is 0.
+  if (blocks > 0) ADVNAS_LAUNCH((backward_kernel<T, kPack>), blocks, kBlock, layout.bytes, stream)(a, layout);
   if (a.dweight == nullptr) return;
   ADVNAS_LAUNCH((weight_kernel<T>), (a.shape.in * a.shape.out + kBlock - 1) / kBlock, kBlock, 0, stream)
   (a.partial, blocks, a.shape, layout.in, layout.in * layout.out, a.dweight);

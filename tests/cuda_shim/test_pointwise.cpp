@@ -1,0 +1,179 @@
+// pointwise.cu against the formulas of pointwise.h in double. How well statistics are joined is test_norm.cpp's matter.
+#include "../../csrc/kernels/pointwise.h"
+#include "check.h"
+
+namespace {
+
+using namespace check;
+using namespace advnas::cuda;
+using Doubles = std::vector<double>;
+
+std::string text(const PointwiseShape& s) {
+  return std::to_string(s.pixels) + " pixels, " + std::to_string(s.in) + " to " + std::to_string(s.out);
+}
+
+template <class T>
+Doubles before(const std::vector<T>& x, bool relu) {
+  Doubles values = doubles(x);
+  if (!relu) return values;
+  for (double& v : values) v = check::relu(v);
+  return values;
+}
+
+// large: the first input is 1000 everywhere, so that outputs have means of about a thousand times their spread.
+template <class T>
+void forward(const PointwiseShape& s, bool relu, bool of_batch, bool large, const std::string& what) {
+  std::vector<T> x = noise_with_zeros<T>(s.pixels * s.in, 1);
+  const std::vector<T> weight = noise<T>(int64_t(s.out) * s.in, 2, large ? 1.5 : 0);
+  for (int64_t p = 0; p < s.pixels && large; ++p) x[size_t(p * s.in)] = T(1000.0f);
+  const Doubles input = before(x, relu), w = doubles(weight);
+  Doubles z(size_t(s.pixels * s.out)), magnitude(z.size());
+  for (int64_t p = 0; p < s.pixels; ++p) {
+    for (int o = 0; o < s.out; ++o) {
+      Sum sum;
+      for (int i = 0; i < s.in; ++i) sum.add(input[size_t(p * s.in + i)] * w[size_t(o * s.in + i)]);
+      z[size_t(p * s.out + o)] = sum.value;
+      magnitude[size_t(p * s.out + o)] = sum.magnitude;
+    }
+  }
+  const Buffer<T> x_device(x, "x"), weight_device(weight, "weight");
+  Buffer<T> z_device(z.size(), "z");
+  const Buffer<float> gamma(noise<float>(s.out, 3, 1.5), "gamma"), beta(noise<float>(s.out, 4), "beta");
+  Buffer<float> rows(size_t(kNormRows) * s.out, "rows"), partial(pointwise_statistics_workspace(s), "partial");
+  Buffer<float> running_mean(noise<float>(s.out, 5), "running_mean"), running_var(noise<float>(s.out, 6, 2), "running_var");
+  Buffer<int64_t> tracked(std::vector<int64_t>{6}, "batches_tracked");
+  Buffer<unsigned> counter(std::vector<unsigned>{0}, "counter");
+  const Doubles old_mean = doubles(running_mean), old_variance = doubles(running_var), g = doubles(gamma), b = doubles(beta);
+  PointwiseForward<T> convolution{s,       x_device.data(), weight_device.data(), relu, z_device.data(), of_batch, {},
+                                  nullptr, nullptr};
+  if (of_batch) {
+    convolution.norm = {gamma.data(), beta.data(), nullptr, nullptr, nullptr, nullptr, 0.75f, 1e-5f, 0.1f, rows.data()};
+    if (s.pixels > 1) {
+      convolution.norm.running_mean = running_mean.data();
+      convolution.norm.running_var = running_var.data();
+      convolution.norm.batches_tracked = tracked.data();
+    }
+    convolution.partial = partial.data();
+    convolution.counter = counter.data();
+  }
+  cuda_shim::clear_launches();
+  pointwise_forward<T>(convolution, nullptr);
+  expect_close(z_device, z, magnitude, what + ": z");
+  expect_zero(counter, what);
+  expect(tracked.host()[0] == (of_batch && s.pixels > 1 ? 7 : 6), what + ": batches_tracked");
+  if (!of_batch) return;
+
+  // The statistics are those of z as it was stored.
+  const Doubles stored = doubles(z_device);
+  std::vector<Sum> expected(size_t(kNormRows) * s.out), tracked_mean, tracked_variance;
+  for (int o = 0; o < s.out; ++o) {
+    double mean = 0, m2 = 0;
+    for (int64_t p = 0; p < s.pixels; ++p) mean += stored[size_t(p * s.out + o)] / double(s.pixels);
+    for (int64_t p = 0; p < s.pixels; ++p) m2 += std::pow(stored[size_t(p * s.out + o)] - mean, 2);
+    const double variance = m2 / double(s.pixels), rstd = 1 / std::sqrt(variance + 1e-5), scale = 0.75 * g[o] * rstd;
+    const double distance = std::abs(mean) + 1 / rstd;
+    expected[kMean * s.out + o] = {mean, distance};
+    expected[kRstd * s.out + o] = {rstd, 50 * rstd};  // 5e-4: the variance to 1e-3
+    expected[kScale * s.out + o] = {scale, 50 * std::abs(scale)};
+    expected[kShift * s.out + o] = {0.75 * b[o] - scale * mean, std::abs(b[o]) + 50 * std::abs(scale) * distance};
+    tracked_mean.push_back({old_mean[o] + 0.1 * (mean - old_mean[o]), distance + 1});
+    tracked_variance.push_back({old_variance[o] + 0.1 * (m2 / double(s.pixels - 1) - old_variance[o]), 10 * variance + 1});
+  }
+  expect_close(rows, expected, what + ": rows");
+  if (s.pixels == 1) return;
+  expect_close(running_mean, tracked_mean, what + ": running_mean");
+  expect_close(running_var, tracked_variance, what + ": running_var");
+}
+
+template <class T>
+void backward(const PointwiseShape& s, bool relu, bool has_dp, bool has_dweight, const std::string& what) {
+  const std::vector<T> dy = noise<T>(s.pixels * s.out, 1), z = noise<T>(s.pixels * s.out, 2);
+  const std::vector<T> x = noise_with_zeros<T>(s.pixels * s.in, 3), weight = noise<T>(int64_t(s.out) * s.in, 4);
+  const std::vector<float> gradient = noise<float>(int64_t(kGradientRows) * s.out, 5);
+  const Doubles input = before(x, relu), w = doubles(weight);
+  Doubles dz, dp(size_t(s.pixels * s.in)), dp_magnitude(dp.size()), dweight(w.size()), dweight_magnitude(w.size());
+  for (size_t i = 0; i < dy.size(); ++i) {
+    const float* const row = gradient.data() + i % s.out;
+    dz.push_back(float(T(row[kOfDy * s.out] * float(dy[i]) + row[kOfZ * s.out] * float(z[i]) + row[kConstant * s.out])));
+  }
+  // dz may round to the other neighbour on the device.
+  const double rounding = std::is_same_v<T, float> ? 1 : 1e5 * kSpacing<T> / 8;
+  for (int64_t p = 0; p < s.pixels; ++p) {
+    for (int o = 0; o < s.out; ++o) {
+      const double d = dz[size_t(p * s.out + o)];
+      for (int i = 0; i < s.in; ++i) {
+        const auto at = size_t(p * s.in + i), of_weight = size_t(o * s.in + i);
+        dp[at] += d * w[of_weight];
+        dp_magnitude[at] += rounding * std::abs(d * w[of_weight]);
+        dweight[of_weight] += d * input[at];
+        dweight_magnitude[of_weight] += rounding * std::abs(d * input[at]);
+      }
+    }
+  }
+  const Buffer<T> dy_device(dy, "dy"), z_device(z, "z"), x_device(x, "x"), weight_device(weight, "weight");
+  const Buffer<float> rows(gradient, "gradient");
+  Buffer<T> dp_device(dp.size(), "dp"), dweight_device(w.size(), "dweight");
+  Buffer<float> partial(has_dweight ? size_t(pointwise_gradient_workspace(s)) : 0, "partial");
+  cuda_shim::clear_launches();
+  pointwise_backward<T>({s, dy_device.data(), z_device.data(), rows.data(), has_dweight ? x_device.data() : nullptr,
+                         has_dp ? weight_device.data() : nullptr, relu, has_dp ? dp_device.data() : nullptr,
+                         has_dweight ? dweight_device.data() : nullptr, has_dweight ? partial.data() : nullptr},
+                        nullptr);
+  if (has_dp) expect_close(dp_device, dp, dp_magnitude, what + ": dp");
+  if (has_dweight) expect_close(dweight_device, dweight, dweight_magnitude, what + ": dweight");
+}
+
+// Channels that fill tiles and that do not; tiles of 128, 64, 32 and 16 pixels; pixels that end within a tile.
+template <class T>
+std::vector<PointwiseShape> sizes() {
+  std::vector<PointwiseShape> all = {{1, 1, 1},    {7, 8, 16},   {15, 3, 17},   {64, 16, 64},
+                                     {300, 16, 8}, {97, 33, 33}, {35, 16, 128}, {45, 16, 256}};
+  if (std::is_same_v<T, float>) all.push_back({35, 240, 16});  // the smallest result of any tile
+  if (kQuick) return all;
+  all.insert(all.end(), {{129, 17, 1}, {131, 64, 64}, {40, 17, 208}, {33, 64, 32}, {50, 1, 64}});
+  return all;
+}
+
+}  // namespace
+
+int main() {
+  for_types([]<class T>() {
+    const std::string type = name_of<T>();
+    size_t n = 0;
+    for (const PointwiseShape& s : sizes<T>()) {
+      ++n;
+      expect(pointwise_fits<T>(s), "fits: " + text(s));
+      under_orders("forward " + type + " " + text(s), [&](const std::string& what) { forward<T>(s, n % 2, true, false, what); });
+      under_orders("backward " + type + " " + text(s), [&](const std::string& what) { backward<T>(s, n % 2, true, true, what); });
+      if (kQuick && n % 3) continue;
+      forward<T>(s, n % 2 == 0, false, false, "forward without statistics, " + type + " " + text(s));
+      backward<T>(s, n % 2, true, false, "dp alone, " + type + " " + text(s));
+      backward<T>(s, n % 2 == 0, false, true, "dweight alone, " + type + " " + text(s));
+    }
+    forward<T>({500, 8, 24}, false, true, true, "large means, " + type);
+    for (const PointwiseShape& s : {PointwiseShape{1, 512, 16}, {1, 16, 257}, {1, 256, 256}, {1, 128, 160}}) {
+      expect(!pointwise_fits<T>(s), "does not fit: " + text(s));
+    }
+    pointwise_forward<T>({{0, 16, 16}, nullptr, nullptr, false, nullptr, false, {}, nullptr, nullptr}, nullptr);
+    backward<T>({0, 16, 16}, true, true, true, "no pixels, " + type);
+    // More tiles than blocks.
+    backward<T>({64 * 128 + 70, 2, 3}, true, true, true, "long, " + type);
+    if (kQuick) return;
+    forward<T>({256 * 128 + 70, 2, 3}, true, true, false, "long, " + type);
+
+    for (const Images& s : network_sizes()) {
+      const int channels = s.channels;
+      const PointwiseShape shape{s.pixels(), channels, channels};
+      forward<T>(shape, true, true, false, "network, " + type);
+      expect_traffic<T>("pointwise_forward", s, 2 * s.size() + channels * channels, (2 + kNormRows + 4) * channels, 1.07);
+      backward<T>(shape, true, true, false, "network, " + type);
+      expect_traffic<T>("pointwise_backward_dp", s, 3 * s.size() + channels * channels, kGradientRows * channels);
+      // Each block leaves a gradient of the weight, and has one tile of 32 to 128 pixels here: the more channels, the fewer
+      // pixels.
+      const double limit = channels == 64 ? 2 : channels == 32 ? 1.25 : 1.07;
+      backward<T>(shape, true, true, true, "network, " + type);
+      expect_traffic<T>("pointwise_backward", s, 4 * s.size() + 2 * channels * channels, kGradientRows * channels, limit);
+    }
+  });
+  return finish();
+}
