@@ -44,7 +44,7 @@ build/native/%: tests/native/test_kernels.cpp $(NATIVE)
 	$(SANITIZED) $(ISA_FLAGS_$*) -DADVNAS_ISA=$* $< $(TESTED_KERNELS) -o $@
 
 # The CUDA kernels on the host (tests/cuda_shim): kernels with g++'s instrumentation, the rest without, our own checker for its calls.
-SHIM := $(CXX) -std=c++20 -O1 -g -Wall -Wextra -Wno-psabi -Itests/cuda_shim
+SHIM := $(CXX) -std=c++20 -O1 -g -Wall -Wextra -Wno-psabi -Wno-unknown-pragmas -Itests/cuda_shim
 SHIM_TESTS := $(patsubst tests/cuda_shim/test_%.cpp,build/shim/test_%,$(wildcard tests/cuda_shim/test_*.cpp))
 SHIM_SOURCES := $(wildcard tests/cuda_shim/*)
 

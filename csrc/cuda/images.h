@@ -39,7 +39,11 @@ inline Tensor in_layout(const Tensor& x) {
 
 inline Tensor floats(const Tensor& tensor) { return tensor.defined() ? tensor.to(at::kFloat).contiguous() : tensor; }
 
-inline Tensor workspace(const Tensor& like, int64_t floats) { return at::empty({floats}, like.options().dtype(at::kFloat)); }
+// Kernels do not run over no pixels: then nothing is left to be written, and sums are 0.
+inline Tensor workspace(const Tensor& like, int64_t floats) {
+  const auto options = like.options().dtype(at::kFloat);
+  return like.numel() > 0 ? at::empty({floats}, options) : at::zeros({floats}, options);
+}
 
 // Zeros that the launches of a pass count their blocks in; each gives its own back as zero.
 class Counters {

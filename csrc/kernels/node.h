@@ -43,7 +43,7 @@ template <class T>
 struct NodeBackward {
   Images shape;
   const T* start;  // or null
-  T* dx;           // null: there are no sources, and the sums are of `start`
+  T* dx;           // null: the gradient is not wanted, only the gates' or the sums
   const T* x;      // the node's value or its ReLU; read for masks and gates only
   int num;
   NodeSource<T> source[kMaxSources];

@@ -3,7 +3,8 @@
 namespace advnas::cuda {
 namespace {
 
-constexpr int kMaxBlocks = 256;
+// A block leaves its sums in memory: few blocks move fewer bytes, many keep the GPU busy.
+constexpr int kMaxBlocks = 256, kMinPixels = 8;  // of a thread, if there are as many
 
 // A thread sums one pack of channels over its pixels, about the values of the block's first pixel.
 template <class T, int kPack>
@@ -82,7 +83,7 @@ template <class T, int kPack>
 void launch_statistics(const T* z, const Images& shape, const NormForward& norm, float* partial, unsigned* counter,
                        void* stream) {
   const Lanes lanes = lanes_of((shape.channels + kPack - 1) / kPack);
-  const int64_t blocks = (shape.pixels() + lanes.lanes - 1) / lanes.lanes;
+  const int64_t of_block = lanes.lanes * kMinPixels, blocks = (shape.pixels() + of_block - 1) / of_block;
   const dim3 grid(unsigned(blocks < kMaxBlocks ? blocks : kMaxBlocks), lanes.slabs);
   ADVNAS_LAUNCH((statistics_kernel<T, kPack>), grid, lanes.block(), 2 * kPack * lanes.block() * int(sizeof(float)), stream)
   (z, shape, lanes, norm, partial, counter);

@@ -9,9 +9,10 @@ namespace advnas::cuda {
 namespace {
 
 constexpr int kWarps = kBlock / kWarp;
-constexpr int kMaxBlocks = 256;         // of a forward pass
-constexpr int kMaxGradientBlocks = 64;  // of a backward pass: each leaves a whole gradient of the weight
-constexpr int kWeightTiles = 8;         // of the weight's gradient, that a warp keeps
+// A block leaves its sums in memory: few blocks move fewer bytes, many keep the GPU busy.
+constexpr int kMaxBlocks = 256, kMinTiles = 2;
+constexpr int kMaxGradientBlocks = 64, kMinGradientTiles = 4;  // where each leaves a whole gradient of the weight
+constexpr int kWeightTiles = 8;                                // of the weight's gradient, that a warp keeps
 constexpr int kMaxShared = 48 << 10;
 
 ADVNAS_HOST_DEVICE inline int padded(int channels) { return (channels + kTile - 1) / kTile * kTile; }
@@ -236,22 +237,26 @@ __global__ void __launch_bounds__(kBlock)
   dweight[i] = T(sum_column(partial + i / shape.in * padded_in + i % shape.in, padded_size, blocks));
 }
 
-int blocks_for(int64_t pixels, int rows, int most) {
-  const int64_t blocks = pixels > 0 ? (pixels + rows - 1) / rows : 1;  // without pixels the weight's gradient is 0
+// Each block has at least so many tiles, if there are as many.
+int blocks_for(int64_t pixels, int rows, int tiles, int most) {
+  const int64_t blocks = (pixels + rows * tiles - 1) / (rows * tiles);
   return int(blocks < most ? blocks : most);
 }
 
 template <class T, int kPack>
 void launch_forward(const PointwiseForward<T>& a, void* stream) {
   const auto layout = Layout<T>::best(a.shape, false);
-  ADVNAS_LAUNCH((forward_kernel<T, kPack>), blocks_for(a.shape.pixels, layout.rows, kMaxBlocks), kBlock, layout.bytes, stream)
+  ADVNAS_LAUNCH((forward_kernel<T, kPack>), blocks_for(a.shape.pixels, layout.rows, kMinTiles, kMaxBlocks), kBlock, layout.bytes,
+                stream)
   (a, layout);
 }
 
 template <class T, int kPack>
 void launch_backward(const PointwiseBackward<T>& a, void* stream) {
   const auto layout = Layout<T>::best(a.shape, true);
-  const int blocks = blocks_for(a.shape.pixels, layout.rows, a.dweight != nullptr ? kMaxGradientBlocks : kMaxBlocks);
+  const bool gradient = a.dweight != nullptr;
+  const int blocks =
+      blocks_for(a.shape.pixels, layout.rows, gradient ? kMinGradientTiles : 1, gradient ? kMaxGradientBlocks : kMaxBlocks);
   // A grid is never empty; the weight's gradient over no pixels is 0.
   if (blocks > 0) ADVNAS_LAUNCH((backward_kernel<T, kPack>), blocks, kBlock, layout.bytes, stream)(a, layout);
   if (a.dweight == nullptr) return;
