@@ -7,7 +7,7 @@ FORMATTED := $(shell git ls-files 'csrc/*' 'tests/*' 'benchmarks/*' | grep -E '\
 RUN := runs/digits
 
 .DEFAULT_GOAL := help
-.PHONY: help build search test test-python test-native test-isa isa-tools lint format bench bench-cpu paper-toy paper-nb201 clean
+.PHONY: help build search test test-python test-native test-isa isa-tools cuda-check cuda-sanitize lint format bench bench-cpu paper-toy paper-nb201 clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1 | \2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -96,6 +96,26 @@ test-isa: $(ISA_BINARIES)  ## the kernels for CPUs that this machine is not, und
 	@if grep -qw avx512vl /proc/cpuinfo; then echo "kernels, avx512, this machine" && build/isa/avx512; \
 	  else echo "kernels, avx512: compiled, not run (neither this machine nor qemu has it)"; fi
 
+# A second environment, with a torch for CUDA (several GB): the kernels are compiled for every target and the package is installed,
+# imported and tested there, on a GPU too if there is one. From another folder, so that it is not this one's build that is imported.
+CUDA_VENV := .venv-cuda
+CUDA_TESTS := gate path cell cell_usage recurrent recurrent_usage gpu
+
+cuda-check:  ## build with a CUDA torch in .venv-cuda, and test that there (needs nvcc; no GPU)
+	$(PYTHON) -m venv $(CUDA_VENV)
+	grep -v '^torch==' requirements.txt > $(CUDA_VENV)/requirements.txt
+	$(CUDA_VENV)/bin/pip install --quiet --requirement requirements-cuda.txt
+	$(CUDA_VENV)/bin/pip install --quiet --requirement $(CUDA_VENV)/requirements.txt
+	ADVNAS_CUDA=1 $(CUDA_VENV)/bin/pip install --quiet --no-build-isolation --no-deps --force-reinstall .
+	cd tests && ../$(CUDA_VENV)/bin/python -m advnas_ext.info
+	cd tests && ../$(CUDA_VENV)/bin/pytest -p no:cacheprovider $(CUDA_TESTS:%=test_%.py)
+
+# For who has a GPU and NVIDIA's compute-sanitizer: memory, races, initialisation, barriers.
+cuda-sanitize:  ## the GPU tests under compute-sanitizer, in .venv-cuda
+	for tool in memcheck racecheck initcheck synccheck; do \
+	  (cd tests && compute-sanitizer --tool $$tool --error-exitcode 1 ../$(CUDA_VENV)/bin/pytest -p no:cacheprovider -m gpu \
+	    -k "not out_of_memory and not graph") || exit 1; done
+
 lint: $(VENV)/.requirements  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -123,4 +143,4 @@ paper-nb201: $(VENV)/.built  ## all estimators side by side on CIFAR-10 (hours; 
 	$(BIN)/python benchmarks/paper_nb201.py --data-dir $(DATA_DIR) --table $(TABLE)
 
 clean:  ## remove .venv and everything built
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks .coverage advnas_ext/_C*.so advnas_ext/_build.json
+	rm -rf $(VENV) $(CUDA_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks .coverage advnas_ext/_C*.so advnas_ext/_build.json

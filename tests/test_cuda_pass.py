@@ -16,7 +16,7 @@ from comparison import compare
 
 import advnas_ext
 from advnas.spaces import nasbench201
-from advnas_ext import NAS_BENCH_201, OnePathCell, Path, native, reference
+from advnas_ext import NAS_BENCH_201, OnePathCell, OnePathRecurrentCell, Path, native, recurrent, reference
 from advnas_ext.operations import OPERATIONS
 
 ROOT = File(__file__).parents[1]
@@ -43,6 +43,8 @@ def shim(extension, monkeypatch):
     assert extension.cuda
     monkeypatch.setattr(native, "_run", extension.cell)
     monkeypatch.setattr(native, "_TYPES", {"cpu": native._TYPES["cuda"]})
+    monkeypatch.setattr(recurrent, "_run", extension.recurrent)
+    monkeypatch.setattr(recurrent, "_has_kernels", extension.has_recurrent_kernels)
     torch.set_num_threads(1)
 
 
@@ -174,3 +176,33 @@ def test_a_supernet(extension, monkeypatch, close, reduction):
         results.append([loss.detach(), path.gates.grad, *(p.grad for p in net.parameters() if p.grad is not None)])
     for one, other in zip(*results, strict=True):
         close(one, other, at_least=1e-2)
+
+
+@pytest.mark.parametrize("dtype", NORMS, ids=str)
+@pytest.mark.parametrize("size", [(3, 2, 5), (4, 3, 64), (2, 0, 8)], ids=str)
+def test_a_recurrent_cell(shim, dtype, size):
+    torch.manual_seed(0)
+    cell = OnePathRecurrentCell(size[-1]).to(dtype)
+    for weight in cell.weights:
+        torch.nn.init.normal_(weight, std=size[-1] ** -0.5)
+    truth = copy.deepcopy(cell).double()
+    functions = [recurrent.ACTIVATIONS[op].function for op in cell.ops]
+    ops = torch.tensor([[1, 2], [3, 4], [4, 1], [0, 3], [2, 1], [1, 3]])
+    x, dy = torch.randn(2, *size, dtype=dtype).unbind()
+    x.requires_grad_()
+    wide = x.detach().double().requires_grad_()
+    path, exact = (Path.from_ops(ops, dtype=t).with_offsets() for t in (torch.float32, torch.float64))
+    y, expected = (
+        cell(x, path)[0],
+        reference.recurrent_cell(wide, exact, wide[0] * 0, list(truth.weights), functions)[0],
+    )
+    y.backward(dy)
+    expected.backward(dy.double())
+    pairs = {"y": (y, expected), "x": (x.grad, wide.grad)}
+    pairs |= {name: (getattr(path, name).grad, getattr(exact, name).grad) for name in ("gates", "offsets")}
+    pairs |= {name: (p.grad, dict(truth.named_parameters())[name].grad) for name, p in cell.named_parameters()}
+    for name, (value, wanted) in pairs.items():
+        # Rounding adds up over the steps, and sums over them may cancel.
+        scale = max(wanted.norm().item(), wide.grad.norm().item())
+        error = (value.double() - wanted).norm().item()
+        assert error <= 3 * NORMS[dtype] * scale, f"{name}: {error}"

@@ -45,16 +45,9 @@ inline Tensor workspace(const Tensor& like, int64_t floats) {
   return like.numel() > 0 ? at::empty({floats}, options) : at::zeros({floats}, options);
 }
 
-// Zeros that the launches of a pass count their blocks in; each gives its own back as zero.
-class Counters {
- public:
-  Counters(const Tensor& like, int64_t launches) : counters_(at::zeros({launches}, like.options().dtype(at::kInt))) {}
-  unsigned* next() { return reinterpret_cast<unsigned*>(counters_.mutable_data_ptr<int>()) + used_++; }
-
- private:
-  Tensor counters_;
-  int64_t used_ = 0;
-};
+// What the launches of a pass count their blocks in: 0 before each, and after it. One for each stream, where launches follow one
+// another, and kept; a graph that is being captured has its own, since it may be replayed beside other work of the stream.
+Tensor counter(const Tensor& like, const OnDevice& device);
 
 inline PointwiseShape pointwise_shape(const Tensor& x, const Convolution& convolution) {
   return {x.size(0) * x.size(2) * x.size(3), int(convolution.weight.size(1)), int(convolution.weight.size(0))};

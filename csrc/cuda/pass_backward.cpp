@@ -13,7 +13,7 @@ class Backward {
         device_(dy),
         last_(pass.plan.num_nodes - 1),
         like_(dy),
-        counters_(dy, pass.plan.num_nodes + 2 * int64_t(pass.plan.terms.size())),  // a launch does one of these at least
+        counter_(counter(dy, device_)),
         gradient_(pass.plan.num_nodes),
         totals_(pass.plan.num_nodes),
         coefficients_(pass.convolutions.size()) {
@@ -93,7 +93,7 @@ class Backward {
           std::any_of(launch.source, launch.source + launch.num, [](const NodeSource<T>& s) { return s.gate_grad != nullptr; });
       if (products || launch.num_sums > 0 || launch.total != nullptr) {
         launch.partial = out<float>(partial);
-        launch.counter = counters_.next();
+        launch.counter = out<unsigned>(counter_);
       }
       node_backward(launch, device_.stream());
       left = !complete || sum < sums.size();
@@ -180,7 +180,7 @@ class Backward {
   const OnDevice device_;
   const int64_t last_;
   const Tensor like_;
-  Counters counters_;
+  const Tensor counter_;
   std::vector<Tensor> gradient_, totals_;  // of each node; totals: the sum of the gradient
   std::vector<Tensor> coefficients_;       // of each convolution
   std::vector<Tensor> parameters_;         // what launches point to

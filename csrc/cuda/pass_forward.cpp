@@ -8,8 +8,7 @@ namespace {
 template <class T>
 class Forward {
  public:
-  explicit Forward(Pass& pass)
-      : pass_(pass), device_(pass.nodes[0]), counters_(pass.nodes[0], int64_t(pass.convolutions.size())) {}
+  explicit Forward(Pass& pass) : pass_(pass), device_(pass.nodes[0]), counter_(counter(pass.nodes[0], device_)) {}
 
   void run() {
     pass_.relus.resize(pass_.plan.num_nodes);
@@ -107,13 +106,13 @@ class Forward {
       const Tensor weight = convolution.weight.contiguous();
       const Tensor partial = of_batch ? workspace(like_, pointwise_statistics_workspace(shape)) : Tensor();
       pointwise_forward(PointwiseForward<T>{shape, in<T>(x), in<T>(weight), term.piece.before == Before::kRelu, out<T>(z),
-                                            of_batch, norm, out<float>(partial), of_batch ? counters_.next() : nullptr},
+                                            of_batch, norm, out<float>(partial), of_batch ? out<unsigned>(counter_) : nullptr},
                         device_.stream());
     } else {
       z = by_library(x, term);
       if (of_batch) {
         const Tensor partial = workspace(like_, norm_statistics_workspace(images_of(z)));
-        norm_statistics(in<T>(z), images_of(z), norm, out<float>(partial), counters_.next(), device_.stream());
+        norm_statistics(in<T>(z), images_of(z), norm, out<float>(partial), out<unsigned>(counter_), device_.stream());
       }
     }
     if (!of_batch) norm_fixed(int(z.size(1)), norm, device_.stream());
@@ -180,7 +179,7 @@ class Forward {
 
   Pass& pass_;
   const OnDevice device_;
-  Counters counters_;
+  const Tensor counter_;
   const Tensor like_ = pass_.nodes[0];
 };
 

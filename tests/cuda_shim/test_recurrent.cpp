@@ -1,10 +1,15 @@
 // The CUDA kernels of recurrent.cu against plain loops in double, over sizes around every boundary and several orders of the
 // threads.
+#include <algorithm>
 #include <cmath>
+#include <cstdio>
 
-#include "../../csrc/kernels/cuda/recurrent.cu"
+#include "../../csrc/kernels/recurrent.h"
+#include "cuda_bf16.h"
+#include "cuda_fp16.h"
 
 using namespace advnas;
+using cuda_shim::Buffer;
 
 int passed = 0, failed = 0;
 
@@ -65,15 +70,21 @@ void check(int64_t batch, int64_t units, int num_sources, int picks, int64_t off
     for (bool wanted : {true, false}) {
       if (!wanted && seed > 1) continue;
       cuda_shim::seed = seed;
-      std::vector<T> out(offset + size, T(NAN)), dpre(offset + dpre_expected.size(), T(NAN)), dstates = dstates_before;
-      std::vector<double> sums(sums_expected.size(), 1);  // added to
-      std::vector<float> workspace(cuda::recurrent_workspace(node), NAN);
-      cuda::recurrent_forward(node, states.data() + offset, pre.data() + offset, out.data() + offset, nullptr);
-      cuda::recurrent_backward(node, states.data() + offset, pre.data() + offset, dout.data() + offset, dstates.data() + offset,
-                               dpre.data() + offset, wanted ? sums.data() : nullptr, wanted ? workspace.data() : nullptr,
-                               nullptr);
-      const auto cut = [&](std::vector<T>& v) { v.erase(v.begin(), v.begin() + offset); };
-      cut(out), cut(dpre), cut(dstates);
+      const Buffer<T> states_in(states, "states"), pre_in(pre, "pre"), dout_in(dout, "dout");
+      Buffer<T> out_buffer(offset + size, "out"), dpre_buffer(offset + dpre_expected.size(), "dpre"),
+          to(dstates_before, "dstates");
+      Buffer<double> sums_buffer(std::vector<double>(sums_expected.size(), 1), "sums");  // added to
+      Buffer<float> workspace(cuda::recurrent_workspace(node), "workspace");
+      cuda::recurrent_forward(node, states_in.data() + offset, pre_in.data() + offset, out_buffer.data() + offset, nullptr);
+      cuda::recurrent_backward(node, states_in.data() + offset, pre_in.data() + offset, dout_in.data() + offset,
+                               to.data() + offset, dpre_buffer.data() + offset, wanted ? sums_buffer.data() : nullptr,
+                               wanted ? workspace.data() : nullptr, nullptr);
+      const auto cut = [&](std::vector<T> v) {
+        v.erase(v.begin(), v.begin() + offset);
+        return v;
+      };
+      const std::vector<T> out = cut(out_buffer.host()), dpre = cut(dpre_buffer.host()), dstates = cut(to.host());
+      const std::vector<double> sums = sums_buffer.host();
       const bool ok = close(out, out_expected, tolerance) && close(dpre, dpre_expected, tolerance) &&
                       close(dstates, dstates_expected, tolerance) && (!wanted || close(sums, sums_expected, 1e-5));
       if (!ok)
