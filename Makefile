@@ -107,13 +107,13 @@ cuda-check:  ## build with a CUDA torch in .venv-cuda, and test that there (need
 	$(CUDA_VENV)/bin/pip install --quiet --requirement requirements-cuda.txt
 	$(CUDA_VENV)/bin/pip install --quiet --requirement $(CUDA_VENV)/requirements.txt
 	ADVNAS_CUDA=1 $(CUDA_VENV)/bin/pip install --quiet --no-build-isolation --no-deps --force-reinstall .
-	cd tests && ../$(CUDA_VENV)/bin/python -m advnas_ext.info
-	cd tests && ../$(CUDA_VENV)/bin/pytest -p no:cacheprovider $(CUDA_TESTS:%=test_%.py)
+	cd tests && $(abspath $(CUDA_VENV))/bin/python -m advnas_ext.info
+	cd tests && $(abspath $(CUDA_VENV))/bin/pytest -p no:cacheprovider $(CUDA_TESTS:%=test_%.py)
 
 # For who has a GPU and NVIDIA's compute-sanitizer: memory, races, initialisation, barriers.
 cuda-sanitize:  ## the GPU tests under compute-sanitizer, in .venv-cuda
 	for tool in memcheck racecheck initcheck synccheck; do \
-	  (cd tests && compute-sanitizer --tool $$tool --error-exitcode 1 ../$(CUDA_VENV)/bin/pytest -p no:cacheprovider -m gpu \
+	  (cd tests && compute-sanitizer --tool $$tool --error-exitcode 1 $(abspath $(CUDA_VENV))/bin/pytest -p no:cacheprovider -m gpu \
 	    -k "not out_of_memory and not graph") || exit 1; done
 
 lint: $(VENV)/.requirements  ## ruff, mypy, clang-format
