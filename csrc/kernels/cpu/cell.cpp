@@ -3,6 +3,7 @@
 // the error does not grow with the image.
 #include "../cell.h"
 
+#include "../pool_math.h"
 #include "channels.h"
 #include "isa.h"
 #include "vec.h"
@@ -29,7 +30,7 @@ inline double total(V v) {
 
 template <class T>
 inline T window(int64_t i, int64_t size) {
-  return T((i > 0) + 1 + (i + 1 < size));
+  return T(pool_window(i, size));
 }
 
 // One row of avg_pool_3x3 (mean over the pixels that exist), or of its transpose, into `out` [width, channels]. The count is a

@@ -42,6 +42,12 @@ __device__ __forceinline__ void store(T* to, const float (&from)[kPack]) {
   *reinterpret_cast<Pack<T, kPack>*>(to) = pack;
 }
 
+// Whether 16 bytes may be loaded at once: a dense tensor can begin anywhere in its memory.
+template <class... Pointers>
+inline bool are_aligned(Pointers... pointers) {
+  return ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
+}
+
 // Where a thread lies: the packs of a pixel's channels are `slabs` slabs of `slab` packs, one for each blockIdx.y; in a block the
 // pack runs fastest, so that neighbours read neighbouring addresses, and `lanes` pixels or columns lie beside each other. A block
 // is whole warps; the threads beyond its lanes only take part in barriers.

@@ -2,36 +2,15 @@
 // Backward, each source of the node has its own blocks, so that no two threads write to one place and the sums of a thread stay
 // in registers. The sums have two stages and a fixed order (partial sums of the blocks, then one block over them): no float
 // atomics, so the same input gives the same bits.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "../recurrent.h"
 #include "../recurrent_math.h"
-#include "launch.h"
+#include "device.cuh"
 
 namespace advnas::cuda {
 namespace {
 
-constexpr int kBlock = 256;
-constexpr int kWarp = 32;
-constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kSums =
     kNumRecurrentOps + 1;  // of a source: dg of each operation; the last one, of the first source, is that of ds
-
-template <class T, int kSize>
-struct alignas(kSize * sizeof(T)) Pack {
-  T at[kSize];
-};
-
-template <class T, int kSize>
-__device__ Pack<T, kSize> load(const T* p) {
-  return *reinterpret_cast<const Pack<T, kSize>*>(p);
-}
-
-template <class T, int kSize>
-__device__ void store(T* p, const Pack<T, kSize>& pack) {
-  *reinterpret_cast<Pack<T, kSize>*>(p) = pack;
-}
 
 struct DeviceMath {
   ADVNAS_HOST_DEVICE static float sigmoid(float x) { return 1 / (1 + expf(-x)); }
@@ -63,12 +42,14 @@ __global__ void forward_kernel(const __grid_constant__ ForwardArgs<T> args) {
     float sum[kSize] = {};
     for (int k = 0; k < node.num_sources; ++k) {
       const T* const z = args.pre + (k * node.batch + row) * 2 * units + unit;
-      const auto s = load<T, kSize>(args.states + (node.source[k].state * node.batch + row) * units + unit);
-      const auto c = load<T, kSize>(z), u = load<T, kSize>(z + units);
+      float s[kSize], c[kSize], u[kSize];
+      load(args.states + (node.source[k].state * node.batch + row) * units + unit, s);
+      load(z, c);
+      load(z + units, u);
       const uint32_t picked = node.source[k].picked;
 #pragma unroll
       for (int j = 0; j < kSize; ++j) {
-        const float state = float(s.at[j]), in = float(u.at[j]), gate = DeviceMath::sigmoid(float(c.at[j]));
+        const float state = s[j], in = u[j], gate = DeviceMath::sigmoid(c[j]);
 #pragma unroll
         for (int op = 0; op < kNumRecurrentOps; ++op) {
           if ((picked >> op & 1) == 0) continue;
@@ -77,10 +58,7 @@ __global__ void forward_kernel(const __grid_constant__ ForwardArgs<T> args) {
         }
       }
     }
-    Pack<T, kSize> out;
-#pragma unroll
-    for (int j = 0; j < kSize; ++j) out.at[j] = T(sum[j]);
-    store(args.out + row * units + unit, out);
+    store(args.out + row * units + unit, sum);
   }
 }
 
@@ -113,19 +91,23 @@ __global__ void backward_kernel(const __grid_constant__ BackwardArgs<T> args) {
   float sums[kSums] = {};
   for (int64_t i = int64_t(blockIdx.x) * kBlock + threadIdx.x; i < packs; i += stride) {
     const int64_t row = i / packs_in_row, unit = i % packs_in_row * kSize;
-    const auto d = load<T, kSize>(args.dout + row * units + unit);
+    float d[kSize];
+    load(args.dout + row * units + unit, d);
     if (k == 0) {
 #pragma unroll
-      for (int j = 0; j < kSize; ++j) sums[kNumRecurrentOps] += float(d.at[j]);
+      for (int j = 0; j < kSize; ++j) sums[kNumRecurrentOps] += d[j];
     }
     if (!is_source) continue;
     const int64_t z = (k * node.batch + row) * 2 * units + unit, place = (state * node.batch + row) * units + unit;
-    const auto s = load<T, kSize>(args.states + place);
-    auto c = load<T, kSize>(args.pre + z), u = load<T, kSize>(args.pre + z + units), ds = load<T, kSize>(args.dstates + place);
+    float s[kSize], c[kSize], u[kSize], ds[kSize];
+    load(args.states + place, s);
+    load(args.pre + z, c);
+    load(args.pre + z + units, u);
+    load(args.dstates + place, ds);
 #pragma unroll
     for (int j = 0; j < kSize; ++j) {
-      const float dout = float(d.at[j]), from = float(s.at[j]), in = float(u.at[j]);
-      const float gate = DeviceMath::sigmoid(float(c.at[j]));
+      const float dout = d[j], from = s[j], in = u[j];
+      const float gate = DeviceMath::sigmoid(c[j]);
       RecurrentGradient<float> gradient{0, 0, 0};
 #pragma unroll
       for (int op = 0; op < kNumRecurrentOps; ++op) {
@@ -134,9 +116,9 @@ __global__ void backward_kernel(const __grid_constant__ BackwardArgs<T> args) {
         gradient.add(node.source[k].gate[op] * dout, from, f, recurrent_slope(op, f));
         sums[op] += dout * recurrent_output(from, gate, f);
       }
-      c.at[j] = T(gradient.dc(gate));
-      u.at[j] = T(gradient.du(gate));
-      ds.at[j] = T(float(ds.at[j]) + gradient.dstate(gate));
+      c[j] = gradient.dc(gate);
+      u[j] = gradient.du(gate);
+      ds[j] = ds[j] + gradient.dstate(gate);
     }
     store(args.dpre + z, c);
     store(args.dpre + z + units, u);
@@ -162,15 +144,6 @@ __global__ void sum_partials_kernel(const float* partial, int blocks, int num_so
   if (threadIdx.x == kNumRecurrentOps && k == 0) sums[num_sources * kNumRecurrentOps] += total[threadIdx.x];
 }
 
-template <class T>
-constexpr int kPackSize = 16 / int(sizeof(T));
-
-// Whether all rows begin where 16 bytes may be loaded at once.
-template <class T, class... Pointers>
-bool is_aligned(int64_t units, Pointers... pointers) {
-  return units % kPackSize<T> == 0 && ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
-}
-
 int blocks_for(int64_t packs) {
   const int64_t blocks = (packs + kBlock - 1) / kBlock;
   return int(blocks < kRecurrentBlocks ? blocks : kRecurrentBlocks);
@@ -191,8 +164,8 @@ template <class T>
 void recurrent_forward(const RecurrentNode<float>& node, const T* states, const T* pre, T* out, void* stream) {
   const ForwardArgs<T> args{node, states, pre, out};
   const int64_t size = node.batch * node.units;
-  if (is_aligned<T>(node.units, states, pre, out)) {
-    ADVNAS_LAUNCH((forward_kernel<T, kPackSize<T>>), blocks_for(size / kPackSize<T>), kBlock, 0, stream)(args);
+  if (node.units % kFullPack<T> == 0 && are_aligned(states, pre, out)) {
+    ADVNAS_LAUNCH((forward_kernel<T, kFullPack<T>>), blocks_for(size / kFullPack<T>), kBlock, 0, stream)(args);
   } else {
     ADVNAS_LAUNCH((forward_kernel<T, 1>), blocks_for(size), kBlock, 0, stream)(args);
   }
@@ -202,8 +175,8 @@ template <class T>
 void recurrent_backward(const RecurrentNode<float>& node, const T* states, const T* pre, const T* dout, T* dstates, T* dpre,
                         double* sums, float* workspace, void* stream) {
   const BackwardArgs<T> args{node, states, pre, dout, dstates, dpre, sums == nullptr ? nullptr : workspace};
-  if (is_aligned<T>(node.units, states, pre, dout, dstates, dpre)) {
-    launch_backward<T, kPackSize<T>>(args, sums, stream);
+  if (node.units % kFullPack<T> == 0 && are_aligned(states, pre, dout, dstates, dpre)) {
+    launch_backward<T, kFullPack<T>>(args, sums, stream);
   } else {
     launch_backward<T, 1>(args, sums, stream);
   }
