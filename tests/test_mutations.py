@@ -117,7 +117,7 @@ gate.cu: the rest goes one element too far
 gate.cu: packs begin one element late
 - pack(i * kPack);
 + pack(i * kPack + 1);
-gate.cu: memory that begins anywhere is loaded by packs
+device.cuh, gate: memory that begins anywhere is loaded by packs
 - pointers) % 16 == 0
 + pointers) % 1 == 0
 device.cuh, norm: the last slab loses a pack
