@@ -104,8 +104,8 @@ def verdict(found: Counts) -> str:
     for to_gates, step in STEPS.items():
         mean = statistics.mean(ratios_of(found, PLAIN, to_gates))
         reached = "at most a third" if mean <= 1 / 3 else "more than a third"
-        lines.append(f"{step} step: ours launches {mean:.2f} of what plain PyTorch does, {reached}")
-    return "; ".join(lines)
+        lines.append(f"{step.capitalize()} step: ours launches {mean:.2f} of what plain PyTorch does, {reached}")
+    return ". ".join(lines)
 
 
 HOW = """How it is counted. Our kernels run on the host's shim, which counts what is launched. Operators of PyTorch are counted
@@ -122,7 +122,7 @@ def main(settings: Settings) -> None:
     for table in tables:
         console().print(table.rich())
     console().print(verdict(found))
-    title = f"C = {settings.channels}, N = {settings.cells}, float32, {settings.paths} random paths. {verdict(found).capitalize()}."
+    title = f"C = {settings.channels}, N = {settings.cells}, float32, {settings.paths} random paths. {verdict(found)}."
     text = "\n".join([title, "", HOW, "", *(table.markdown() for table in tables)])
     (settings.out / "cuda-launches.md").write_text(text)
 

@@ -29,7 +29,7 @@ def load() -> ModuleType:
     folder = FilePath(__file__).parents[1] / "build" / f"torch-{built}"
     if not (folder / "build.ninja").exists():
         raise SystemExit("the shim needs a build in place: pip install --no-build-isolation -e .")
-    command = [FilePath(ninja.BIN_DIR, "ninja"), "-C", folder, "shim.so"]
+    command = [str(FilePath(ninja.BIN_DIR, "ninja")), "-C", str(folder), "shim.so"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"the shim does not compile:\n{done.stdout}")
@@ -51,12 +51,12 @@ class Launches:
     def counted(self) -> Iterator[Counter[Launch]]:
         """A counter that holds the launches of the ``with`` block at its end."""
         found: Counter[Launch] = Counter()
-        host = native._run
-        native._run = self._module.cell
+        host, types = native._run, native._TYPES
+        native._run, native._TYPES = self._module.cell, {"cpu": types["cuda"]}
         self._module.clear_launch_counts()
         try:
             yield found
         finally:
-            native._run = host
+            native._run, native._TYPES = host, types
         for (kernel, grid, block, shared), count in self._module.launch_counts().items():
             found[Launch(kernel.strip("()").split("<")[0], grid, block, shared)] += count
