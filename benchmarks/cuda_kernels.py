@@ -93,13 +93,13 @@ def kernels_of(nvcc: FilePath, targets: Sequence[int]) -> Found:
         for source in SOURCES:
             architectures = [f"-gencode=arch=compute_{target},code=sm_{target}" for target in targets]
             command = [
-                nvcc,
+                str(nvcc),
                 "-std=c++20",
                 "-O3",
                 "-Xptxas=-v",
                 *architectures,
                 "-c",
-                source,
+                str(source),
                 "-o",
                 f"{folder}/kernels.o",
             ]

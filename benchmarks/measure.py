@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import sides
@@ -53,7 +53,7 @@ def compare(case: Case, names: list[str], paths: Tensor, advance: Callable[[], N
     return interleave({name: sides.make_side(name, network, batch, case) for name in names}, paths, advance)
 
 
-def interleave(made: dict[str, Side], paths: Tensor, advance: Callable[[], None]) -> Comparison:
+def interleave(made: Mapping[str, Side], paths: Tensor, advance: Callable[[], None]) -> Comparison:
     """The same with sides that are there; one of them is ours."""
     times: dict[tuple[str, bool], list[float]] = {}
     gc.collect()
@@ -70,7 +70,7 @@ def interleave(made: dict[str, Side], paths: Tensor, advance: Callable[[], None]
     return {key: Times(times[key], times[OURS, key[1]]) for key in keys}
 
 
-def _one_path(made: dict[str, Side], ops: Tensor, turn: int) -> list[tuple[tuple[str, bool], float]]:
+def _one_path(made: Mapping[str, Side], ops: Tensor, turn: int) -> list[tuple[tuple[str, bool], float]]:
     """The sides take turns in going first."""
     names = list(made)
     names = names[turn % len(names) :] + names[: turn % len(names)]

@@ -63,3 +63,19 @@ def test_the_walk_is_what_a_step_launches(launches, channels, dtype, to_gates):
         for operator in operators.found:
             counted[operator.name] += operator.launches
         assert library == counted, ops
+
+
+def test_launches_by_hand(launches):
+    """A cell of skip connections: a launch for each node each way, and nothing of the library but what stem and blocks need."""
+    import cuda_launches
+    import sides
+    from work import Case
+
+    case = Case(4, 2, batch_size=2, image_size=8)
+    network, batch = sides.make_network(case)
+    side = sides.Ours(network, batch)
+    skip, none = (cuda_launches.count_step(launches, side, torch.full((6,), op), False) for op in (1, 0))
+    cells = 6
+    assert skip["node_forward_kernel"] - none["node_forward_kernel"] == cells * 2, "two more nodes that are reached"
+    assert skip["node_backward_kernel"] - none["node_backward_kernel"] == cells * 3, "all but the last"
+    assert skip["library: convolution"] == none["library: convolution"] == 1 + 2 * 3
