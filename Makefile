@@ -7,7 +7,7 @@ FORMATTED := $(shell git ls-files 'csrc/*' 'tests/*' 'benchmarks/*' | grep -E '\
 RUN := runs/digits
 
 .DEFAULT_GOAL := help
-.PHONY: help build search test test-python test-native test-isa isa-tools cuda-check cuda-sanitize lint format bench bench-cpu paper-toy paper-nb201 clean
+.PHONY: help build search test test-python test-native test-isa isa-tools cuda-check cuda-sanitize lint format bench bench-cpu bench-cuda paper-toy paper-nb201 clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1 | \2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -134,6 +134,9 @@ bench: $(VENV)/.built  ## time every fused piece beside plain PyTorch (under 4 m
 bench-cpu: $(VENV)/.built  ## time whole steps beside xautodl, plain PyTorch and bare convolutions; writes benchmarks/results
 	$(BIN)/pip install --quiet --no-deps --requirement benchmarks/requirements.txt
 	$(BIN)/python benchmarks/cpu.py
+
+bench-cuda:  ## time whole steps on a GPU beside the model and plain PyTorch, in .venv-cuda (make cuda-check); writes benchmarks/results
+	$(CUDA_VENV)/bin/python benchmarks/cuda_steps.py
 
 paper-toy: $(VENV)/.built  ## the paper's toy regression, all estimators (8 minutes); writes benchmarks/results
 	$(BIN)/python benchmarks/paper_toy.py

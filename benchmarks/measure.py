@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import sides
@@ -50,7 +50,11 @@ def compare(case: Case, names: list[str], paths: Tensor, advance: Callable[[], N
     ``advance`` is called after each path, and after the first one's extra turn, which warms up.
     """
     network, batch = sides.make_network(case)
-    made = {name: sides.make_side(name, network, batch, case) for name in names}
+    return interleave({name: sides.make_side(name, network, batch, case) for name in names}, paths, advance)
+
+
+def interleave(made: Mapping[str, Side], paths: Tensor, advance: Callable[[], None]) -> Comparison:
+    """The same with sides that are there; one of them is ours."""
     times: dict[tuple[str, bool], list[float]] = {}
     gc.collect()
     gc.disable()  # graphs are freed by reference counts; a collection would hit one side by chance
@@ -62,11 +66,11 @@ def compare(case: Case, names: list[str], paths: Tensor, advance: Callable[[], N
             advance()
     finally:
         gc.enable()
-    keys = [(name, to_gates) for to_gates in STEPS for name in names if (name, to_gates) in times]
+    keys = [(name, to_gates) for to_gates in STEPS for name in made if (name, to_gates) in times]
     return {key: Times(times[key], times[OURS, key[1]]) for key in keys}
 
 
-def _one_path(made: dict[str, Side], ops: Tensor, turn: int) -> list[tuple[tuple[str, bool], float]]:
+def _one_path(made: Mapping[str, Side], ops: Tensor, turn: int) -> list[tuple[tuple[str, bool], float]]:
     """The sides take turns in going first."""
     names = list(made)
     names = names[turn % len(names) :] + names[: turn % len(names)]

@@ -40,7 +40,9 @@ class Sheet:
     def rich(self) -> Table:
         table = Table(title=self.title, title_justify="left", box=SIMPLE)
         for i, name in enumerate(self.header):
-            table.add_column(name, justify="left" if i < self.text_columns else "right", no_wrap=i >= self.text_columns)
+            table.add_column(
+                escape(name), justify="left" if i < self.text_columns else "right", no_wrap=i >= self.text_columns
+            )
         for row in self.rows:
             table.add_row(*map(escape, row))
         return table

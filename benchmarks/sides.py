@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from clocks import Clock, HostClock
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, cross_entropy, one_hot
 from work import Case, Convolution, convolutions
@@ -38,7 +39,10 @@ class Batch:
         return Batch(self.images[:images], self.labels[:images])
 
     def double(self) -> Batch:
-        return Batch(self.images.double(), self.labels)
+        return self.to(torch.double)
+
+    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Batch:
+        return Batch(self.images.to(device, dtype), self.labels.to(device))
 
 
 @dataclass
@@ -60,14 +64,14 @@ class Side(ABC):
 
 
 class NetworkSide(Side):
+    clock: Clock = HostClock()
+
     @abstractmethod
     def step(self, ops: Tensor, to_gates: bool) -> Outcome:
         """A forward and a backward pass; afterwards no gradient is kept."""
 
     def seconds(self, ops: Tensor, to_gates: bool) -> float:
-        begin = time.perf_counter()
-        self.step(ops, to_gates)
-        return time.perf_counter() - begin
+        return self.clock.seconds(lambda: self.step(ops, to_gates))
 
 
 class Ours(NetworkSide):
@@ -76,7 +80,8 @@ class Ours(NetworkSide):
         self.batch = batch
 
     def step(self, ops: Tensor, to_gates: bool) -> Outcome:
-        path = Path.from_ops(ops, requires_grad=to_gates, dtype=self.batch.images.dtype)
+        dtype = torch.promote_types(self.batch.images.dtype, torch.float32)
+        path = Path.from_ops(ops, requires_grad=to_gates, dtype=dtype)
         loss = cross_entropy(self.network(self.batch.images, path), self.batch.labels)
         if to_gates:
             loss.backward(inputs=[path.gates])
@@ -172,14 +177,15 @@ class Plain(NetworkSide):
     """Plain PyTorch in channels_last. An architecture step is ``loss.backward()``, as it is commonly written."""
 
     def __init__(self, network: Network, batch: Batch, case: Case) -> None:
-        self.network = PlainNetwork(case.channels, case.cells).to(batch.images.dtype)
+        self.network = PlainNetwork(case.channels, case.cells).to(batch.images)
         self.network.load_state_dict(network.state_dict())
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.batch = batch
 
     def step(self, ops: Tensor, to_gates: bool) -> Outcome:
-        gates = torch.ones(len(EDGES), dtype=self.batch.images.dtype, requires_grad=to_gates)
-        loss = cross_entropy(self.network(self.batch.images, ops.tolist(), gates), self.batch.labels)
+        images = self.batch.images
+        gates = torch.ones(len(EDGES), dtype=images.dtype, device=images.device, requires_grad=to_gates)
+        loss = cross_entropy(self.network(images, ops.tolist(), gates), self.batch.labels)
         self._backward(loss, gates)
         self.network.zero_grad()
         return Outcome(loss.detach(), gates.grad)
@@ -214,7 +220,7 @@ class Xautodl(NetworkSide):
         self.network = TinyNetworkGDAS(case.channels, case.cells, NUM_NODES, 10, NAS_BENCH_201, False, False)
         state = {**network.state_dict(), "arch_parameters": torch.zeros(len(EDGES), len(OPS))}
         self.network.load_state_dict(state)
-        self.network.to(memory_format=layout)
+        self.network.to(batch.images).to(memory_format=layout)
         self.batch = Batch(batch.images.contiguous(memory_format=layout), batch.labels)
 
     def step(self, ops: Tensor, to_gates: bool) -> Outcome:

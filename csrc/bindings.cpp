@@ -1,6 +1,10 @@
 // Python module advnas_ext._C: every native entry point, a line each. The operators of torch.ops.advnas_ext are registered where
 // they are defined (gate.cpp).
 #include <torch/csrc/utils/pybind.h>
+#ifdef ADVNAS_SHIM
+#include <pybind11/stl.h>
+#include <shim.h>
+#endif
 
 #include "cell.h"
 #include "device.h"
@@ -39,6 +43,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         py::arg("weights"), py::call_guard<py::gil_scoped_release>());
   m.def("has_recurrent_kernels", &advnas::has_recurrent_kernels, py::arg("x"));
   m.attr("MAX_RECURRENT_NODES") = advnas::kMaxRecurrentSources;
+#ifdef ADVNAS_SHIM  // {(kernel, grid, threads of a block, shared bytes): launches}
+  m.def("launch_counts", &cuda_shim::launch_counts);
+  m.def("clear_launch_counts", &cuda_shim::clear_launch_counts);
+#endif
   m.def("isa", &advnas::cpu::isa_name);
   m.def("isas", &advnas::cpu::isa_names);
 }

@@ -4,37 +4,25 @@ It is built for tests only, beside the extension, and takes tensors of the host 
 """
 
 import copy
-import importlib.util
-import json
-import subprocess
-from pathlib import Path as File
 
-import ninja
 import pytest
 import torch
 from comparison import compare
+from shim import load
 
-import advnas_ext
 from advnas.spaces import nasbench201
 from advnas_ext import NAS_BENCH_201, OnePathCell, OnePathRecurrentCell, Path, native, recurrent, reference
 from advnas_ext.operations import OPERATIONS
 
-ROOT = File(__file__).parents[1]
 NORMS = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 
 
 @pytest.fixture(scope="module")
 def extension():
-    built = json.loads(File(advnas_ext.__file__).with_name("_build.json").read_text())["torch"]
-    folder = ROOT / "build" / f"torch-{built}"
-    if not (folder / "build.ninja").exists():
-        pytest.skip(f"needs a build in place: {folder} does not exist; pip install --no-build-isolation -e .")
-    done = subprocess.run([File(ninja.BIN_DIR, "ninja"), "-C", folder, "shim.so"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-    spec = importlib.util.spec_from_file_location("advnas_shim._C", folder / "shim.so")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    try:
+        return load()
+    except SystemExit as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

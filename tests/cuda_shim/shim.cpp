@@ -49,6 +49,7 @@ void (*body)(const void*);
 const void* body_arguments;
 const char* kernel_name = "host code";
 std::vector<Launch> log_of_launches;
+std::map<LaunchKey, uint64_t> counts_of_launches;
 std::map<const void*, size_t> shared_allowed;
 alignas(128) unsigned char shared_storage[kSharedLimit + 2 * kSharedGuard];
 unsigned char* const shared_memory = shared_storage + kSharedGuard;
@@ -218,6 +219,8 @@ std::string text(dim3 d) { return "(" + std::to_string(d.x) + "," + std::to_stri
 
 const std::vector<Launch>& launches() { return log_of_launches; }
 void clear_launches() { log_of_launches.clear(); }
+const std::map<LaunchKey, uint64_t>& launch_counts() { return counts_of_launches; }
+void clear_launch_counts() { counts_of_launches.clear(); }
 unsigned char* dynamic_shared() { return shared_memory; }
 
 void fail(const char* kind, const std::string& detail) {
@@ -282,6 +285,7 @@ void launch(const char* kernel, const void* function, dim3 grid, dim3 block, siz
   if (shared_bytes > (allowed == shared_allowed.end() ? kSharedDefault : allowed->second)) {
     fail("invalid launch", sizes + ": more shared memory than cudaFuncSetAttribute allowed");
   }
+  ++counts_of_launches[{kernel, {grid.x, grid.y, grid.z}, unsigned(threads), shared_bytes}];
   gridDim = grid;
   blockDim = block;
   block_size = unsigned(threads);

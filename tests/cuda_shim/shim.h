@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <map>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -44,6 +45,10 @@ struct Launch {
 
 const std::vector<Launch>& launches();
 void clear_launches();
+// In any build: how often each kernel was launched with each grid, block and dynamic shared memory.
+using LaunchKey = std::tuple<std::string, std::tuple<unsigned, unsigned, unsigned>, unsigned, size_t>;
+const std::map<LaunchKey, uint64_t>& launch_counts();
+void clear_launch_counts();
 
 // Where a barrier stands.
 struct Place {

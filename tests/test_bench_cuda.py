@@ -1,0 +1,118 @@
+"""benchmarks/cuda_steps.py on the host: the same code with the host's clock in place of events on a stream."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def benchmarks():
+    sys.path.insert(0, str(FOLDER))
+    before = set(sys.modules)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    sys.path.remove(str(FOLDER))
+    for name in set(sys.modules) - before:
+        if str(FOLDER) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def launches():
+    import shim
+
+    try:
+        return shim.Launches()
+    except SystemExit as error:
+        pytest.skip(str(error))
+
+
+def test_a_run(tmp_path, monkeypatch, capsys):
+    import cuda_steps
+    from gpus import GPUS
+    from machines import Host
+
+    monkeypatch.setattr("sides.has_xautodl", lambda: False)
+    monkeypatch.setattr(Host, "gpu", GPUS[0])
+    settings = cuda_steps.Settings(channels=4, cells=1, batch_sizes=(2,), image_size=8, paths=2, out=tmp_path)
+    benchmark = cuda_steps.Benchmark(settings, Host())
+    benchmark.run()
+    benchmark.write()
+    text = (tmp_path / "cuda.md").read_text()
+    assert text.startswith("host (published figures of T4), torch ")
+    assert text.count("| architecture | plain, inputs=[gates] |") == 4, "times and model, in two types"
+    assert "measured / predicted" in text
+    assert "C = 4, N = 1, batch 2, 8x8, bfloat16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+def test_the_check_on_the_kernels(launches, name):
+    import cuda_steps
+    from machines import Host
+
+    with launches.counted() as found:
+        differences = cuda_steps.differences(Host(), cuda_steps.DTYPES[name])
+    assert {"node_forward_kernel", "forward_kernel", "gradient_kernel"} <= {launch.kernel for launch in found}
+    cuda_steps.require_small(differences, name)
+
+
+def test_a_difference_ends_it(monkeypatch):
+    import cuda_steps
+
+    with pytest.raises(SystemExit, match="nor_conv_1x1 in float32 differs"):
+        cuda_steps.require_small({"skip_connect": 0.0, "nor_conv_1x1": 1e-2}, "float32")
+    with pytest.raises(SystemExit, match="differs"):
+        cuda_steps.require_small({"skip_connect": float("inf")}, "bfloat16")
+
+
+def test_the_steps_are_timed_by_the_machine(monkeypatch):
+    import cuda_steps
+    from clocks import Clock
+    from machines import Host
+    from work import Case
+
+    class Ticks(Clock):
+        def seconds(self, step):
+            step()
+            return 2.0
+
+    monkeypatch.setattr("sides.has_xautodl", lambda: False)
+    machine = Host()
+    machine.clock = Ticks()
+    made = cuda_steps.make_sides(machine, Case(4, 1, 2, 8), torch.float32)
+    assert [side.seconds(torch.tensor([3, 2, 1, 4, 3, 2]), True) for side in made.values()] == [2.0] * 3
+
+
+@pytest.mark.parametrize(
+    "name, gpu", [("NVIDIA H100 80GB HBM3", "H100 SXM"), ("Tesla T4", "T4"), ("NVIDIA T400", None), ("host", None)]
+)
+def test_which_figures_are_published(name, gpu):
+    from machines import Host
+
+    machine = Host()
+    machine.name = name
+    assert (machine.gpu.name if machine.gpu else None) == gpu
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu(capsys):
+    import cuda_steps
+
+    with pytest.raises(SystemExit) as error:
+        cuda_steps.main(cuda_steps.Settings())
+    assert error.value.code == 2
+    assert capsys.readouterr().err == "cuda_steps.py: needs an NVIDIA GPU, and PyTorch finds none\n"
+
+
+def test_an_extension_without_cuda(monkeypatch):
+    import cuda_steps
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda_steps, "_C", type("Extension", (), {"cuda": False}))
+    assert "built without CUDA" in cuda_steps.missing()
