@@ -22,7 +22,8 @@ def load() -> ModuleType:
     """Build the passes with their kernels on the shim, and import them.
 
     Raises:
-        SystemExit: the extension was not built in place, or the shim does not compile.
+        SystemExit: the extension was not built in place.
+        RuntimeError: the shim does not compile.
     """
     import ninja
 
@@ -33,7 +34,7 @@ def load() -> ModuleType:
     command = [str(FilePath(ninja.BIN_DIR, "ninja")), "-C", str(folder), "shim.so"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        raise SystemExit(f"the shim does not compile:\n{done.stdout}")
+        raise RuntimeError(f"the shim does not compile:\n{done.stdout}")
     spec = importlib.util.spec_from_file_location("advnas_shim._C", folder / "shim.so")
     assert spec is not None
     assert spec.loader is not None
