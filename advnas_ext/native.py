@@ -134,8 +134,9 @@ _TYPES = {"cpu": (torch.float32, torch.float64), "cuda": (torch.float32, torch.f
 def runs_natively(x: Tensor) -> bool:
     """Whether the native executor takes ``x``: its device and type, without autocast."""
     device = x.device.type
-    if device != "cpu" and not (device == "cuda" and _C.cuda):
-        _warn_not_native(device)
+    if device not in _TYPES or (device == "cuda" and not _C.cuda):
+        if device != "meta":  # of shapes alone
+            _warn_not_native(device)
         return False
     return x.dtype in _TYPES[device] and not torch.is_autocast_enabled(device)
 

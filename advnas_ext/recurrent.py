@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from advnas_ext import _C, reference
+from advnas_ext import _C, native, reference
 from advnas_ext.path import Path
 
 INITIAL_RANGE = 0.04  # as in DARTS
@@ -111,7 +111,7 @@ class OnePathRecurrentCell(nn.Module):
             if h.shape != x.shape[1:]:
                 raise ValueError(f"OnePathRecurrentCell: h must have shape {list(x.shape[1:])}, got {list(h.shape)}")
         activations = [ACTIVATIONS[op] for op in self.ops]
-        if _has_kernels(x) and not torch.is_autocast_enabled(x.device.type):
+        if native.runs_natively(x):
             ops = [activations[op].native for op in path.ops.flatten().tolist()]
             outputs = _run(x, h, path.gates, path.offsets, ops, list(self.weights))
             return outputs, outputs[-1] if len(x) > 0 else h
@@ -152,5 +152,4 @@ class OnePathRecurrentCell(nn.Module):
             )
 
 
-_has_kernels = torch.compiler.disable(_C.has_recurrent_kernels)
 _run = torch.compiler.disable(_C.recurrent)

@@ -41,7 +41,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .value("NONE", advnas::kNumRecurrentOps);
   m.def("recurrent", &advnas::recurrent, py::arg("x"), py::arg("h"), py::arg("gates"), py::arg("offsets"), py::arg("ops"),
         py::arg("weights"), py::call_guard<py::gil_scoped_release>());
-  m.def("has_recurrent_kernels", &advnas::has_recurrent_kernels, py::arg("x"));
   m.attr("MAX_RECURRENT_NODES") = advnas::kMaxRecurrentSources;
 #ifdef ADVNAS_SHIM  // {(kernel, grid, threads of a block, shared bytes): launches}
   m.def("launch_counts", &cuda_shim::launch_counts);

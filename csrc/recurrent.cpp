@@ -320,9 +320,7 @@ void plan(Call& call, const Tensor& gates, const std::vector<int64_t>& ops, int6
   }
 }
 
-}  // namespace
-
-bool has_recurrent_kernels(const Tensor& x) {
+bool has_kernels(const Tensor& x) {
   const auto type = x.scalar_type();
 #ifdef ADVNAS_DEVICE
   if (on_device(x)) return has_device_type(type);
@@ -330,12 +328,14 @@ bool has_recurrent_kernels(const Tensor& x) {
   return x.is_cpu() && (type == at::kFloat || type == at::kDouble);
 }
 
+}  // namespace
+
 Tensor recurrent(const Tensor& x, const Tensor& h, const Tensor& gates, const std::optional<Tensor>& offsets,
                  const std::vector<int64_t>& ops, const std::vector<Tensor>& weights) {
   const int64_t num_nodes = int64_t(weights.size()) - 1, num_edges = num_nodes * (num_nodes + 1) / 2;
   TORCH_CHECK_VALUE(num_nodes >= 1 && num_nodes <= kMaxRecurrentSources, "OnePathRecurrentCell: num_nodes must be from 1 to ",
                     kMaxRecurrentSources, ", got ", num_nodes);
-  TORCH_CHECK_VALUE(has_recurrent_kernels(x) && x.dim() == 3 && x.size(2) > 0, "OnePathRecurrentCell: no kernels for x of ",
+  TORCH_CHECK_VALUE(has_kernels(x) && x.dim() == 3 && x.size(2) > 0, "OnePathRecurrentCell: no kernels for x of ",
                     x.scalar_type(), " and shape ", x.sizes(), " on ", x.device());
   const int64_t units = x.size(2);
   const auto check = [&](const char* what, int64_t index, const Tensor& tensor, at::IntArrayRef shape) {

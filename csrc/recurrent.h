@@ -7,9 +7,6 @@
 
 namespace advnas {
 
-// Whether recurrent() has kernels for the device and dtype of x.
-bool has_recurrent_kernels(const at::Tensor& x);
-
 // A sequence through the recurrent cell on one path, with autograd: advnas_ext/reference.py has the formula,
 // advnas_ext/recurrent.py the checks of what users pass.
 //

@@ -32,7 +32,6 @@ def shim(extension, monkeypatch):
     monkeypatch.setattr(native, "_run", extension.cell)
     monkeypatch.setattr(native, "_TYPES", {"cpu": native._TYPES["cuda"]})
     monkeypatch.setattr(recurrent, "_run", extension.recurrent)
-    monkeypatch.setattr(recurrent, "_has_kernels", extension.has_recurrent_kernels)
     torch.set_num_threads(1)
 
 
