@@ -135,8 +135,7 @@ def runs_natively(x: Tensor) -> bool:
     """Whether the native executor takes ``x``: its device and type, without autocast."""
     device = x.device.type
     if device not in _TYPES or (device == "cuda" and not _C.cuda):
-        if device != "meta":  # of shapes alone
-            _warn_not_native(device)
+        _warn_not_native(device)
         return False
     return x.dtype in _TYPES[device] and not torch.is_autocast_enabled(device)
 
