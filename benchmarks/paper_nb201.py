@@ -118,7 +118,7 @@ class Experiment:
             for name in self.settings.estimators
         }
         self.run("comparing", [runs[name][i] for i in range(len(self.settings.seeds)) for name in runs])
-        report(self.settings, runs, chosen, epochs)
+        report(self.settings, runs, chosen, epochs, self.recipe.warmup_epochs)
 
     def warm_up(self, seed: int) -> Run:
         flags = ("--seed", str(seed), "--epochs", str(self.recipe.warmup_epochs))
@@ -212,38 +212,62 @@ def result(run: Run) -> dict[str, Any]:
     return json.loads((run.folder / "result.json").read_text())
 
 
-def report(settings: Settings, runs: dict[str, list[Run]], chosen: dict[str, float], epochs: dict[str, int]) -> None:
+def learning_seconds(settings: Settings, name: str, run: Run, warmup_epochs: int) -> list[float]:
+    """After each epoch, from the cost of a step as it was measured in turns: a busy machine favours nobody."""
+    cost = json.loads((settings.out / "epochs.json").read_text())["seconds_per_step"][name]
+    rows = history(run)
+    per_epoch = result(run)["steps"] / len(rows) * cost
+    return [max(0, int(row["epoch"]) - warmup_epochs) * per_epoch for row in rows]
+
+
+def report(
+    settings: Settings,
+    runs: dict[str, list[Run]],
+    chosen: dict[str, float],
+    epochs: dict[str, int],
+    warmup_epochs: int,
+) -> None:
     """Write the rows of all runs, the table and the figure."""
     settings.results.mkdir(parents=True, exist_ok=True)
+    seconds = {
+        name: [learning_seconds(settings, name, run, warmup_epochs) for run in done] for name, done in runs.items()
+    }
     rows = [
-        {"estimator": name, "arch_lr": chosen[name], "seed": seed, "epoch": row["epoch"], "seconds": row["seconds"],
-         "valid_loss": row["valid_loss"], "entropy": row["entropy"], "cifar10_test_200": row["cifar10_test_200"]}
+        {"estimator": name, "arch_lr": chosen[name], "seed": seed, "epoch": row["epoch"], "learning_seconds": f"{after:.1f}",
+         "seconds": row["seconds"], "valid_loss": row["valid_loss"], "entropy": row["entropy"],
+         "cifar10_test_200": row["cifar10_test_200"]}
         for name, done in runs.items()
-        for seed, run in zip(settings.seeds, done, strict=True)
-        for row in history(run)
+        for seed, run, times in zip(settings.seeds, done, seconds[name], strict=True)
+        for row, after in zip(history(run), times, strict=True)
     ]  # fmt: skip
     write_csv(settings.results / "paper-nb201.csv", rows)
-    write_atomic(settings.results / "paper-nb201.md", table(settings, runs, chosen, epochs))
-    draw(runs, settings.results / "paper-nb201.svg")
+    write_atomic(settings.results / "paper-nb201.md", table(settings, runs, chosen, epochs, seconds))
+    draw(runs, seconds, settings.results / "paper-nb201.svg")
     print((settings.results / "paper-nb201.md").read_text())
 
 
-def table(settings: Settings, runs: dict[str, list[Run]], chosen: dict[str, float], epochs: dict[str, int]) -> str:
+def table(
+    settings: Settings,
+    runs: dict[str, list[Run]],
+    chosen: dict[str, float],
+    epochs: dict[str, int],
+    seconds: dict[str, list[list[float]]],
+) -> str:
     """Markdown: an estimator a line, best first."""
     found = {name: [result(run) for run in done] for name, done in runs.items()}
     last = {name: [float(history(run)[-1]["cifar10_test_200"]) for run in done] for name, done in runs.items()}
     lines = [
-        "| estimator | logit rate | epochs | seconds | CIFAR-10 | by seed "
+        "| estimator | logit rate | epochs | learning, s | CIFAR-10 | by seed "
         f"| minus {OPPONENT}, paired t | CIFAR-100 | ImageNet16-120 |",
         "|---|---:|---:|---:|---:|---|---|---:|---:|",
     ]
     for name in sorted(runs, key=lambda name: -statistics.mean(last[name])):
-        seconds = statistics.mean(run["seconds"] for run in found[name])
+        learning = statistics.mean(times[-1] for times in seconds[name])
         others = [f"{statistics.mean(run['table'][column] for run in found[name]):.2f}" for column in OTHERS]
         seeds = ", ".join(f"{value:.2f}" for value in last[name])
         against = "" if name == OPPONENT or OPPONENT not in last else paired(last[name], last[OPPONENT])
         lines.append(
-            f"| {name} | {chosen[name]:g} | {epochs[name]} | {seconds:.0f} | {mean_interval(last[name])} | {seeds} | {against} | "
+            f"| {name} | {chosen[name]:g} | {epochs[name]} | {learning:.0f} | {mean_interval(last[name])} | {seeds} | {against} | "
             + " | ".join(others)
             + " |"
         )
@@ -270,7 +294,7 @@ def paired(values: Sequence[float], others: Sequence[float]) -> str:
     return f"{mean:+.2f}, p = {stats.ttest_rel(values, others).pvalue:.3f}"
 
 
-def draw(runs: dict[str, list[Run]], path: Path) -> None:
+def draw(runs: dict[str, list[Run]], seconds: dict[str, list[list[float]]], path: Path) -> None:
     """Accuracy of the argmax cell against time, mean and 95% interval over the seeds."""
     matplotlib.rcParams["svg.hashsalt"] = "paper-nb201"
     names = list(runs)
@@ -279,23 +303,21 @@ def draw(runs: dict[str, list[Run]], path: Path) -> None:
     for panel in panels[len(names) :]:
         panel.set_visible(False)
     for place, (name, panel) in enumerate(zip(names, panels, strict=False)):
-        curves = [
-            [(float(row["seconds"]), float(row["cifar10_test_200"])) for row in history(run)] for run in runs[name]
-        ]
-        epochs = min(map(len, curves))
-        seconds = torch.tensor([[point[0] for point in curve[:epochs]] for curve in curves]).mean(0)
-        values = torch.tensor([[point[1] for point in curve[:epochs]] for curve in curves])
-        mean = values.mean(0)
-        count = len(curves)
+        values = torch.tensor([[float(row["cifar10_test_200"]) for row in history(run)] for run in runs[name]])
+        times = torch.tensor(seconds[name]).mean(0)
+        learns = times > 0
+        learns[:-1] |= times[1:] > 0  # from the last epoch of the warm-up on
+        times, values = times[learns], values[:, learns]
+        mean, count = values.mean(0), len(values)
         half = stats.t.ppf(0.975, max(count - 1, 1)) * values.std(0, correction=min(1, count - 1)) / count**0.5
         colour = COLOURS[1 + place % (len(COLOURS) - 1)]
-        panel.plot(seconds, mean, color=colour)
-        panel.fill_between(seconds, mean - half, mean + half, color=colour, alpha=0.25, linewidth=0)
+        panel.plot(times, mean, color=colour)
+        panel.fill_between(times, mean - half, mean + half, color=colour, alpha=0.25, linewidth=0)
         panel.set_title(name, fontsize=10)
         panel.set_ylim(90, 94.5)
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("seconds, warm-up included")
+    figure.supxlabel("seconds of learning, after the warm-up")
     figure.supylabel("test accuracy by the table, %")
     figure.savefig(path, metadata={"Date": None})
 
