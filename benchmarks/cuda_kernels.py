@@ -155,7 +155,8 @@ def launch_of(kernel: Kernel, channels: int) -> Launch:
     }
     if kernel.label in makers:
         return makers[kernel.label]()
-    assert kernel.file == "gate", f"{kernel.label}: how it is launched is not known here"
+    # Over one dimension, with static shared memory only.
+    assert kernel.file in ("gate", "recurrent"), f"{kernel.label}: how it is launched is not known here"
     return Launch(kernel.name, (1, 1, 1), shapes.BLOCK)
 
 

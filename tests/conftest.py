@@ -1,7 +1,9 @@
 """Shared by all tests: the tolerance table, and where the data that the project does not carry lies."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,3 +44,27 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"needs the data folder: {folder} does not exist; set ADVNAS_SHARED")
     return folder
+
+
+@pytest.fixture
+def kept_threads() -> Iterator[None]:
+    """The number of threads is afterwards what it was."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread(kept_threads: None) -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def launches() -> Any:
+    """Runs the passes for CUDA on the host and counts their launches; see benchmarks/shim.py."""
+    import shim
+
+    try:
+        return shim.Launches()
+    except SystemExit as error:
+        pytest.skip(str(error))

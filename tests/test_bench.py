@@ -1,26 +1,10 @@
 import copy
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def benchmarks():
-    """The modules of the benchmarks, importable as they are when a script there runs."""
-    sys.path.insert(0, str(FOLDER))
-    before = set(sys.modules)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    sys.path.remove(str(FOLDER))
-    for name in set(sys.modules) - before:
-        if str(FOLDER) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("kept_threads")
 
 
 @pytest.fixture

@@ -1,36 +1,9 @@
 """benchmarks/cuda_steps.py on the host: the same code with the host's clock in place of events on a stream."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def benchmarks():
-    sys.path.insert(0, str(FOLDER))
-    before = set(sys.modules)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    sys.path.remove(str(FOLDER))
-    for name in set(sys.modules) - before:
-        if str(FOLDER) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
-
-
-@pytest.fixture
-def launches():
-    import shim
-
-    try:
-        return shim.Launches()
-    except SystemExit as error:
-        pytest.skip(str(error))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_run(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,5 @@
 """What the compiler makes of the CUDA kernels: nothing spills, and the table in benchmarks/results says what it says."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,15 +10,9 @@ TARGETS = (75, 80, 90)
 
 @pytest.fixture(scope="module")
 def cuda_kernels():
-    sys.path.insert(0, str(FOLDER))
-    before = set(sys.modules)
     import cuda_kernels
 
-    yield cuda_kernels
-    sys.path.remove(str(FOLDER))
-    for name in set(sys.modules) - before:
-        if str(FOLDER) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+    return cuda_kernels
 
 
 @pytest.fixture(scope="module")

@@ -1,37 +1,11 @@
 """The model of a step on a GPU launches what the passes launch."""
 
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def benchmarks():
-    sys.path.insert(0, str(FOLDER))
-    before = set(sys.modules)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    sys.path.remove(str(FOLDER))
-    for name in set(sys.modules) - before:
-        if str(FOLDER) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
-
-
-@pytest.fixture(scope="module")
-def launches(benchmarks):
-    import shim
-
-    try:
-        return shim.Launches()
-    except SystemExit as error:
-        pytest.skip(str(error))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("to_gates", [False, True], ids=["weight", "architecture"])

@@ -1,9 +1,6 @@
 import csv
-import importlib.util
 import json
 import statistics
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,16 +8,12 @@ from scipy import stats
 
 from advnas.spaces.nasbench201 import OPS, format_arch
 
-FILE = Path(__file__).parents[1] / "benchmarks" / "paper_nb201.py"
-
 
 @pytest.fixture(scope="module")
 def paper_nb201():
-    spec = importlib.util.spec_from_file_location("paper_nb201", FILE)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    import paper_nb201
+
+    return paper_nb201
 
 
 @pytest.fixture(scope="module")
