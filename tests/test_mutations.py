@@ -254,8 +254,8 @@ node.cu: the transpose divides by the window of the wrong column
 - pool_window(w, shape.width)
 + pool_window(column.w, shape.width)
 node.cu: pooling leaves out a row
-- h <= min(r + 1, kRows<kPack> - 1)
-+ h <= min(r, kRows<kPack> - 1)
+- h < r - 1 || h > r + 1
++ h < r - 1 || h > r
 node.cu: forward pools by the transpose
 - arrive<false>(source, shape, column, value);
 + arrive<true>(source, shape, column, value);
