@@ -12,7 +12,6 @@ import statistics
 import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path as FilePath
 
 import cuda_model
 import report
@@ -38,20 +37,8 @@ FEW = 4  # paths whose launches and memory are looked at
 
 
 @dataclass
-class Settings:
-    channels: int = 16
-    cells: int = 5
-    """Cells a stage."""
+class Settings(cuda_model.Settings):
     batch_sizes: tuple[int, ...] = cuda_model.BATCHES
-    image_size: int = 32
-    paths: int = 40
-    """Random paths."""
-    seed: int = 0
-    out: FilePath = FilePath(__file__).parent / "results"
-    """Folder of the results."""
-
-    def case(self, batch_size: int) -> Case:
-        return Case(self.channels, self.cells, batch_size, self.image_size, self.seed)
 
 
 def differences(machine: Machine, dtype: torch.dtype) -> dict[str, float]:

@@ -47,7 +47,7 @@ class Launches:
     """Sends what runs natively to the passes for CUDA while a ``with counted()`` lasts."""
 
     def __init__(self) -> None:
-        self._module = load()
+        self.module = load()
         with self.counted():  # what is made once and kept
             OnePathCell(1, num_nodes=2)(torch.ones(1, 1, 2, 2), Path.from_ops([3]))
 
@@ -56,11 +56,11 @@ class Launches:
         """A counter that holds the launches of the ``with`` block at its end."""
         found: Counter[Launch] = Counter()
         host, types = native._run, native._TYPES
-        native._run, native._TYPES = self._module.cell, {"cpu": types["cuda"]}
-        self._module.clear_launch_counts()
+        native._run, native._TYPES = self.module.cell, {"cpu": types["cuda"]}
+        self.module.clear_launch_counts()
         try:
             yield found
         finally:
             native._run, native._TYPES = host, types
-        for (kernel, grid, block, shared), count in self._module.launch_counts().items():
+        for (kernel, grid, block, shared), count in self.module.launch_counts().items():
             found[Launch(kernel.strip("()").split("<")[0], grid, block, shared)] += count

@@ -8,7 +8,6 @@ import copy
 import pytest
 import torch
 from comparison import compare
-from shim import load
 
 from advnas.spaces import nasbench201
 from advnas_ext import NAS_BENCH_201, OnePathCell, OnePathRecurrentCell, Path, native, recurrent, reference
@@ -17,12 +16,9 @@ from advnas_ext.operations import OPERATIONS
 NORMS = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 
 
-@pytest.fixture(scope="module")
-def extension():
-    try:
-        return load()
-    except SystemExit as error:
-        pytest.skip(str(error))
+@pytest.fixture
+def extension(launches):
+    return launches.module
 
 
 @pytest.fixture

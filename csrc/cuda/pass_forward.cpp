@@ -77,10 +77,9 @@ class Forward {
         sources.push_back({in<T>(pass_.z[term.convolution]), Arrival::kDirect, gate, map, nullptr});
       }
     }
-    const Tensor& like = like_;
-    const Tensor value = reads.value || sources.size() > kMaxSources ? new_images(like, shape) : Tensor();
-    const Tensor relu = reads.relu ? new_images(like, shape) : Tensor();
-    const Images images{int(like.size(0)), int(shape.height), int(shape.width), int(shape.channels)};
+    const Tensor value = reads.value || sources.size() > kMaxSources ? new_images(like_, shape) : Tensor();
+    const Tensor relu = reads.relu ? new_images(like_, shape) : Tensor();
+    const Images images{int(like_.size(0)), int(shape.height), int(shape.width), int(shape.channels)};
     size_t first = 0;
     do {
       NodeForward<T> launch{images, first == 0 ? nullptr : in<T>(value), out<T>(value), nullptr, 0, {}};
