@@ -12,7 +12,7 @@ from advnas_ext.operations import NAS_BENCH_201, OPERATIONS, Discarded
 from advnas_ext.path import Path
 
 
-class OnePathCell(nn.Module):
+class OnePathCell(native.Block):
     """A densely connected cell (NAS-Bench-201, Dong & Yang 2020) that runs one path at a time.
 
     ``num_nodes`` nodes; an edge goes from every node to every later one, in the order 1<-0, 2<-0, 2<-1, 3<-0, ... Each
@@ -72,7 +72,7 @@ class OnePathCell(nn.Module):
     def num_edges(self) -> int:
         return self.num_nodes * (self.num_nodes - 1) // 2
 
-    def forward(self, x: Tensor, path: Path) -> Tensor:
+    def forward(self, x: Tensor, path: Path) -> Tensor:  # type: ignore[override]  # a cell has a path
         """Run the picked operations.
 
         Args:
@@ -89,12 +89,29 @@ class OnePathCell(nn.Module):
             RuntimeError: in a double backward pass, which is not implemented.
         """
         self._check(x, path)
-        if native.runs_natively(x):
-            rows = zip(self._candidates(), path.ops.tolist(), strict=True)
-            picked = [[candidates[op] for op in row] for candidates, row in rows]
-            if all(hasattr(op, "steps") for row in picked for op in row):
-                return self._run_native(x, path, picked)
+        return super().forward(x, path)
+
+    def plain(self, x: Tensor, path: Path) -> Tensor:  # type: ignore[override]  # a cell has a path
+        """The same by the plain PyTorch specification."""
         return reference.cell(x, path, self._candidates(), self.num_nodes)
+
+    def is_native(self, path: Path) -> bool:  # type: ignore[override]
+        """Whether the native executor runs all operations that ``path`` picks."""
+        self._check_path(path)
+        return all(hasattr(op, "steps") for row in self._picked(path) for op in row)
+
+    def add_to(self, graph: native.Graph, source: int, path: Path) -> int:  # type: ignore[override]
+        """The cell as a part of a graph."""
+        picked, nodes, edge = self._picked(path), [source], 0
+        for _ in range(1, self.num_nodes):
+            arrivals = []
+            for node in nodes:
+                for k, op in enumerate(picked[edge]):
+                    arrivals.append((op.steps(), node, edge * path.picks + k))  # type: ignore[operator]
+                edge += 1
+            nodes.append(graph.node(arrivals))
+            graph.edges_into(nodes[-1], len(nodes) - 1)
+        return nodes[-1]
 
     def keep_only(self, ops: Tensor) -> None:
         """Discard the parameters of every candidate but ``ops`` (int64 [num_edges]): the cell of one architecture."""
@@ -111,22 +128,11 @@ class OnePathCell(nn.Module):
     def _candidates(self) -> list[nn.ModuleList]:
         return list(self.edges.values())  # type: ignore[arg-type]
 
-    def _run_native(self, x: Tensor, path: Path, picked: list[list[nn.Module]]) -> Tensor:
-        graph = native.Graph()
-        nodes, targets, edge = [0], [], 0
-        for _ in range(1, self.num_nodes):
-            arrivals = []
-            for source in nodes:
-                for k, op in enumerate(picked[edge]):
-                    arrivals.append((op.steps(), source, edge * path.picks + k))  # type: ignore[operator]
-                edge += 1
-            nodes.append(graph.node(arrivals))
-            targets += [nodes[-1]] * (len(nodes) - 1)
-        return graph.run(x, path.gates_on(x.device), path.gates, path.offsets_on(x.device), targets)
+    def _picked(self, path: Path) -> list[list[nn.Module]]:
+        rows = zip(self._candidates(), path.ops.tolist(), strict=True)
+        return [[candidates[op] for op in row] for candidates, row in rows]
 
     def _check(self, x: Tensor, path: Path) -> None:
-        if not isinstance(path, Path):
-            raise TypeError(f"OnePathCell: path must be an advnas_ext.Path, got {type(path).__name__}")
         self._check_path(path)
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise ValueError(
@@ -146,9 +152,11 @@ class OnePathCell(nn.Module):
             )
 
     def _check_path(self, path: Path) -> None:
+        if not isinstance(path, Path):
+            raise TypeError(f"OnePathCell: path must be an advnas_ext.Path, got {type(path).__name__}")
         if path.num_edges != self.num_edges:
             raise ValueError(f"OnePathCell: path must have {self.num_edges} edges, got {path.num_edges}")
-        if int(path.ops.max()) >= len(self.ops):
+        if max(map(max, path.ops.tolist())) >= len(self.ops):
             raise ValueError(
                 f"OnePathCell: path.ops must be below {len(self.ops)}, the number of ops, got {path.ops.tolist()}"
             )

@@ -1,4 +1,5 @@
-"""Graphs of nodes that the native executor runs in one call: a cell on one path, a stem, a reduction block.
+"""Graphs of nodes that the native executor runs in one call: a cell on one path, a stem, a reduction block, or one after
+the other: the whole body of a supernet.
 
 A graph is built anew for every call, since the path says what is in it. Formula: :mod:`advnas_ext.reference`.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from advnas_ext import _C
+from advnas_ext.path import Path
 
 Before = _C.Before
 _piece = functools.cache(_C.Piece)
@@ -62,6 +65,7 @@ class Graph:
         self._links: list[tuple[int, int, int]] = []
         self._running: list[bool] = []
         self._tensors: list[Tensor | None] = []
+        self._offset_targets: list[int] = []
 
     def node(self, arrivals: Iterable[tuple[Sequence[Step], int, int]]) -> int:
         """Adds a node and returns its number.
@@ -81,6 +85,11 @@ class Graph:
         self.num_nodes += 1
         return self.num_nodes - 1
 
+    def edges_into(self, node: int, count: int) -> None:
+        """Says that the next ``count`` edges of the path end in ``node``, where their offsets are added. A cell names all
+        edges in their order, or none."""
+        self._offset_targets += [node] * count
+
     def _link(self, step: Step, source: int, target: int, gate: int) -> None:
         self._pieces.append(step.piece)
         self._links.append((source, target, gate))
@@ -88,40 +97,71 @@ class Graph:
             self._running.append(step.running)
             self._tensors += step.tensors
 
-    def run(
-        self,
-        x: Tensor,
-        gates: Tensor | None = None,
-        gate_values: Tensor | None = None,
-        offsets: Tensor | None = None,
-        offset_targets: Sequence[int] = (),
-    ) -> Tensor:
+    def run(self, x: Tensor, path: Path | None = None) -> Tensor:
         """The value of the last node.
 
         Args:
             x: [batch, channels, height, width], of a type that :func:`runs_natively`, as the parameters.
-            gates: any shape, where their gradients are to be collected (:meth:`Path.gates_on`).
-            gate_values: the same on the host; default ``gates`` itself.
-            offsets: zeros, or None; ``offsets[k]`` is added to node ``offset_targets[k]``.
+            path: has the gates, and the offsets if any; None where the graph has no gate.
 
         Raises:
             ValueError: channels of ``x`` or of a convolution do not fit, or batch statistics would be of one value.
             RuntimeError: in a double backward pass, which is not implemented.
         """
-        if gates is None:
-            gates = _NO_GATES
         return _run(
             x,
-            gates,
-            gates if gate_values is None else gate_values,
-            offsets,
-            offset_targets,
+            _NO_GATES if path is None else path.gates_on(x.device),
+            _NO_GATES if path is None else path.gates,
+            None if path is None else path.offsets_on(x.device),
+            self._offset_targets,
             self._pieces,
             self._links,
             self.num_nodes,
             self._running,
             self._tensors,
         )
+
+
+class Block(nn.Module, ABC):
+    """A module that can be a part of a graph."""
+
+    def is_native(self, path: Path | None) -> bool:
+        """Whether the executor runs all that ``path`` picks."""
+        return True
+
+    @abstractmethod
+    def add_to(self, graph: Graph, source: int, path: Path | None) -> int:
+        """Adds the nodes of the block, whose input is the node ``source``, and returns its output."""
+
+    @abstractmethod
+    def plain(self, x: Tensor, path: Path | None) -> Tensor:
+        """The block in plain PyTorch."""
+
+    def forward(self, x: Tensor, path: Path | None = None) -> Tensor:
+        """The output, channels_last."""
+        native = runs_natively(x) and self.is_native(path)
+        return _run_graph([self], x, path) if native else self.plain(x, path)
+
+
+def run_blocks(blocks: Sequence[Block], x: Tensor, path: Path) -> Tensor:
+    """The blocks, one after the other: as one graph where the executor runs all of them and no hook waits at one."""
+    if runs_natively(x) and not any(map(_has_hooks, blocks)) and all(block.is_native(path) for block in blocks):
+        return _run_graph(blocks, x, path)
+    for block in blocks:
+        x = block(x, path)
+    return x
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
+
+
+def _run_graph(blocks: Iterable[Block], x: Tensor, path: Path | None) -> Tensor:
+    graph, node = Graph(), 0
+    for block in blocks:
+        node = block.add_to(graph, node, path)
+    return graph.run(x, path)
 
 
 _NO_GATES = torch.empty(0)

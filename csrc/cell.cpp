@@ -23,7 +23,6 @@ struct Call : torch::CustomClassHolder {
   at::ScalarType gates_type = at::kFloat;
   std::vector<int64_t> gates_shape;
   int64_t offsets_place = -1;
-  bool save = false;
 };
 
 // Calls visit(tensor) for all that waits for the backward pass, in a fixed order.
@@ -41,7 +40,7 @@ void for_saved(Pass& pass, const Visit& visit) {
 
 class Cell : public torch::autograd::Function<Cell> {
  public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& gates, at::TensorList,
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& /*gates*/, at::TensorList,
                         const c10::intrusive_ptr<Call>& call) {
     const at::AutoDispatchBelowADInplaceOrView below;
     Pass& pass = call->pass;
@@ -49,13 +48,7 @@ class Cell : public torch::autograd::Function<Cell> {
     run_forward(pass);
     const Tensor y = pass.nodes.back();
     variable_list saved;
-    if (call->save) {
-      for (int64_t node = 0; node + 1 < pass.plan.num_nodes; ++node) {
-        const auto out = pass.plan.out_of(node);
-        const bool needed =
-            std::any_of(out.begin(), out.end(), [&](const Term& term) { return term.convolution >= 0 || gates.requires_grad(); });
-        if (!needed) pass.nodes[node] = Tensor();
-      }
+    if (pass.save) {
       pass.nodes.back() = Tensor();
       for_saved(pass, [&](const Tensor& tensor) { saved.push_back(tensor); });
     }
@@ -77,8 +70,12 @@ class Cell : public torch::autograd::Function<Cell> {
     const auto wants = [&](size_t k, ConvolutionTensor which) {
       return call->place[k][which] >= 0 && ctx->needs_input_grad(size_t(call->place[k][which]));
     };
-    Wanted wanted{ctx->needs_input_grad(0), ctx->needs_input_grad(1), call->offsets_place >= 0 && ctx->needs_input_grad(2), {}};
-    for (size_t k = 0; k < call->place.size(); ++k) wanted.weight.push_back(wants(k, kWeight) || wants(k, kDepthwise));
+    Wanted wanted{
+        ctx->needs_input_grad(0), ctx->needs_input_grad(1), call->offsets_place >= 0 && ctx->needs_input_grad(2), {}, {}};
+    for (size_t k = 0; k < call->place.size(); ++k) {
+      wanted.weight.push_back(wants(k, kWeight) || wants(k, kDepthwise));
+      wanted.norm.push_back(wants(k, kGamma) || wants(k, kBeta) || wants(k, kBias));
+    }
 
     const Gradients gradients = run_backward(pass, grads[0], wanted);
 
@@ -122,6 +119,7 @@ Tensor cell(const Tensor& x, const Tensor& gates, const Tensor& gate_values, con
   std::vector<Tensor> inputs;
   bool differentiable = x.requires_grad() || gates.requires_grad();
   if (offsets) {
+    pass.num_offsets = offsets->numel();
     pass.offset_targets = offset_targets;
     call->offsets_place = 2;
     inputs.push_back(*offsets);
@@ -150,12 +148,13 @@ Tensor cell(const Tensor& x, const Tensor& gates, const Tensor& gate_values, con
       differentiable |= at(which).requires_grad();
     }
   }
-  for (const Term& term : pass.plan.terms) {
-    if (term.convolution < 0 || !term.piece.normalise) continue;
-    const bool fixed = running[term.convolution];
-    pass.convolutions[term.convolution].statistics = fixed ? Statistics::kRunning : Statistics::kBatch;
+  for (size_t i = 0, k = 0; i < pieces.size(); ++i) {
+    if (pieces[i].kind != Kind::kConvolution) continue;
+    if (pieces[i].normalise) pass.convolutions[k].statistics = running[k] ? Statistics::kRunning : Statistics::kBatch;
+    ++k;
   }
-  call->save = at::GradMode::is_enabled() && differentiable;
+  pass.save = at::GradMode::is_enabled() && differentiable;
+  pass.save_for_gates = gates.requires_grad();
   return Cell::apply(x, gates, at::TensorList(inputs), call);
 }
 

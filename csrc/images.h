@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
+#include <functional>
 #include <vector>
 
 #include "buffers.h"
@@ -48,7 +49,9 @@ void for_ranges(int64_t batch, const Body& body) {
 // partial: [batch, width] -> [width], in the order of the images.
 inline Row sum_images(const Row& partial, int64_t width) {
   Row sum(width);
-  for (size_t i = 0; i < partial.size(); ++i) sum[i % width] += partial[i];
+  for (auto image = partial.begin(); image != partial.end(); image += width) {
+    std::transform(sum.begin(), sum.end(), image, sum.begin(), std::plus<>());
+  }
   return sum;
 }
 

@@ -48,22 +48,21 @@ Tensor tensor_of(const Row& row) {
   return tensor;
 }
 
-// A node that nothing reaches has the shape of x.
 void find_shapes(Pass& pass) {
-  const ImageShape x = shape_of(pass.nodes[0]);
-  pass.shapes.assign(pass.plan.num_nodes, x);
+  const auto shape_after = [&](const Term& term) {
+    const ImageShape& source = pass.shapes[term.source];
+    return term.convolution < 0 ? source : output_shape(source, term.piece, pass.convolutions[term.convolution].weight.size(0));
+  };
+  pass.shapes.assign(pass.plan.num_nodes, shape_of(pass.nodes[0]));
   for (int64_t node = 1; node < pass.plan.num_nodes; ++node) {
-    const auto terms = pass.plan.into(node);
-    for (size_t k = 0; k < terms.size(); ++k) {
-      const Term& term = terms[k];
-      ImageShape shape = pass.shapes[term.source];
+    const auto& terms = pass.plan.into[node];
+    ImageShape& expected = pass.shapes[node];
+    expected = shape_after(terms.empty() ? pass.plan.first[node] : terms[0]);
+    for (const Term& term : terms) {
+      const ImageShape shape = shape_after(term);
       if (term.convolution >= 0) {
-        const Convolution& convolution = pass.convolutions[term.convolution];
-        shape = output_shape(shape, term.piece, convolution.weight.size(0));
-        check(term, convolution, pass.shapes[term.source], shape, pass.nodes[0].size(0));
+        check(term, pass.convolutions[term.convolution], pass.shapes[term.source], shape, pass.nodes[0].size(0));
       }
-      ImageShape& expected = pass.shapes[node];
-      if (k == 0) expected = shape;
       TORCH_CHECK_VALUE(shape.height == expected.height && shape.width == expected.width && shape.channels == expected.channels,
                         "advnas_ext: operations into one node differ in the shapes of their outputs, ", shape.channels, "x",
                         shape.height, "x", shape.width, " and ", expected.channels, "x", expected.height, "x", expected.width);
@@ -71,8 +70,63 @@ void find_shapes(Pass& pass) {
   }
 }
 
+void forget_read(Pass& pass, int64_t node) {
+  const auto forget_value = [&](int64_t read) {
+    const auto& out_of = pass.plan.out_of[read];
+    if (read + 1 == pass.plan.num_nodes) return;
+    for (const Term& term : out_of) {
+      if (term.convolution < 0 && term.target > node) return;
+    }
+    const bool feeds_convolution = std::any_of(out_of.begin(), out_of.end(), [](const Term& t) { return t.convolution >= 0; });
+    if (pass.save && (pass.save_for_gates || feeds_convolution)) return;
+    pass.nodes[read] = Tensor();
+    if (!pass.relus.empty()) pass.relus[read] = Tensor();
+  };
+  forget_value(node);
+  for (const Term& term : pass.plan.into[node]) {
+    if (term.convolution < 0) {
+      forget_value(term.source);
+    } else if (!pass.save) {
+      pass.z[term.convolution] = Tensor();
+    }
+  }
+}
+
+Needs::Needs(const Pass& pass, const Wanted& wanted)
+    : pass_(pass), wanted_(wanted), nodes_(pass.plan.num_nodes), offsets_(pass.plan.num_nodes) {
+  nodes_[0] = wanted.x;
+  for (const int64_t target : pass.offset_targets) offsets_[target] = wanted.offsets;
+  for (int64_t node = 1; node < pass.plan.num_nodes; ++node) {
+    const auto& into = pass.plan.into[node];
+    nodes_[node] = offsets_[node] || std::any_of(into.begin(), into.end(), [&](const Term& term) { return of(term); });
+  }
+}
+
+bool Needs::of(const Term& term) const {
+  const int64_t k = term.convolution;
+  return nodes_[term.source] || (wanted_.gates && term.gate >= 0) || (k >= 0 && (wanted_.weight[k] || wanted_.norm[k]));
+}
+
+bool Needs::gates_out_of(int64_t node) const {
+  const auto& out_of = pass_.plan.out_of[node];
+  return wanted_.gates &&
+         std::any_of(out_of.begin(), out_of.end(), [](const Term& term) { return term.convolution < 0 && term.gate >= 0; });
+}
+
+std::vector<std::vector<int64_t>> gradients_read_last_at(const Plan& plan) {
+  std::vector<std::vector<int64_t>> read(plan.num_nodes);
+  for (int64_t node = 1; node < plan.num_nodes; ++node) {
+    int64_t lowest = node;
+    for (const Term& term : plan.into[node]) lowest = std::min(lowest, term.source);
+    read[lowest].push_back(node);
+  }
+  return read;
+}
+
 void run_forward(Pass& pass) {
   find_shapes(pass);
+  pass.batch = pass.nodes[0].size(0);
+  pass.type = pass.nodes[0].scalar_type();
   pass.nodes.resize(pass.plan.num_nodes);
   pass.z.resize(pass.convolutions.size());
 #ifdef ADVNAS_DEVICE

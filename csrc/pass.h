@@ -1,5 +1,5 @@
-// One forward and one backward pass of a graph of nodes on one path, without autograd: a cell, a reduction block, a stem.
-// Formula: advnas_ext/reference.py.
+// One forward and one backward pass of a graph of nodes on one path, without autograd: a cell, a stem, or all blocks of a
+// supernet. Formula: advnas_ext/reference.py.
 //
 // Both passes go node by node, and at each node once over the images of the batch, a few images at a time while they are in the
 // cache:
@@ -9,6 +9,8 @@
 //   backward, node s    gather the gradient of s from the nodes that it feeds, run the gradients of the convolutions that leave
 //   s,
 //                       then sum what batch norm and the gates of the convolutions into s need.
+//
+// A node's value, a convolution's output or a gradient is forgotten as soon as nothing reads it any more.
 //
 // On the host each thread has a range of images; sums over the images are taken in their order. On a GPU (cuda/pass.h) a node's
 // work is a launch over the whole batch.
@@ -46,8 +48,14 @@ struct Convolution {
 struct Pass {
   Plan plan;
   Row gates;
-  std::vector<int64_t> offset_targets;  // the node that each offset is added to
+  int64_t num_offsets = 0;
+  std::vector<int64_t> offset_targets;  // offset k % num_offsets is added to node offset_targets[k]
   std::vector<Convolution> convolutions;
+  // Whether a backward pass may follow, and whether to the gates.
+  bool save = false, save_for_gates = false;
+  // Of all activations.
+  int64_t batch = 0;
+  at::ScalarType type = at::kFloat;
   // Activations, [batch, channels, height, width] in channels_last order.
   std::vector<at::Tensor> nodes;   // x is the first
   std::vector<at::Tensor> relus;   // on the device, of the nodes that a convolution of the library takes through a ReLU
@@ -57,13 +65,14 @@ struct Pass {
   double gate_of(const Term& term) const { return term.gate < 0 ? 1 : gates[term.gate]; }
 };
 
-// Takes nodes[0]; leaves the other nodes, z, shapes and the statistics, and updates running statistics in training. On the device
-// a node is left out that nobody reads but through its ReLU.
+// Takes nodes[0]; leaves the last node, what a backward pass needs, shapes and the statistics, and updates running statistics in
+// training. On the device a node is left out that nobody reads but through its ReLU.
 void run_forward(Pass& pass);
 
 struct Wanted {
   bool x, gates, offsets;
-  std::vector<bool> weight;  // of each convolution, its depthwise part included
+  // Of each convolution: its weight, the depthwise part included; its bias or the parameters of its batch norm.
+  std::vector<bool> weight, norm;
 };
 
 // Undefined where not wanted or not run. On the device of x; in any floating point type but for x and the weights.
@@ -72,14 +81,37 @@ struct Gradients {
   std::vector<at::Tensor> weight, depthwise, gamma, beta, bias;
 };
 
-// dy: gradient of the last node. A node's value is read only if a convolution leaves it, or if the
-// gates' gradients are wanted.
+// dy: gradient of the last node.
 Gradients run_backward(const Pass& pass, const at::Tensor& dy, const Wanted& wanted);
 
 // The parts of the two above.
 void find_shapes(Pass& pass);
 void run_forward_cpu(Pass& pass);
 Gradients run_backward_cpu(const Pass& pass, const at::Tensor& dy, const Wanted& wanted);
+
+// Forgets what was read at `node` for the last time.
+void forget_read(Pass& pass, int64_t node);
+
+// Which parts of a backward pass somebody wants.
+class Needs {
+ public:
+  Needs(const Pass& pass, const Wanted& wanted);
+  // Whether anything of the term is wanted that needs the gradient of its target.
+  bool of(const Term& term) const;
+  // Whether the gradient of the node is wanted, or needed for what is.
+  bool of(int64_t node) const { return nodes_[node]; }
+  // Whether a gate of an operation without weights that leaves the node wants the node's value.
+  bool gates_out_of(int64_t node) const;
+  bool offset_into(int64_t node) const { return offsets_[node]; }
+
+ private:
+  const Pass& pass_;
+  const Wanted& wanted_;
+  std::vector<bool> nodes_, offsets_;
+};
+
+// The lowest node that reads the gradient of each: afterwards it can be forgotten.
+std::vector<std::vector<int64_t>> gradients_read_last_at(const Plan& plan);
 
 Row row_of(const at::Tensor& tensor);
 at::Tensor tensor_of(const Row& row);

@@ -27,11 +27,12 @@ class Backward {
   Backward(const Pass& pass, const Tensor& dy, const Wanted& wanted)
       : pass_(pass),
         wanted_(wanted),
+        needs_(pass, wanted),
+        read_last_(gradients_read_last_at(pass.plan)),
         last_(pass.plan.num_nodes - 1),
-        batch_(dy.size(0)),
-        type_(dy.scalar_type()),
+        batch_(pass.batch),
         gates_(pass.gates.size()),
-        offsets_(pass.offset_targets.size()),
+        offsets_(pass.num_offsets),
         gradient_(pass.plan.num_nodes),
         coefficients_(pass.convolutions.size()) {
     gradient_[last_] = dy.contiguous(at::MemoryFormat::ChannelsLast);
@@ -42,10 +43,11 @@ class Backward {
   }
 
   Gradients run() {
-    for (int64_t node = last_; node > 0; --node) {
-      if (pass_.plan.live[node]) run_node(node);
+    for (int64_t node = last_; node >= 0; --node) {
+      if (!pass_.plan.live[node]) continue;
+      if (needs_.of(node) || needs_.gates_out_of(node) || any_weight(node)) run_node(node);
+      for (const int64_t read : read_last_[node]) gradient_[read] = Tensor();
     }
-    if (wanted_.x || wanted_.gates || any_weight(0)) run_node(0);
     if (wanted_.x) result_.x = gradient_[0];
     if (wanted_.gates) result_.gates = tensor_of(gates_);
     if (wanted_.offsets) result_.offsets = tensor_of(offsets_);
@@ -69,7 +71,7 @@ class Backward {
   const Convolution& of(const Term& term) const { return pass_.convolutions[term.convolution]; }
 
   bool any_weight(int64_t node) const {
-    const auto terms = pass_.plan.out_of(node);
+    const auto& terms = pass_.plan.out_of[node];
     return std::any_of(terms.begin(), terms.end(),
                        [&](const Term& term) { return term.convolution >= 0 && wanted_.weight[term.convolution]; });
   }
@@ -77,13 +79,13 @@ class Backward {
   void run_node(int64_t node) {
     const auto& kernels = cpu::kernels<T>();
     const ImageShape& shape = pass_.shapes[node];
-    const bool gather = node < last_ && (node > 0 || wanted_.x || wanted_.gates);
+    const bool gather = node < last_ && (needs_.of(node) || needs_.gates_out_of(node));
     std::vector<int64_t> gates;
     const Gathered<T> sources = gather ? gather_gradient(node, gates) : Gathered<T>();
     Row gate_partial(wanted_.gates ? batch_ * sources.num() : 0);
     std::vector<Leaving> leaving = convolutions_that_leave(node);
     Arriving arriving = convolutions_that_arrive(node);
-    if (gather) gradient_[node] = empty_images(batch_, shape, type_);
+    if (gather) gradient_[node] = empty_images(batch_, shape, pass_.type);
     const Tensor& x = pass_.nodes.size() > size_t(node) ? pass_.nodes[node] : Tensor();
     int64_t group = 1, workspace = sources.workspace(shape);
     for (const Leaving& out : leaving) group = std::max(group, out.convolver->group());
@@ -125,8 +127,8 @@ class Backward {
   // The gradient of `node` but for its convolutions: each term's gradient is that of its target.
   Gathered<T> gather_gradient(int64_t node, std::vector<int64_t>& gates) const {
     Gathered<T> sources;
-    for (const Term& term : pass_.plan.out_of(node)) {
-      if (term.convolution >= 0) continue;
+    for (const Term& term : pass_.plan.out_of[node]) {
+      if (term.convolution >= 0 || !gradient_[term.target].defined()) continue;
       const Row gate(pass_.shapes[node].channels, pass_.gate_of(term));
       sources.add(gradient_[term.target], gate, term.piece.kind == Kind::kAvgPool);
       gates.push_back(term.gate);
@@ -136,9 +138,9 @@ class Backward {
 
   std::vector<Leaving> convolutions_that_leave(int64_t node) const {
     std::vector<Leaving> leaving;
-    for (const Term& term : pass_.plan.out_of(node)) {
+    for (const Term& term : pass_.plan.out_of[node]) {
       if (term.convolution < 0) continue;
-      const bool input = node > 0 || wanted_.x, weight = wanted_.weight[term.convolution];
+      const bool input = needs_.of(node), weight = wanted_.weight[term.convolution];
       if (!input && !weight) continue;
       auto convolver = make_convolver<T>(pass_.shapes[node], term.piece, of(term));
       convolver->prepare_backward(input, weight, num_ranges(batch_));
@@ -149,12 +151,12 @@ class Backward {
 
   Arriving convolutions_that_arrive(int64_t node) const {
     Arriving arriving;
-    for (const Term& term : pass_.plan.into(node)) {
-      if (term.convolution < 0) continue;
+    for (const Term& term : pass_.plan.into[node]) {
+      if (term.convolution < 0 || !needs_.of(term)) continue;
       arriving.terms.push_back(term);
       arriving.means.push_back(cast<T>(of(term).rows.mean));
     }
-    if (node > 0 && (wanted_.offsets || !arriving.terms.empty())) {
+    if (needs_.offset_into(node) || !arriving.terms.empty()) {
       arriving.partial.resize(batch_ * int64_t(1 + arriving.terms.size()) * pass_.shapes[node].channels);
     }
     return arriving;
@@ -183,7 +185,7 @@ class Backward {
     const Row sums = sum_images(arriving.partial, int64_t(1 + arriving.terms.size()) * channels);
     for (size_t k = 0; k < pass_.offset_targets.size(); ++k) {
       if (pass_.offset_targets[k] == node) {
-        offsets_[k] = std::accumulate(sums.begin(), sums.begin() + channels, 0.0);
+        offsets_[k % offsets_.size()] += std::accumulate(sums.begin(), sums.begin() + channels, 0.0);
       }
     }
     const double count = double(std::max<int64_t>(1, batch_ * shape.height * shape.width));
@@ -215,8 +217,9 @@ class Backward {
 
   const Pass& pass_;
   const Wanted& wanted_;
+  const Needs needs_;
+  const std::vector<std::vector<int64_t>> read_last_;
   const int64_t last_, batch_;
-  const at::ScalarType type_;
   Row gates_, offsets_;                        // complete only if wanted
   std::vector<Tensor> gradient_;               // of each node
   std::vector<Coefficients<T>> coefficients_;  // of each convolution

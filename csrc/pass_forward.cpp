@@ -24,10 +24,11 @@ struct Moments {
 std::pair<Row, Row> join(const Moments& moments, int64_t batch, int64_t channels, int64_t pixels) {
   Row mean(channels), variance(channels);
   for (int64_t i = 0; i < batch; ++i) {
+    const double share = 1 / double(i + 1), weight = double(pixels) * double(i) * share;
     for (int64_t c = 0; c < channels; ++c) {
       const double distance = moments.mean[i * channels + c] - mean[c];
-      mean[c] += distance / double(i + 1);
-      variance[c] += moments.m2[i * channels + c] + distance * distance * double(pixels) * double(i) / double(i + 1);
+      mean[c] += distance * share;
+      variance[c] += moments.m2[i * channels + c] + distance * distance * weight;
     }
   }
   for (double& v : variance) v /= double(std::max<int64_t>(1, batch * pixels));
@@ -81,7 +82,7 @@ void take_fixed_statistics(Convolution& convolution, double eps) {
 template <class T>
 Gathered<T> gather(const Pass& pass, int64_t node, Row& bias) {
   Gathered<T> sources;
-  for (const Term& term : pass.plan.into(node)) {
+  for (const Term& term : pass.plan.into[node]) {
     const double gate = pass.gate_of(term);
     Row scale(bias.size(), gate);
     if (term.convolution < 0) {
@@ -103,13 +104,12 @@ Gathered<T> gather(const Pass& pass, int64_t node, Row& bias) {
 template <class T>
 void run_node(Pass& pass, int64_t node) {
   const auto& kernels = cpu::kernels<T>();
-  const auto type = pass.nodes[0].scalar_type();
-  const int64_t batch = pass.nodes[0].size(0);
+  const int64_t batch = pass.batch;
   const ImageShape& shape = pass.shapes[node];
   Row bias(shape.channels);
   const Gathered<T> sources = gather<T>(pass, node, bias);
   const auto typed_bias = cast<T>(bias);
-  if (node > 0) pass.nodes[node] = empty_images(batch, shape, type);
+  if (node > 0) pass.nodes[node] = empty_images(batch, shape, pass.type);
 
   struct Leaving {
     std::unique_ptr<Convolver<T>> convolver;
@@ -119,7 +119,7 @@ void run_node(Pass& pass, int64_t node) {
   };
   std::vector<Leaving> leaving;
   int64_t group = 1, workspace = sources.workspace(shape);
-  for (const Term& term : pass.plan.out_of(node)) {
+  for (const Term& term : pass.plan.out_of[node]) {
     if (term.convolution < 0) continue;
     auto convolver = make_convolver<T>(shape, term.piece, pass.convolutions[term.convolution]);
     convolver->prepare_forward();
@@ -127,7 +127,7 @@ void run_node(Pass& pass, int64_t node) {
     const ImageShape& out = pass.shapes[term.target];
     const bool summed = pass.convolutions[term.convolution].statistics == Statistics::kBatch;
     const size_t sums = summed ? size_t(batch * out.channels) : 0;
-    Tensor& z = pass.z[term.convolution] = empty_images(batch, out, type);
+    Tensor& z = pass.z[term.convolution] = empty_images(batch, out, pass.type);
     leaving.push_back({std::move(convolver), term, z, {Row(sums), Row(sums)}});
   }
   for (const Leaving& out : leaving) workspace = std::max(workspace, out.convolver->workspace(group));
@@ -165,9 +165,11 @@ void run_node(Pass& pass, int64_t node) {
 void run_forward_cpu(Pass& pass) {
   pass.nodes[0] = pass.nodes[0].contiguous(at::MemoryFormat::ChannelsLast);
   for (Convolution& convolution : pass.convolutions) take_parameters(convolution);
-  AT_DISPATCH_FLOATING_TYPES(pass.nodes[0].scalar_type(), "cell_forward", [&] {
+  AT_DISPATCH_FLOATING_TYPES(pass.type, "cell_forward", [&] {
     for (int64_t node = 0; node < pass.plan.num_nodes; ++node) {
-      if (pass.plan.live[node]) run_node<scalar_t>(pass, node);
+      if (!pass.plan.live[node]) continue;
+      run_node<scalar_t>(pass, node);
+      forget_read(pass, node);
     }
   });
 }

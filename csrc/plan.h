@@ -27,16 +27,14 @@ struct Link {
 
 struct Term : Link {
   Piece piece;
-  int64_t convolution;  // its place among the picked convolutions, dead ones included; -1 for other pieces
+  int64_t convolution = -1;  // its place among the picked convolutions, dead ones included; -1 for other pieces
 };
 
 struct Plan {
   int64_t num_nodes;
-  std::vector<Term> terms;
-  std::vector<bool> live;  // of each node: whether the output depends on it
-
-  std::vector<Term> into(int64_t target) const;
-  std::vector<Term> out_of(int64_t source) const;
+  std::vector<std::vector<Term>> into, out_of;  // of each node: what arrives there, what leaves it
+  std::vector<bool> live;                       // of each node: whether the output depends on it
+  std::vector<Term> first;                      // of each node: the first link to it, run or not; it has the node's shape
 };
 
 // pieces, links: one for each picked operation; targets do not fall, a source is below its target, the last node is the output.

@@ -10,6 +10,8 @@ class Backward {
   Backward(const Pass& pass, const Tensor& dy, const Wanted& wanted)
       : pass_(pass),
         wanted_(wanted),
+        needs_(pass, wanted),
+        read_last_(gradients_read_last_at(pass.plan)),
         device_(dy),
         last_(pass.plan.num_nodes - 1),
         like_(dy),
@@ -28,13 +30,15 @@ class Backward {
 
   Gradients run() {
     for (int64_t node = last_; node >= 0; --node) {
-      if (pass_.plan.live[node]) run_node(node);
+      if (!pass_.plan.live[node]) continue;
+      run_node(node);
+      for (const int64_t read : read_last_[node]) gradient_[read] = Tensor();
     }
     if (wanted_.x) result_.x = gradient_[0];
     if (wanted_.offsets) {
       std::vector<Tensor> offsets;
       for (const int64_t target : pass_.offset_targets) offsets.push_back(totals_[target].defined() ? totals_[target] : none_);
-      result_.offsets = at::cat(offsets);
+      result_.offsets = at::cat(offsets).view({-1, pass_.num_offsets}).sum(0);
     }
     return result_;
   }
@@ -43,17 +47,17 @@ class Backward {
   const Convolution& of(const Term& term) const { return pass_.convolutions[term.convolution]; }
 
   void run_node(int64_t node) {
-    const bool wants_input = node < last_ && (node > 0 || wanted_.x);
+    const bool wants_input = node < last_ && needs_.of(node);
     std::vector<NodeSource<T>> sources;
     std::vector<Tensor> kept;  // what the sources point to
-    for (const Term& term : pass_.plan.out_of(node)) {
+    for (const Term& term : pass_.plan.out_of[node]) {
       if (term.convolution >= 0) {
         const Tensor dp = convolution_backward(term, wants_input);
         if (!dp.defined()) continue;
         kept.push_back(dp);
         const Arrival arrival = term.piece.before == Before::kRelu ? Arrival::kMasked : Arrival::kDirect;
         sources.push_back({in<T>(dp), arrival, 1, nullptr, nullptr});
-      } else if (wants_input || (wanted_.gates && term.gate >= 0)) {
+      } else if (needs_.of(term)) {
         const Arrival arrival = term.piece.kind == Kind::kAvgPool ? Arrival::kPooled : Arrival::kDirect;
         sources.push_back({in<T>(gradient_[term.target]), arrival, float(pass_.gate_of(term)), nullptr, gate_gradient(term)});
       }
@@ -69,7 +73,7 @@ class Backward {
   // Launches until all sources are added and all sums taken: the first sums ride on the last sources.
   void gather(int64_t node, const std::vector<NodeSource<T>>& sources, bool writes) {
     const std::vector<NormBackward<T>> sums = sums_of(node);
-    const bool total = wanted_.offsets && std::count(pass_.offset_targets.begin(), pass_.offset_targets.end(), node) > 0;
+    const bool total = needs_.offset_into(node);
     if (total) totals_[node] = workspace(like_, 1);
     const Tensor& x = pass_.nodes[node].defined() ? pass_.nodes[node] : pass_.relus[node];
     const Tensor& dx = gradient_[node];
@@ -103,8 +107,8 @@ class Backward {
   // Of the convolutions that arrive at `node`: what their own backward passes need of its gradient.
   std::vector<NormBackward<T>> sums_of(int64_t node) {
     std::vector<NormBackward<T>> sums;
-    for (const Term& term : pass_.plan.into(node)) {
-      if (term.convolution < 0) continue;
+    for (const Term& term : pass_.plan.into[node]) {
+      if (term.convolution < 0 || !needs_.of(term)) continue;
       const Convolution& convolution = of(term);
       const int64_t channels = pass_.shapes[node].channels, k = term.convolution;
       const bool of_batch = convolution.statistics == Statistics::kBatch;
@@ -177,6 +181,8 @@ class Backward {
 
   const Pass& pass_;
   const Wanted& wanted_;
+  const Needs needs_;
+  const std::vector<std::vector<int64_t>> read_last_;
   const OnDevice device_;
   const int64_t last_;
   const Tensor like_;

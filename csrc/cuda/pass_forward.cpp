@@ -16,9 +16,10 @@ class Forward {
       if (!pass_.plan.live[node]) continue;
       const Reads reads = reads_of(node);
       node == 0 ? take_input(reads) : gather(node, reads);
-      for (const Term& term : pass_.plan.out_of(node)) {
+      for (const Term& term : pass_.plan.out_of[node]) {
         if (term.convolution >= 0) convolve(term);
       }
+      forget_read(pass_, node);
     }
   }
 
@@ -37,7 +38,7 @@ class Forward {
   Reads reads_of(int64_t node) {
     Reads reads;
     reads.value = node == pass_.plan.num_nodes - 1;
-    const auto out_of = pass_.plan.out_of(node);
+    const auto& out_of = pass_.plan.out_of[node];
     for (const Term& term : out_of) reads.relu |= takes_relu(term);
     for (const Term& term : out_of) {
       // ReLU of a ReLU is itself: our own 1x1 convolution takes either.
@@ -67,7 +68,7 @@ class Forward {
   void gather(int64_t node, const Reads& reads) {
     const ImageShape& shape = pass_.shapes[node];
     std::vector<NodeSource<T>> sources;
-    for (const Term& term : pass_.plan.into(node)) {
+    for (const Term& term : pass_.plan.into[node]) {
       const auto gate = float(pass_.gate_of(term));
       if (term.convolution < 0) {
         const Arrival arrival = term.piece.kind == Kind::kAvgPool ? Arrival::kPooled : Arrival::kDirect;

@@ -25,7 +25,7 @@ struct NodeSource {
   Arrival arrival;
   float gate;                // of direct and pooled sources
   const float* scale_shift;  // [2, channels] in place of the gate, or null; forward only
-  float* gate_grad;          // one float, or null; backward only
+  float* gate_grad;          // one float, to be added to, or null; backward only
 };
 
 inline constexpr int kMaxSources = 12, kMaxSums = 3;  // of one launch; the caller makes several with `start`

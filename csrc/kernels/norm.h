@@ -28,7 +28,7 @@ struct NormBackward {
   bool of_batch;                  // whether the statistics were those of z
   float* gradient;                // [kGradientRows, channels]
   float *dgamma, *dbeta, *dbias;  // [channels] each, or null
-  float* gate_grad;               // one float, or null
+  float* gate_grad;               // one float, to be added to, or null
 };
 
 // Batch statistics of z, running ones updated: rows complete.

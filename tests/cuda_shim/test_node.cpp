@@ -98,6 +98,8 @@ struct Backward {
   bool special_values = false, in_place = false;
 };
 
+constexpr float kGateBefore = 2.5f;  // what is added to
+
 // Of one convolution.
 template <class T>
 struct SumBuffers {
@@ -113,7 +115,7 @@ struct SumBuffers {
         dgamma(s.channels, "dgamma"),
         dbeta(s.channels, "dbeta"),
         dbias(s.channels, "dbias"),
-        gate_grad(1, "gate_grad of a sum") {}
+        gate_grad(std::vector{kGateBefore}, "gate_grad of a sum") {}
 };
 
 template <class T>
@@ -121,7 +123,8 @@ void expect_sum(const SumBuffers<T>& b, const NormBackward<T>& norm, const Image
                 const Doubles& dx_magnitude, const std::string& what) {
   const int channels = s.channels;
   const Doubles z = doubles(b.z), rows = doubles(b.rows), gamma_row = doubles(b.gamma), beta_row = doubles(b.beta);
-  std::vector<Sum> s1(channels), s2(channels), gradient(size_t(kGradientRows) * channels), dgamma, dbeta, dbias, gate(1);
+  std::vector<Sum> s1(channels), s2(channels), gradient(size_t(kGradientRows) * channels), dgamma, dbeta, dbias,
+      gate{{kGateBefore, kGateBefore}};
   for (size_t i = 0; i < dx.size(); ++i) {
     const size_t c = i % channels;
     const double distance = z[i] - rows[kMean * channels + c];
@@ -183,11 +186,11 @@ void backward(const Images& s, const Backward& asked, const std::string& what) {
   Doubles magnitude(size);
   for (size_t i = 0; i < size; ++i) magnitude[i] = std::abs(expected[i]);
   const Doubles at = doubles(x_device);
-  std::vector<Sum> products(node.num);
+  std::vector<Sum> products(node.num, {kGateBefore, kGateBefore});
   for (size_t k = 0; k < asked.sources.size(); ++k) {
     const auto [arrival, wanted] = asked.sources[k];
     data.emplace_back(noise<T>(s.size(), 10 + k), "source");
-    gates.emplace_back(1, "gate_grad");
+    gates.emplace_back(std::vector{kGateBefore}, "gate_grad");
     Doubles value = doubles(data[k]);
     if (arrival == Arrival::kPooled) value = pool(value, s, true);
     for (size_t i = 0; i < size; ++i) {

@@ -10,12 +10,20 @@
 
 namespace advnas::cpu::ADVNAS_ISA {
 
+// Accumulators of a block. Powers of two leave no rest in the usual numbers of tiles and channels, where there are registers.
+// kInputSteps: input channels that a step adds; an address in the frame is then made once for several loads.
 #if defined(__AVX512F__)
-constexpr int kPixels = 12, kInputs = 12;
+constexpr int kPixels = 8, kInputSteps = 4;
+template <int kVectors>
+constexpr int kInputs = 16 / kVectors;
 #elif defined(__AVX2__)
-constexpr int kPixels = 6, kInputs = 6;
+constexpr int kPixels = 6, kInputSteps = 1;
+template <int kVectors>
+constexpr int kInputs = 6;
 #else
-constexpr int kPixels = 4, kInputs = 4;
+constexpr int kPixels = 4, kInputSteps = 1;
+template <int kVectors>
+constexpr int kInputs = 4;
 #endif
 
 // How a product walks over pixels: `rows` x `columns` of them, `taps_down` x `taps_across` taps at each. Strides in elements.
@@ -28,6 +36,9 @@ struct Walk {
 // A matrix product [pixels, in] x [in, out].
 inline Walk matrix_walk(int64_t pixels, int64_t in, int64_t out) { return {1, pixels, 1, 1, in, out, 0, in, 0, out}; }
 
+template <int kCount>
+struct Count {};
+
 // y[pixel, channel] for kCount pixels in a row and the channels of kVectors values of V (vectors, or one scalar).
 template <class V, int kVectors, int kCount, class T>
 inline void convolve_block(const T* frame, const T* weight, T* y, const Walk& walk) {
@@ -37,17 +48,28 @@ inline void convolve_block(const T* frame, const T* weight, T* y, const Walk& wa
     // The taps of a row of the kernel lie side by side in the frame: one loop over [taps_across, in].
     const T* in = frame + r * walk.row;
     const T* w = weight + r * walk.taps_across * walk.in * walk.out;
-    for (int64_t i = 0; i < walk.taps_across * walk.in; ++i, w += walk.out) {
-      V column[kVectors];
+    const auto add = [&]<int kSteps>(Count<kSteps>) {
+      V row[kSteps][kVectors];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) column[v] = load_as<V>(w + v * lanes);
+      for (int i = 0; i < kSteps; ++i) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) row[i][v] = load_as<V>(w + i * walk.out + v * lanes);
+      }
 #pragma GCC unroll 16
       for (int p = 0; p < kCount; ++p) {
-        const T value = in[p * walk.pixel + i];
+        const T* const values = in + p * walk.pixel;
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) sum[p][v] += value * column[v];
+        for (int i = 0; i < kSteps; ++i) {
+#pragma GCC unroll 4
+          for (int v = 0; v < kVectors; ++v) sum[p][v] += values[i] * row[i][v];
+        }
       }
-    }
+      in += kSteps;
+      w += kSteps * walk.out;
+    };
+    int64_t left = walk.taps_across * walk.in;
+    for (; left >= kInputSteps; left -= kInputSteps) add(Count<kInputSteps>{});
+    for (; left > 0; --left) add(Count<1>{});
   }
 #pragma GCC unroll 16
   for (int p = 0; p < kCount; ++p) {
@@ -57,12 +79,13 @@ inline void convolve_block(const T* frame, const T* weight, T* y, const Walk& wa
 }
 
 // Calls body(first, Count<n>) for blocks of n <= kMost. Small blocks leave the multipliers idle, so a rest of 1 or 2 is avoided.
-template <int kCount>
-struct Count {};
 template <int kMost, class Body>
 inline void for_blocks(int64_t count, const Body& body) {
   int64_t first = 0;
   for (; count - first == kMost || count - first >= kMost + 3; first += kMost) body(first, Count<kMost>{});
+  if constexpr (kMost > 8) {
+    for (; count - first >= 8; first += 8) body(first, Count<8>{});
+  }
   for (; count - first >= 4; first += 4) body(first, Count<4>{});
   if (count - first == 3) body(first, Count<3>{});
   if (count - first == 2) body(first, Count<2>{});
@@ -116,7 +139,7 @@ inline void weight_channels(const T* frame, const T* dz, T* dweight, const Walk&
     // The taps of a row of the kernel lie side by side in the frame and in the gradient.
     const T* in = frame + r * walk.row;
     T* out = dweight + r * walk.taps_across * walk.in * walk.out;
-    for_blocks<kInputs>(walk.taps_across * walk.in, [&]<int kCount>(int64_t i, Count<kCount>) {
+    for_blocks<kInputs<kVectors>>(walk.taps_across * walk.in, [&]<int kCount>(int64_t i, Count<kCount>) {
       weight_block<V, kVectors, kCount>(in + i, dz, out + i * walk.out, walk, step);
     });
   }

@@ -261,7 +261,7 @@ __global__ void __launch_bounds__(kBlock)
   const int size = partial_size(a), blocks = int(gridDim.x);
   for (int k = int(threadIdx.x); k < a.num; k += int(blockDim.x)) {
     if (a.source[k].gate_grad == nullptr) continue;
-    *a.source[k].gate_grad = sum_column(a.partial + k, size, blocks * int(gridDim.y));
+    *a.source[k].gate_grad += sum_column(a.partial + k, size, blocks * int(gridDim.y));
   }
   if (sums > 0) finish_sums(a.sum, a.num_sums, a.partial + a.num, size, blocks, shape, a.total);
 }

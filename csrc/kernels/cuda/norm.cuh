@@ -80,7 +80,7 @@ __device__ void finish_sums(const NormBackward<T>* norms, int num, const float* 
       gate_grad += gamma * rstd * s2 + at_or(norm.beta, c, 0) * s1;
     }
     gate_grad = sum_block(gate_grad);
-    if (threadIdx.x == 0 && norm.gate_grad != nullptr) *norm.gate_grad = gate_grad;
+    if (threadIdx.x == 0 && norm.gate_grad != nullptr) *norm.gate_grad += gate_grad;
   }
 }
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from advnas_ext import NAS_BENCH_201, OnePathCell, Path
-from advnas_ext.native import Before, Graph, convolution, runs_natively
+from advnas_ext.native import Before, Block, Graph, convolution, run_blocks
 from advnas_ext.operations import ReLUConvBN
 
 OPS = NAS_BENCH_201
@@ -67,7 +67,7 @@ def format_arch(ops: Tensor) -> str:
     return "+".join(f"|{node}" for node in nodes)
 
 
-class Reduction(nn.Module):
+class Reduction(Block):
     """The residual block between stages: halves the image, doubles the channels."""
 
     def __init__(self, channels: int) -> None:
@@ -78,49 +78,46 @@ class Reduction(nn.Module):
         pool = nn.AvgPool2d(2, stride=2, ceil_mode=True)
         self.downsample = nn.Sequential(pool, nn.Conv2d(channels, 2 * channels, 1, bias=False))
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not runs_natively(x):
-            return self.conv_b(self.conv_a(x)) + self.downsample(x)
-        graph = Graph()
-        half = graph.node([(self.conv_a.steps(), 0, -1)])
+    def plain(self, x: Tensor, path: Path | None) -> Tensor:
+        return self.conv_b(self.conv_a(x)) + self.downsample(x)
+
+    def add_to(self, graph: Graph, source: int, path: Path | None) -> int:
+        half = graph.node([(self.conv_a.steps(), source, -1)])
         shortcut = convolution(Before.MEAN_2X2, self.downsample[1])  # type: ignore[arg-type]
-        graph.node([(self.conv_b.steps(), half, -1), ([shortcut], 0, -1)])
-        return graph.run(x)
+        return graph.node([(self.conv_b.steps(), half, -1), ([shortcut], source, -1)])
 
 
-class LightReduction(nn.Sequential):
+class LightReduction(Block, nn.Sequential):
     """Mean of 2x2 pixels, 1x1 convolution, batch norm: halves the image, doubles the channels, and leaves the work to the cells."""
 
     def __init__(self, channels: int) -> None:
         pool = nn.AvgPool2d(2, stride=2, ceil_mode=True)  # an odd size is rounded up, as by Reduction
         super().__init__(pool, nn.Conv2d(channels, 2 * channels, 1, bias=False), nn.BatchNorm2d(2 * channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not runs_natively(x):
-            return super().forward(x)
+    def plain(self, x: Tensor, path: Path | None) -> Tensor:
+        return nn.Sequential.forward(self, x)
+
+    def add_to(self, graph: Graph, source: int, path: Path | None) -> int:
         _, conv, norm = self
-        graph = Graph()
-        graph.node([([convolution(Before.MEAN_2X2, conv, norm)], 0, -1)])  # type: ignore[arg-type]
-        return graph.run(x)
+        return graph.node([([convolution(Before.MEAN_2X2, conv, norm)], source, -1)])  # type: ignore[arg-type]
 
 
 # What may lie between the stages of a supernet. NAS-Bench-201's own networks have residual blocks.
 REDUCTIONS: dict[str, type[nn.Module]] = {"residual": Reduction, "light": LightReduction}
 
 
-class Stem(nn.Sequential):
+class Stem(Block, nn.Sequential):
     """3x3 convolution and batch norm."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__(nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not runs_natively(x):
-            return super().forward(x)
+    def plain(self, x: Tensor, path: Path | None) -> Tensor:
+        return nn.Sequential.forward(self, x)
+
+    def add_to(self, graph: Graph, source: int, path: Path | None) -> int:
         conv, norm = self
-        graph = Graph()
-        graph.node([([convolution(Before.NOTHING, conv, norm)], 0, -1)])  # type: ignore[arg-type]
-        return graph.run(x)
+        return graph.node([([convolution(Before.NOTHING, conv, norm)], source, -1)])  # type: ignore[arg-type]
 
 
 class Network(nn.Module):
@@ -176,9 +173,7 @@ class Network(nn.Module):
         in_channels = self.stem[0].in_channels
         if x.dim() != 4 or x.shape[1] != in_channels:
             raise ValueError(f"Network: x must have shape [batch, {in_channels}, height, width], got {list(x.shape)}")
-        x = self.stem(x)
-        for cell in self.cells:
-            x = cell(x, path) if isinstance(cell, OnePathCell) else cell(x)
+        x = run_blocks([self.stem, *self.cells], x, path)
         return self.classifier(self.global_pooling(self.lastact(x)).flatten(1))
 
     def keep_only(self, ops: Tensor) -> None:
