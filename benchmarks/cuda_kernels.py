@@ -150,8 +150,7 @@ def launch_of(kernel: Kernel, channels: int) -> Launch:
         "norm: fixed": lambda: shapes.norm_fixed(channels),
         "layout: to_channels_last": lambda: shapes.to_channels_last(images),
         "pointwise: forward": lambda: shapes.pointwise_forward(*pointwise),
-        "pointwise: backward": lambda: shapes.pointwise_backward(*pointwise, to_weight=True)[0],
-        "pointwise: weight": lambda: shapes.pointwise_backward(*pointwise, to_weight=True)[1],
+        "pointwise: backward": lambda: shapes.pointwise_backward(*pointwise, to_weight=True),
     }
     if kernel.label in makers:
         return makers[kernel.label]()

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 BLOCK, WARP, TILE = 256, 32, 16
 FLOAT = 4
 MOST_BLOCKS = 256  # of a launch that sums over the batch, but for:
-MOST_GRADIENT_BLOCKS = 64  # the weight's gradient of a 1x1 convolution
+MOST_RANGES, LEAST_PART = 128, 32  # the weight's gradient of a 1x1 convolution
 LEAST_PIXELS = 8  # of a thread, in statistics
-LEAST_TILES, LEAST_GRADIENT_TILES = 2, 4  # of a block, in a 1x1 convolution
+LEAST_TILES = 2  # of a block, in a 1x1 convolution forward
 SQUARE = 32
 
 
@@ -115,11 +115,11 @@ class PointwiseTile:
 
     @staticmethod
     def of(inputs: int, outputs: int, element: int, backward: bool) -> PointwiseTile:
-        """The largest that the source takes."""
+        """The largest that the source takes; backward, ``inputs`` are those of a block."""
         rows = 128
         while rows > TILE:
             shared = _pointwise_shared(inputs, outputs, element, rows, backward)
-            if shared <= 48 << 10 and rows // TILE * ceil(outputs, TILE) <= 16:
+            if shared <= 48 << 10 and rows // TILE * ceil(inputs if backward else outputs, TILE) <= 16:
                 break
             rows //= 2
         return PointwiseTile(rows, _pointwise_shared(inputs, outputs, element, rows, backward))
@@ -132,7 +132,9 @@ def _pointwise_shared(inputs: int, outputs: int, element: int, rows: int, backwa
     parts = [weight * element, rows * (inputs + padding) * element]
     if backward:
         parts.append(rows * (outputs + padding) * element)
-    parts.append(rows * ((inputs if backward else outputs) + 16 // FLOAT) * FLOAT)
+        parts.append(rows * (inputs + 16 // FLOAT) * FLOAT)
+    else:
+        parts.append(max(rows * (outputs + 16 // FLOAT), 2 * BLOCK) * FLOAT)
     return sum(ceil(part, 128) * 128 for part in parts)
 
 
@@ -141,10 +143,11 @@ def pointwise_forward(pixels: int, inputs: int, outputs: int, element: int) -> L
     return Launch("forward_kernel", (min(ceil(pixels, tile.rows * LEAST_TILES), MOST_BLOCKS), 1, 1), BLOCK, tile.shared)
 
 
-def pointwise_backward(pixels: int, inputs: int, outputs: int, element: int, to_weight: bool) -> list[Launch]:
-    tile = PointwiseTile.of(inputs, outputs, element, backward=True)
-    most, least = (MOST_GRADIENT_BLOCKS, LEAST_GRADIENT_TILES) if to_weight else (MOST_BLOCKS, 1)
-    launches = [Launch("backward_kernel", (min(ceil(pixels, tile.rows * least), most), 1, 1), BLOCK, tile.shared)]
+def pointwise_backward(pixels: int, inputs: int, outputs: int, element: int, to_weight: bool) -> Launch:
+    width = TILE if to_weight else inputs
+    tile = PointwiseTile.of(width, outputs, element, backward=True)
+    blocks = min(ceil(pixels, tile.rows), MOST_BLOCKS)
     if to_weight:
-        launches.append(Launch("weight_kernel", (ceil(inputs * outputs, BLOCK), 1, 1), BLOCK))
-    return launches
+        light = pixels * 2 * element * (inputs + outputs) // (2 * FLOAT * inputs * outputs * LEAST_PART)
+        blocks = max(1, min(ceil(pixels, tile.rows), light, MOST_RANGES))
+    return Launch("backward_kernel", (blocks, ceil(inputs, width), 1), BLOCK, tile.shared)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import cuda_shapes as shapes
-from cuda_shapes import FLOAT, TILE, Images, Launch, ceil
+from cuda_shapes import FLOAT, Images, Launch
 
 NORM_ROWS, GRADIENT_ROWS = 4, 3  # floats of a channel that norm.h keeps
 
@@ -123,20 +123,16 @@ def pointwise_forward(shape: Images, outputs: int, element: int, norm: Norm | No
     return Work("pointwise forward_kernel", size + least, size + moved, flops, launch=launch)
 
 
-def pointwise_backward(shape: Images, outputs: int, element: int, to_input: bool, to_weight: bool) -> list[Work]:
+def pointwise_backward(shape: Images, outputs: int, element: int, to_input: bool, to_weight: bool) -> Work:
     inputs, pixels = shape.channels, shape.pixels
-    launches = shapes.pointwise_backward(pixels, inputs, outputs, element, to_weight)
-    weight = element * inputs * outputs
+    launch = shapes.pointwise_backward(pixels, inputs, outputs, element, to_weight)
+    weight = element * inputs * outputs * (to_input + to_weight)
     tensors = 2 * outputs + inputs * (to_input + to_weight)  # dy and z; dp; x
-    least = element * pixels * tensors + GRADIENT_ROWS * outputs * FLOAT + weight * to_input
+    least = element * pixels * tensors + GRADIENT_ROWS * outputs * FLOAT + weight
     flops = 2 * pixels * inputs * outputs * (to_input + to_weight)
-    blocks = launches[0].grid[0]
-    partial = blocks * ceil(inputs, TILE) * ceil(outputs, TILE) * TILE * TILE * FLOAT * to_weight
-    first = Work("pointwise backward_kernel", least, least + partial, flops, launch=launches[0])
-    if not to_weight:
-        return [first]
-    summed = weight + blocks * inputs * outputs * FLOAT
-    return [first, Work("pointwise weight_kernel", weight, summed, launch=launches[1])]
+    ranges = launch.grid[0]
+    partial = 2 * ranges * inputs * outputs * FLOAT if to_weight and ranges > 1 else 0
+    return Work("pointwise backward_kernel", least, least + partial, flops, launch=launch)
 
 
 def to_channels_last(shape: Images, element: int, writes: int) -> Work:

@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import cuda_traffic as traffic
-from cuda_shapes import FLOAT, Images
+from cuda_shapes import FLOAT, Images, ceil
 from cuda_traffic import NO_PARAMETERS, NodeBackward, Norm, Work
-from work import KERNELS, Case, live_edges
+from work import KERNELS, Case
 
-from advnas.spaces.nasbench201 import EDGES, NUM_NODES, OPS
-
-SKIP = OPS.index("skip_connect")
+from advnas.spaces.nasbench201 import EDGES, NUM_NODES, ZERO_OP
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,8 @@ class Term:
 
 @dataclass(frozen=True)
 class Wanted:
-    x: bool
+    """Gradients of the gates, or of weights and all other parameters."""
+
     gates: bool
     weight: bool
 
@@ -114,18 +113,29 @@ class Graph:
     def backward(self, wanted: Wanted) -> Iterator[Work]:
         if wanted.gates:
             yield traffic.zeros(len(EDGES))
+        needed = self._needed(wanted)
         for node in reversed(self.live):
-            to_input = node < self.last and (node > 0 or wanted.x)
             for term in self.out_of(node):
-                yield from self._convolve_backward(term, to_input, wanted.weight)
-            yield from self._gather(node, to_input, wanted)
+                yield from self._convolve_backward(term, needed[node], wanted.weight)
+            yield from self._gather(node, needed, wanted)
+
+    def _needed(self, wanted: Wanted) -> list[bool]:
+        """Of each node, whether its gradient is: where a wanted gate or parameter lies before it. The images have none."""
+        needed = [False] * len(self.shapes)
+        for term in self.terms:
+            needed[term.target] |= needed[term.source] or self._wants(term, wanted)
+        return needed
+
+    def _wants(self, term: Term, wanted: Wanted) -> bool:
+        """Whether the term has anything that a gradient is wanted of."""
+        return (wanted.gates and term.gated) or (wanted.weight and term.convolution is not None)
 
     def _convolve_backward(self, term: Term, to_input: bool, to_weight: bool) -> Iterator[Work]:
         convolution, x, y = term.convolution, self.shapes[term.source], self.shapes[term.target]
         if convolution is None or not (to_input or to_weight):
             return
         if convolution.own:
-            yield from traffic.pointwise_backward(x, y.channels, self.element, to_input, to_weight)
+            yield traffic.pointwise_backward(x, y.channels, self.element, to_input, to_weight)
             return
         if convolution.halved:
             yield traffic.mean_2x2(x, self.element, backward=False)
@@ -135,11 +145,16 @@ class Graph:
         if convolution.halved and to_input:
             yield traffic.mean_2x2(x, self.element, backward=True)
 
-    def _gather(self, node: int, to_input: bool, wanted: Wanted) -> Iterator[Work]:
+    def _gather(self, node: int, needed: list[bool], wanted: Wanted) -> Iterator[Work]:
+        to_input = needed[node] and node < self.last
         out_of, into = self.out_of(node), self.into(node)
         gates = [wanted.gates and term.gated and term.convolution is None for term in out_of]
-        sources = [to_input or (wanted.gates and term.gated and term.convolution is None) for term in out_of]
-        norms = tuple(term.convolution.norm or NO_PARAMETERS for term in into if term.convolution is not None)
+        sources = [to_input or gate for gate in gates]
+        norms = tuple(
+            term.convolution.norm or NO_PARAMETERS
+            for term in into
+            if term.convolution is not None and (needed[term.source] or self._wants(term, wanted))
+        )
         if not (to_input or norms or any(sources)):
             return
         for norm in norms:
@@ -163,53 +178,66 @@ class Graph:
 
 def _taken(x: Images, convolution: Convolution) -> Images:
     """What the library's convolution takes of a node."""
-    return replace(x, height=x.height // 2, width=x.width // 2) if convolution.halved else x
+    return replace(x, height=ceil(x.height, 2), width=ceil(x.width, 2)) if convolution.halved else x
 
 
-def stem(images: Images, channels: int, element: int) -> Graph:
-    y = replace(images, channels=channels)
-    return Graph((images, y), (Term(0, 1, Convolution(3, Norm(affine=True), relu=False)),), element)
+class Builder:
+    """The graph of a network, node by node; ``last``: where the next block begins."""
 
+    def __init__(self, x: Images) -> None:
+        self.shapes, self.terms = [x], list[Term]()
 
-def reduction(x: Images, element: int) -> Graph:
-    y = Images(x.batch, x.height // 2, x.width // 2, 2 * x.channels)
-    norm = Norm(affine=True)
-    shortcut = Convolution(1, None, relu=False, halved=True)
-    terms = (Term(0, 1, Convolution(3, norm, stride=2)), Term(1, 2, Convolution(3, norm)), Term(0, 2, shortcut))
-    return Graph((x, y, y), terms, element)
+    @property
+    def last(self) -> int:
+        return len(self.shapes) - 1
 
+    @property
+    def shape(self) -> Images:
+        return self.shapes[-1]
 
-def cell(x: Images, ops: list[int], element: int) -> Graph:
-    terms = []
-    for edge in live_edges(ops):
-        target, source = EDGES[edge]
-        convolution = Convolution(KERNELS[ops[edge]]) if ops[edge] in KERNELS else None
-        terms.append(Term(source, target, convolution, gated=True))
-    return Graph((x,) * NUM_NODES, tuple(terms), element)
+    def node(self, shape: Images, *arrivals: tuple[int, Convolution | None], gated: bool = False) -> None:
+        """``arrivals``: of each operation the node that it takes, and its convolution."""
+        self.shapes.append(shape)
+        self.terms += [Term(source, self.last, convolution, gated) for source, convolution in arrivals]
+
+    def stem(self, channels: int) -> None:
+        self.node(replace(self.shape, channels=channels), (self.last, Convolution(3, Norm(affine=True), relu=False)))
+
+    def reduction(self) -> None:
+        x, norm, source = self.shape, Norm(affine=True), self.last
+        y = Images(x.batch, ceil(x.height, 2), ceil(x.width, 2), 2 * x.channels)
+        self.node(y, (source, Convolution(3, norm, stride=2)))
+        shortcut = Convolution(1, None, relu=False, halved=True)
+        self.node(y, (self.last, Convolution(3, norm)), (source, shortcut))
+
+    def cell(self, ops: list[int]) -> None:
+        first = self.last
+        nodes = [first]
+        for target in range(1, NUM_NODES):
+            edges = [edge for edge in range(len(EDGES)) if EDGES[edge][0] == target and ops[edge] != ZERO_OP]
+            convolutions = [Convolution(KERNELS[ops[edge]]) if ops[edge] in KERNELS else None for edge in edges]
+            sources = [nodes[EDGES[edge][1]] for edge in edges]
+            self.node(self.shape, *zip(sources, convolutions, strict=True), gated=True)
+            nodes.append(self.last)
+
+    def graph(self, element: int) -> Graph:
+        """Without what does not reach the last node."""
+        live, terms = {self.last}, list[Term]()
+        for term in reversed(self.terms):
+            if term.target in live:
+                live.add(term.source)
+                terms.insert(0, term)
+        return Graph(tuple(self.shapes), tuple(terms), element)
 
 
 def step(case: Case, ops: list[int], to_gates: bool, element: int) -> list[Work]:
-    """Stem, cells and reduction blocks, both passes; without the head and the loss, which are plain PyTorch."""
-    size, channels = case.image_size, case.channels
-    x = Images(case.batch_size, size, size, channels)
-    graphs = [(stem(replace(x, channels=3), channels, element), False)]
+    """The body, both passes; without the head and the loss, which are plain PyTorch."""
+    builder = Builder(Images(case.batch_size, case.image_size, case.image_size, 3))
+    builder.stem(case.channels)
     for stage in range(3):
         if stage > 0:
-            graphs.append((reduction(x, element), False))
-            x = graphs[-1][0].shapes[-1]
-        graphs += [(cell(x, ops, element), True)] * case.cells
-    found: list[Work] = []
-    for place, (graph, gated) in enumerate(graphs):
-        found += graph.forward()
-        # The stem has no gate before it, the first cell none before its input; images have no gradient.
-        if to_gates and place == 0:
-            continue
-        wanted = Wanted(place > int(to_gates), to_gates and gated, not to_gates)
-        found += graph.backward(wanted)
-        if (
-            wanted.x and 0 not in graph.live
-        ):  # autograd makes zeros of the missing gradient, and they are brought into our layout
-            found += [traffic.zeros(graph.shapes[0].size), traffic.copy(graph.shapes[0].size, element)]
-        if wanted.gates and place > 1:
-            found.append(traffic.add(len(EDGES)))  # the gradients of the gates in all cells
-    return found
+            builder.reduction()
+        for _ in range(case.cells):
+            builder.cell(ops)
+    graph = builder.graph(element)
+    return [*graph.forward(), *graph.backward(Wanted(to_gates, not to_gates))]

@@ -58,6 +58,10 @@ pointwise.cu: backward, before the product
 - __syncthreads();  // the tiles, and the first time the weight, are complete
 pointwise.cu: backward, after the product
 - __syncthreads();  // the result is complete, the tiles are free
+pointwise.cu: the weight's gradient takes memory that is still read
+- __syncthreads();  // shared memory is free
+pointwise.cu: before the weight's gradient leaves the block
+- __syncthreads();  // the block's gradient is complete
 
 # Who writes
 gate.cu: every block leaves its sum at the same place
@@ -85,19 +89,31 @@ layout.cu: every image is written to the first one
 - int64_t(blockIdx.z) * channels * pixels
 + 0
 pointwise.cu: every block leaves its gradient of the weight at the same place
-- a.partial + int64_t(blockIdx.x) * l.out * l.in
+- a.partial + int64_t(blockIdx.x) * in * out
 + a.partial
+pointwise.cu: every slice writes the first columns of the weight's gradient
+- at = o * in + slice + c
++ at = o * in + c
 tile.cuh, pointwise: both lanes of a row have its left half
 - int(threadIdx.x) % 2 * kHalf
 + int(threadIdx.x) % 1 * kHalf
 
 # The last block
 device.cuh, norm: no block is the last
-- gridDim.x * gridDim.y - 1
-+ gridDim.x * gridDim.y
+- == blocks - 1
++ == blocks
 device.cuh, norm: a block is the last before the other slabs are done
-- gridDim.x * gridDim.y - 1
-+ gridDim.x - 1
+- return is_last_block(counter, gridDim.x * gridDim.y);
++ return is_last_block(counter, gridDim.x);
+pointwise.cu: the slices count their blocks together
+- a.counter + blockIdx.y, gridDim.x
++ a.counter, gridDim.x
+pointwise.cu: a slice waits for the others
+- a.counter + blockIdx.y, gridDim.x
++ a.counter + blockIdx.y, gridDim.x * gridDim.y
+pointwise.cu: a gradient of one range is summed over the ranges
+- if (alone || !is_last_block
++ if (!is_last_block
 device.cuh, node: the counter is not reset
 - if (last) *counter = 0;
 device.cuh, node: one partial sum too many
@@ -164,16 +180,22 @@ layout.cu: pixels beyond the image are written
 - channel + across >= channels || pixel + row >= pixels
 + channel + across >= channels
 pointwise.cu: pixels beyond the last are read
-- if (first + row < pixels && channel < channels)
-+ if (channel < channels)
+- if (pixel < part.pixels && channel < part.channels)
++ if (channel < part.channels)
 pointwise.cu: the padding of the channels is read
-- if (first + row < pixels && channel < channels)
-+ if (first + row < pixels)
+- if (pixel < part.pixels && channel < part.channels)
++ if (pixel < part.pixels)
 pointwise.cu: pixels beyond the last are written
-- if (first + row >= pixels) break;
-pointwise.cu: a launch over no pixels
-- if (blocks > 0) ADVNAS_LAUNCH
-+ ADVNAS_LAUNCH
+- if (part.pixel + row >= part.pixels) break;
+pointwise.cu: a gradient over no pixels without a block
+- return ranges > 1 ? ranges : 1;
++ return ranges;
+pointwise.cu: the last slice is as wide as the others
+- width = min(l.in, in - slice)
++ width = l.in
+pointwise.cu: a slice takes the weight of the first
+- a.weight[o * in + slice + c]
++ a.weight[o * in + c]
 
 # Shared memory
 device.cuh, node: a block takes more threads than it may
@@ -276,9 +298,12 @@ node.cu: the scale is taken for the shift
 pointwise.cu: a ReLU where there is none
 - masked ? relu(v[i]) : v[i]
 + masked ? v[i] : relu(v[i])
-pointwise.cu: the weight's gradient is read without its padding
-- i / shape.in * padded_in
-+ i / shape.in * shape.in
+pointwise.cu: the last range is left out of the weight's gradient
+- in * out, int(gridDim.x)
++ in * out, int(gridDim.x) - 1
+pointwise.cu: the weight's gradient is read as if all slices had its width
+- i / width * in + slice + i % width
++ i / l.in * in + slice + i % l.in
 tile.cuh, pointwise: the transposed tile is not transposed
 - kTransposed ? a[k * a_stride + row()] : a[row() * a_stride + k]
 + a[row() * a_stride + k]

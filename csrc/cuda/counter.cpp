@@ -21,7 +21,7 @@ bool is_capturing() {
 }  // namespace
 
 Tensor counter(const Tensor& like, const OnDevice& device) {
-  const auto make = [&] { return at::zeros({1}, like.options().dtype(at::kInt)); };
+  const auto make = [&] { return at::zeros({kCounters}, like.options().dtype(at::kInt)); };
   if (is_capturing()) return make();
   static std::mutex mutex;
   static auto* const kept = new std::map<std::pair<int, void*>, Tensor>;  // never destroyed: the device may be gone before

@@ -45,7 +45,7 @@ inline Tensor workspace(const Tensor& like, int64_t floats) {
   return like.numel() > 0 ? at::empty({floats}, options) : at::zeros({floats}, options);
 }
 
-// What the launches of a pass count their blocks in: 0 before each, and after it. One for each stream, where launches follow one
+// What the launches of a pass count their blocks in, kCounters: 0 before each, and after it. Some for each stream, where launches follow one
 // another, and kept; a graph that is being captured has its own, since it may be replayed beside other work of the stream.
 Tensor counter(const Tensor& like, const OnDevice& device);
 

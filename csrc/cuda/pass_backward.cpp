@@ -146,7 +146,7 @@ class Backward {
     const Tensor partial = wants_weight ? workspace(like_, pointwise_gradient_workspace(shape)) : Tensor();
     pointwise_backward(PointwiseBackward<T>{shape, in<T>(gradient_[term.target]), in<T>(pass_.z[k]), in<float>(coefficients_[k]),
                                             in<T>(x), in<T>(weight), term.piece.before == Before::kRelu, out<T>(dp),
-                                            out<T>(result_.weight[k]), out<float>(partial)},
+                                            out<T>(result_.weight[k]), out<float>(partial), out<unsigned>(counter_)},
                        device_.stream());
     return dp;
   }

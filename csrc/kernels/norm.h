@@ -5,6 +5,9 @@
 
 namespace advnas::cuda {
 
+// Counters of a launch at most: each of its parts that end by themselves counts its blocks.
+inline constexpr int kCounters = 16;
+
 // Rows of [channels] floats that the forward pass leaves for each convolution.
 enum NormRow { kMean, kRstd, kScale, kShift, kNormRows };
 // Rows that the backward pass leaves: dz = of_dy dy + of_z z + constant.

@@ -39,9 +39,10 @@ struct PointwiseBackward {
   const float* gradient;  // [kGradientRows, out]
   const T *x, *weight;
   bool relu;
-  T* dp;           // or null
-  T* dweight;      // or null
-  float* partial;  // pointwise_gradient_workspace floats if dweight is wanted
+  T* dp;              // or null
+  T* dweight;         // or null
+  float* partial;     // pointwise_gradient_workspace floats if dweight is wanted
+  unsigned* counter;  // kCounters of them, 0, and 0 afterwards
 };
 
 template <class T>

@@ -81,20 +81,22 @@ __device__ inline float sum_block(float value) {
   return value;
 }
 
-// Whether this is the block that ends last: it sees what all others wrote before, in `workspace`s, and can finish a sum in a
-// fixed order without another launch. counter: 0 before the launch, and after it.
-__device__ inline bool is_last_block(unsigned* counter) {
+// Whether this is the block that ends last of so many that count themselves in `counter`: it sees what all others wrote before,
+// in `workspace`s, and can finish a sum in a fixed order without another launch. counter: 0 before the launch, and after it.
+__device__ inline bool is_last_block(unsigned* counter, unsigned blocks) {
   __shared__ bool last;
   __threadfence();  // what this thread wrote is seen before its block is counted
   __syncthreads();  // all threads of the block have written
   if (threadIdx.x == 0) {
-    last = atomicAdd(counter, 1u) == gridDim.x * gridDim.y - 1;
+    last = atomicAdd(counter, 1u) == blocks - 1;
     if (last) *counter = 0;
   }
   __syncthreads();  // `last` is known
   if (last) __threadfence();
   return last;
 }
+
+__device__ inline bool is_last_block(unsigned* counter) { return is_last_block(counter, gridDim.x * gridDim.y); }
 
 // The sum of `num` values `stride` apart that other blocks of this launch have left, in a fixed order.
 __device__ inline float sum_column(const float* from, int stride, int num) {

@@ -1,6 +1,9 @@
 // A block keeps the weight in shared memory and goes over tiles of pixels: each is loaded once, through what comes before,
 // multiplied there, and its result written once. Sums over pixels (the statistics of z, the weight's gradient) stay in registers
-// over all tiles of the block; the weight's gradient is then summed over the blocks by a second launch.
+// over all tiles of the block, and the last block adds them up.
+//
+// Where the weight's gradient is wanted, a block has but a slice of the input channels, with all of the output's: it leaves so
+// many columns of the gradient, so that few and long ranges of pixels, whose gradients are few bytes, are still many blocks.
 #include "../pointwise.h"
 #include "norm.cuh"
 #include "tile.cuh"
@@ -11,8 +14,8 @@ namespace {
 constexpr int kWarps = kBlock / kWarp;
 // A block leaves its sums in memory: few blocks move fewer bytes, many keep the GPU busy.
 constexpr int kMaxBlocks = 256, kMinTiles = 2;
-constexpr int kMaxGradientBlocks = 64, kMinGradientTiles = 4;  // where each leaves a whole gradient of the weight
-constexpr int kWeightTiles = 8;                                // of the weight's gradient, that a warp keeps
+constexpr int kMaxRanges = 128, kLeastPart = 32;  // of the weight's gradient: they leave at most this part of what tensors weigh
+constexpr int kWeightTiles = 2;                   // of the weight's gradient, that a warp keeps
 constexpr int kMaxShared = 48 << 10;
 
 ADVNAS_HOST_DEVICE inline int padded(int channels) { return (channels + kTile - 1) / kTile * kTile; }
@@ -20,14 +23,14 @@ ADVNAS_HOST_DEVICE inline int padded(int channels) { return (channels + kTile - 
 // How a block uses its shared memory; offsets in bytes. Matrices are in the type of the tensors, results in float.
 template <class T>
 struct Layout {
-  int in, out;  // padded to whole tiles
+  int in, out;  // of the block, padded to whole tiles
   int rows;     // pixels of a tile
   int in_stride, out_stride, result_stride;
   int weight, x, dz, result, bytes;
 
-  static Layout make(const PointwiseShape& shape, int rows, bool backward) {
+  static Layout make(const PointwiseShape& shape, int rows, bool backward, bool to_weight) {
     Layout l{};
-    l.in = padded(shape.in);
+    l.in = to_weight ? kTile : padded(shape.in);
     l.out = padded(shape.out);
     l.rows = rows;
     l.in_stride = l.in + kPadding<T>;
@@ -50,54 +53,59 @@ struct Layout {
     return l;
   }
 
-  bool fits() const { return bytes <= kMaxShared && (in / kTile) * (out / kTile) <= kWeightTiles * kWarps; }
+  bool fits() const { return bytes <= kMaxShared; }
 
   // The tile with the most pixels that fits, but no more tiles of the result than keep every warp busy twice.
-  static Layout best(const PointwiseShape& shape, bool backward) {
+  static Layout best(const PointwiseShape& shape, bool backward, bool to_weight) {
     int rows = 128;
-    Layout layout = make(shape, rows, backward);
-    while (rows > kTile && (!layout.fits() || rows / kTile * (layout.out / kTile) > 2 * kWarps)) {
-      layout = make(shape, rows /= 2, backward);
+    Layout layout = make(shape, rows, backward, to_weight);
+    const int columns = (backward ? layout.in : layout.out) / kTile;
+    while (rows > kTile && (!layout.fits() || rows / kTile * columns > 2 * kWarps)) {
+      layout = make(shape, rows /= 2, backward, to_weight);
     }
     return layout;
   }
 };
 
-// [rows, channels] from `first` on into shared memory, zeros where there is nothing. value(element, channel, values) makes them.
+// Pixels and channels of a tile: from `pixel` and `channel` on, if there are as many.
+struct Part {
+  int64_t pixel, pixels;
+  int channel, channels;
+};
+
+// [rows, columns] into shared memory, zeros where there is nothing. value(element, channel, values) makes them.
 template <int kPack, class T, class Value>
-__device__ __forceinline__ void fill(T* to, int stride, int rows, int padded_channels, int channels, int64_t first,
-                                     int64_t pixels, const Value& value) {
-  const int packs = padded_channels / kPack;
+__device__ __forceinline__ void fill(T* to, int stride, int rows, int columns, const Part& part, const Value& value) {
+  const int packs = columns / kPack;
   for (int i = int(threadIdx.x); i < rows * packs; i += kBlock) {
-    const int row = i / packs, channel = i % packs * kPack;
+    const int row = i / packs, column = i % packs * kPack, channel = part.channel + column;
+    const int64_t pixel = part.pixel + row;
     float v[kPack] = {};
-    if (first + row < pixels && channel < channels) value((first + row) * channels + channel, channel, v);
-    store(to + row * stride + channel, v);
+    if (pixel < part.pixels && channel < part.channels) value(pixel * part.channels + channel, channel, v);
+    store(to + row * stride + column, v);
   }
 }
 
 template <int kPack, class T>
-__device__ __forceinline__ void fill_before(T* to, int stride, int rows, int padded_channels, const T* x, int channels,
-                                            bool masked, int64_t first, int64_t pixels) {
-  fill<kPack>(to, stride, rows, padded_channels, channels, first, pixels, [&](int64_t at, int, float (&v)[kPack]) {
+__device__ __forceinline__ void fill_before(T* to, int stride, int rows, int columns, const T* x, bool masked, const Part& part) {
+  fill<kPack>(to, stride, rows, columns, part, [&](int64_t at, int, float (&v)[kPack]) {
     load(x + at, v);
 #pragma unroll
     for (int i = 0; i < kPack; ++i) v[i] = masked ? relu(v[i]) : v[i];
   });
 }
 
-// The tile's result from shared memory to [pixels, channels].
+// The tile's result [rows, columns] from shared memory to [pixels, channels].
 template <int kPack, class T>
-__device__ __forceinline__ void write_result(const float* result, int stride, int rows, T* to, int channels, int64_t first,
-                                             int64_t pixels) {
-  const int packs = channels / kPack;
+__device__ __forceinline__ void write_result(const float* result, int stride, int rows, int columns, T* to, const Part& part) {
+  const int packs = columns / kPack;
   for (int i = int(threadIdx.x); i < rows * packs; i += kBlock) {
-    const int row = i / packs, channel = i % packs * kPack;
-    if (first + row >= pixels) break;
+    const int row = i / packs, column = i % packs * kPack;
+    if (part.pixel + row >= part.pixels) break;
     float v[kPack];
 #pragma unroll
-    for (int k = 0; k < kPack; ++k) v[k] = result[row * stride + channel + k];
-    store(to + (first + row) * channels + channel, v);
+    for (int k = 0; k < kPack; ++k) v[k] = result[row * stride + column + k];
+    store(to + (part.pixel + row) * part.channels + part.channel + column, v);
   }
 }
 
@@ -134,12 +142,12 @@ __global__ void __launch_bounds__(kBlock)
   float origin = 0, sum = 0, squares = 0;
   int64_t count = 0;
   for (int64_t first = int64_t(blockIdx.x) * l.rows; first < pixels; first += step) {
-    fill_before<kPack>(x, l.in_stride, l.rows, l.in, a.x, in, a.relu, first, pixels);
+    fill_before<kPack>(x, l.in_stride, l.rows, l.in, a.x, a.relu, {first, pixels, 0, in});
     __syncthreads();  // the tile, and the first time the weight, is complete
     multiply(x, l.in_stride, weight, l.out_stride, result, l.result_stride, l.rows, l.in, l.out);
     __syncthreads();  // the result is complete
     const int rows = int(min(int64_t(l.rows), pixels - first));
-    write_result<kPack>(result, l.result_stride, rows, a.z, out, first, pixels);
+    write_result<kPack>(result, l.result_stride, rows, out, a.z, {first, pixels, 0, out});
     if (a.of_batch && part < parts) {
       const auto stored = [&](int row) { return float(T(result[row * l.result_stride + channel])); };
       if (count == 0) origin = stored(0);
@@ -173,27 +181,28 @@ __global__ void __launch_bounds__(kBlock)
 }
 
 template <class T, int kPack>
-__global__ void __launch_bounds__(kBlock)
+__global__ void __launch_bounds__(kBlock, 2)
     backward_kernel(const __grid_constant__ PointwiseBackward<T> a, const __grid_constant__ Layout<T> l) {
   ADVNAS_DYNAMIC_SHARED(memory);
   T* const weight = reinterpret_cast<T*>(memory + l.weight);
   T* const x = reinterpret_cast<T*>(memory + l.x);
   T* const dz = reinterpret_cast<T*>(memory + l.dz);
   float* const result = reinterpret_cast<float*>(memory + l.result);
-  const int in = a.shape.in, out = a.shape.out, warp = int(threadIdx.x) / kWarp;
-  const int tiles = (l.out / kTile) * (l.in / kTile);
+  const int in = a.shape.in, out = a.shape.out, thread = int(threadIdx.x), warp = thread / kWarp;
+  // The block's slice of the input channels. A warp has tiles of the gradient of all its columns, one below the other.
+  const int slice = int(blockIdx.y) * l.in, width = min(l.in, in - slice), tiles = l.out / kTile;
   const int64_t pixels = a.shape.pixels, step = int64_t(gridDim.x) * l.rows;
   if (a.dp != nullptr) {
-    for (int i = int(threadIdx.x); i < l.in * l.out; i += kBlock) {
+    for (int i = thread; i < l.in * l.out; i += kBlock) {
       const int o = i / l.in, c = i % l.in;
-      weight[o * l.in_stride + c] = o < out && c < in ? a.weight[o * in + c] : T(0.0f);
+      weight[o * l.in_stride + c] = o < out && c < width ? a.weight[o * in + slice + c] : T(0.0f);
     }
   }
   Tile<T> dweight[kWeightTiles];
 #pragma unroll
   for (int j = 0; j < kWeightTiles; ++j) dweight[j].clear();
   for (int64_t first = int64_t(blockIdx.x) * l.rows; first < pixels; first += step) {
-    fill<kPack>(dz, l.out_stride, l.rows, l.out, out, first, pixels, [&](int64_t at, int channel, float (&v)[kPack]) {
+    fill<kPack>(dz, l.out_stride, l.rows, l.out, {first, pixels, 0, out}, [&](int64_t at, int channel, float (&v)[kPack]) {
       float z[kPack];
       load(a.dy + at, v);
       load(a.z + at, z);
@@ -201,7 +210,8 @@ __global__ void __launch_bounds__(kBlock)
 #pragma unroll
       for (int i = 0; i < kPack; ++i) v[i] = row[kOfDy * out + i] * v[i] + row[kOfZ * out + i] * z[i] + row[kConstant * out + i];
     });
-    if (a.dweight != nullptr) fill_before<kPack>(x, l.in_stride, l.rows, l.in, a.x, in, a.relu, first, pixels);
+    const Part part{first, pixels, slice, in};
+    if (a.dweight != nullptr) fill_before<kPack>(x, l.in_stride, l.rows, l.in, a.x, a.relu, part);
     __syncthreads();  // the tiles, and the first time the weight, are complete
     if (a.dp != nullptr) multiply(dz, l.out_stride, weight, l.in_stride, result, l.result_stride, l.rows, l.out, l.in);
     if (a.dweight != nullptr) {
@@ -209,32 +219,41 @@ __global__ void __launch_bounds__(kBlock)
       for (int j = 0; j < kWeightTiles; ++j) {
         const int t = warp + j * kWarps;
         if (t >= tiles) continue;
-        const int o = t / (l.in / kTile) * kTile, c = t % (l.in / kTile) * kTile;
         for (int row = 0; row < l.rows; row += kTile) {
-          dweight[j].template add<true>(dz + row * l.out_stride + o, l.out_stride, x + row * l.in_stride + c, l.in_stride);
+          dweight[j].template add<true>(dz + row * l.out_stride + t * kTile, l.out_stride, x + row * l.in_stride, l.in_stride);
         }
       }
     }
     __syncthreads();  // the result is complete, the tiles are free
-    if (a.dp != nullptr) write_result<kPack>(result, l.result_stride, l.rows, a.dp, in, first, pixels);
+    if (a.dp != nullptr) write_result<kPack>(result, l.result_stride, l.rows, width, a.dp, part);
   }
   if (a.dweight == nullptr) return;
-  float* const partial = a.partial + int64_t(blockIdx.x) * l.out * l.in;
+  __syncthreads();  // shared memory is free
+  // [l.out, l.in], which takes less than the weight and dz.
+  float* const sums = reinterpret_cast<float*>(memory);
 #pragma unroll
   for (int j = 0; j < kWeightTiles; ++j) {
     const int t = warp + j * kWarps;
-    if (t >= tiles) continue;
-    const int o = t / (l.in / kTile) * kTile, c = t % (l.in / kTile) * kTile;
-    dweight[j].put(partial + o * l.in + c, l.in);
+    if (t < tiles) dweight[j].put(sums + t * kTile * l.in, l.in);
   }
-}
-
-template <class T>
-__global__ void __launch_bounds__(kBlock)
-    weight_kernel(const float* partial, int blocks, PointwiseShape shape, int padded_in, int padded_size, T* dweight) {
-  const int i = int(blockIdx.x) * kBlock + int(threadIdx.x);
-  if (i >= shape.in * shape.out) return;
-  dweight[i] = T(sum_column(partial + i / shape.in * padded_in + i % shape.in, padded_size, blocks));
+  __syncthreads();  // the block's gradient is complete
+  const bool alone = gridDim.x == 1;
+  float* const partial = a.partial + int64_t(blockIdx.x) * in * out;
+  for (int i = thread; i < out * width; i += kBlock) {
+    const int o = i / width, c = i % width, at = o * in + slice + c;
+    const float sum = sums[o * l.in + c];
+    if (alone) {
+      a.dweight[at] = T(sum);
+    } else {
+      partial[at] = sum;
+    }
+  }
+  // The slices end each by itself.
+  if (alone || !is_last_block(a.counter + blockIdx.y, gridDim.x)) return;
+  for (int i = thread; i < out * width; i += kBlock) {
+    const int at = i / width * in + slice + i % width;
+    a.dweight[at] = T(sum_column(a.partial + at, in * out, int(gridDim.x)));
+  }
 }
 
 // Each block has at least so many tiles, if there are as many.
@@ -243,9 +262,19 @@ int blocks_for(int64_t pixels, int rows, int tiles, int most) {
   return int(blocks < most ? blocks : most);
 }
 
+// Ranges of pixels, each of which leaves a gradient of the weight that is written and read: at least one, which leaves none.
+template <class T>
+int ranges_for(const PointwiseShape& shape, int rows) {
+  const int64_t of_range = 2 * int64_t(sizeof(float)) * shape.in * shape.out;
+  const int64_t of_pixel = 2 * int64_t(sizeof(T)) * (shape.in + shape.out);
+  const int64_t light = shape.pixels * of_pixel / (of_range * kLeastPart);
+  const int most = int(light < kMaxRanges ? light : kMaxRanges), ranges = blocks_for(shape.pixels, rows, 1, most);
+  return ranges > 1 ? ranges : 1;
+}
+
 template <class T, int kPack>
 void launch_forward(const PointwiseForward<T>& a, void* stream) {
-  const auto layout = Layout<T>::best(a.shape, false);
+  const auto layout = Layout<T>::best(a.shape, false, false);
   ADVNAS_LAUNCH((forward_kernel<T, kPack>), blocks_for(a.shape.pixels, layout.rows, kMinTiles, kMaxBlocks), kBlock, layout.bytes,
                 stream)
   (a, layout);
@@ -253,15 +282,11 @@ void launch_forward(const PointwiseForward<T>& a, void* stream) {
 
 template <class T, int kPack>
 void launch_backward(const PointwiseBackward<T>& a, void* stream) {
-  const auto layout = Layout<T>::best(a.shape, true);
-  const bool gradient = a.dweight != nullptr;
-  const int blocks =
-      blocks_for(a.shape.pixels, layout.rows, gradient ? kMinGradientTiles : 1, gradient ? kMaxGradientBlocks : kMaxBlocks);
-  // A grid is never empty; the weight's gradient over no pixels is 0.
-  if (blocks > 0) ADVNAS_LAUNCH((backward_kernel<T, kPack>), blocks, kBlock, layout.bytes, stream)(a, layout);
-  if (a.dweight == nullptr) return;
-  ADVNAS_LAUNCH((weight_kernel<T>), (a.shape.in * a.shape.out + kBlock - 1) / kBlock, kBlock, 0, stream)
-  (a.partial, blocks, a.shape, layout.in, layout.in * layout.out, a.dweight);
+  const bool to_weight = a.dweight != nullptr;
+  const auto layout = Layout<T>::best(a.shape, true, to_weight);
+  const int blocks = to_weight ? ranges_for<T>(a.shape, layout.rows) : blocks_for(a.shape.pixels, layout.rows, 1, kMaxBlocks);
+  const dim3 grid(unsigned(blocks), unsigned((a.shape.in + layout.in - 1) / layout.in));
+  ADVNAS_LAUNCH((backward_kernel<T, kPack>), grid, kBlock, layout.bytes, stream)(a, layout);
 }
 
 template <class T>
@@ -273,8 +298,8 @@ bool packs_evenly(const PointwiseShape& shape) {
 
 template <class T>
 bool pointwise_fits(const PointwiseShape& shape) {
-  return padded(shape.in) <= kBlock && padded(shape.out) <= kBlock && Layout<T>::best(shape, false).fits() &&
-         Layout<T>::best(shape, true).fits();
+  return padded(shape.in) <= kBlock && padded(shape.out) <= kBlock && Layout<T>::best(shape, false, false).fits() &&
+         Layout<T>::best(shape, true, false).fits() && Layout<T>::best(shape, true, true).fits();
 }
 
 template <class T>
@@ -285,13 +310,12 @@ void pointwise_forward(const PointwiseForward<T>& a, void* stream) {
 
 template <class T>
 void pointwise_backward(const PointwiseBackward<T>& a, void* stream) {
+  if (a.shape.pixels == 0 && a.dweight == nullptr) return;  // the weight's gradient over no pixels is 0
   packs_evenly<T>(a.shape) ? launch_backward<T, kFullPack<T>>(a, stream) : launch_backward<T, 1>(a, stream);
 }
 
 int64_t pointwise_statistics_workspace(const PointwiseShape& shape) { return kMaxBlocks * int64_t(1 + 2 * shape.out); }
-int64_t pointwise_gradient_workspace(const PointwiseShape& shape) {
-  return kMaxGradientBlocks * int64_t(padded(shape.in)) * padded(shape.out);
-}
+int64_t pointwise_gradient_workspace(const PointwiseShape& shape) { return kMaxRanges * int64_t(shape.in) * shape.out; }
 
 #define ADVNAS_INSTANTIATE(T)                                            \
   template bool pointwise_fits<T>(const PointwiseShape&);                \
