@@ -109,11 +109,15 @@ Tensor cell(const Tensor& x, const Tensor& gates, const Tensor& gate_values, con
   const auto call = c10::make_intrusive<Call>();
   Pass& pass = call->pass;
   pass.gates = row_of(gate_values);
-  std::vector<bool> silent;
-  for (const double gate : pass.gates) silent.push_back(gate == 0 && !gates.requires_grad());
+  const bool wants_offsets = offsets && offsets->requires_grad();  // of a node that must be one then
+  std::vector<Gate> known;
+  for (const double gate : pass.gates) {
+    const bool is_one = gate == 1 && !wants_offsets;
+    known.push_back(gates.requires_grad() ? Gate::kWanted : gate == 0 ? Gate::kZero : is_one ? Gate::kOne : Gate::kOther);
+  }
   std::vector<Link> all;
   for (const auto& [source, target, gate] : links) all.push_back({source, target, gate});
-  pass.plan = make_plan(pieces, all, silent, num_nodes);
+  pass.plan = make_plan(pieces, all, known, num_nodes);
   call->gates_type = gates.scalar_type();
   call->gates_shape = gates.sizes().vec();
   std::vector<Tensor> inputs;
@@ -123,7 +127,7 @@ Tensor cell(const Tensor& x, const Tensor& gates, const Tensor& gate_values, con
     pass.offset_targets = offset_targets;
     call->offsets_place = 2;
     inputs.push_back(*offsets);
-    differentiable |= offsets->requires_grad();
+    differentiable |= wants_offsets;
   }
   for (size_t first = 0; first < tensors.size(); first += kNumConvolutionTensors) {
     const auto at = [&](ConvolutionTensor which) { return tensors[first + which].value_or(Tensor()); };

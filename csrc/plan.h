@@ -37,10 +37,13 @@ struct Plan {
   std::vector<Term> first;                      // of each node: the first link to it, run or not; it has the node's shape
 };
 
+// A gate whose gradient is wanted, or the value of one whose gradient is not.
+enum class Gate { kWanted, kZero, kOne, kOther };
+
 // pieces, links: one for each picked operation; targets do not fall, a source is below its target, the last node is the output.
-// silent: which gates are 0 and have a gradient that nobody wants. Drops what contributes nothing: zeros, silent ones, and edges
-// into a node that does not reach the output.
-Plan make_plan(const std::vector<Piece>& pieces, const std::vector<Link>& links, const std::vector<bool>& silent,
+// Drops what contributes nothing: zeros, gates of 0, and edges into a node that does not reach the output. A node where nothing
+// arrives but another node, through a gate of 1, is that node.
+Plan make_plan(const std::vector<Piece>& pieces, const std::vector<Link>& links, const std::vector<Gate>& gates,
                int64_t num_nodes);
 
 }  // namespace advnas
