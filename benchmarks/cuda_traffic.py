@@ -36,9 +36,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Norm:
-    """Batch norm after a convolution: whether it has parameters and keeps running statistics, as outside of the cells."""
+    """Batch norm after a convolution: whether it has parameters and keeps running statistics, as outside of the cells; or none."""
 
     affine: bool = False
+    absent: bool = False
 
     def forward(self, channels: int) -> int:
         """Bytes of what finish_statistics reads and writes beside the partial sums."""
@@ -47,10 +48,10 @@ class Norm:
 
     def backward(self, channels: int) -> int:
         """Of what finish_sums reads and writes: two rows, the coefficients, parameters and their gradients."""
-        return (2 + GRADIENT_ROWS + 4 * self.affine) * channels * FLOAT
+        return (2 * (not self.absent) + GRADIENT_ROWS + 4 * self.affine) * channels * FLOAT
 
 
-NO_PARAMETERS = Norm()
+NO_PARAMETERS, NO_NORM = Norm(), Norm(absent=True)
 
 
 def node_forward(shape: Images, element: int, sources: int, maps: int, writes: int, start: bool = False) -> Work:
@@ -62,11 +63,13 @@ def node_forward(shape: Images, element: int, sources: int, maps: int, writes: i
 
 @dataclass(frozen=True)
 class NodeBackward:
-    """Arguments of the launch of a node. ``has_x``, ``needs_x``: whether x is given, and whether masks or gates need it."""
+    """Arguments of the launch of a node. ``halved``: of the sources, those of half the height and width. ``has_x``, ``needs_x``:
+    whether x is given, and whether masks or gates need it."""
 
     shape: Images
     element: int
     sources: int
+    halved: int
     gates: int
     start: bool
     has_x: bool
@@ -78,14 +81,20 @@ class NodeBackward:
         size, channels = self.element * self.shape.size, self.shape.channels
         sums = 1 + len(self.norms) if self.norms else 0
         launch = shapes.node_backward(self.shape, self.element, self.sources, sums)
-        images = self.sources + self.start + self.writes + len(self.norms)
+        images = self.sources - self.halved + self.start + self.writes + len(self.norms)
+        halved = self.element * self.halved * half(self.shape).size
         rows = sum(norm.backward(channels) for norm in self.norms) + self.gates * FLOAT
         blocks = launch.grid[0]
         written = self.sources * launch.grid[1] + sums * channels if self.gates or sums else 0
         read = self.gates * launch.grid[1] + sums * channels
         partial = blocks * (written + read) * FLOAT
-        least = size * (images + self.needs_x) + rows
-        return Work(launch.kernel, least, size * (images + self.has_x) + rows + partial, launch=launch)
+        least = size * (images + self.needs_x) + halved + rows
+        return Work(launch.kernel, least, size * (images + self.has_x) + halved + rows + partial, launch=launch)
+
+
+def half(shape: Images) -> Images:
+    """What the mean of 2x2 pixels makes of it."""
+    return replace(shape, height=shapes.ceil(shape.height, 2), width=shapes.ceil(shape.width, 2))
 
 
 def _statistics(blocks: int, channels: int, norm: Norm) -> tuple[int, int]:
@@ -113,25 +122,24 @@ def norm_gradient(shape: Images, element: int) -> Work:
     return Work(launch.kernel, moved, moved, launch=launch)
 
 
-def pointwise_forward(shape: Images, outputs: int, element: int, norm: Norm | None) -> Work:
+def pointwise_forward(x: Images, y: Images, element: int, norm: Norm | None) -> Work:
     """``norm``: None without batch statistics."""
-    inputs = shape.channels
-    launch = shapes.pointwise_forward(shape.pixels, inputs, outputs, element)
-    size = element * (shape.pixels * (inputs + outputs) + inputs * outputs)
-    least, moved = _statistics(launch.grid[0], outputs, norm) if norm is not None else (0, 0)
-    flops = 2 * shape.pixels * inputs * outputs
+    launch = shapes.pointwise_forward(y.pixels, x.channels, y.channels, element)
+    size = element * (x.size + y.size + x.channels * y.channels)
+    least, moved = _statistics(launch.grid[0], y.channels, norm) if norm is not None else (0, 0)
+    flops = 2 * y.size * x.channels
     return Work("pointwise forward_kernel", size + least, size + moved, flops, launch=launch)
 
 
-def pointwise_backward(shape: Images, outputs: int, element: int, to_input: bool, to_weight: bool) -> Work:
-    inputs, pixels = shape.channels, shape.pixels
-    launch = shapes.pointwise_backward(pixels, inputs, outputs, element, to_weight)
-    weight = element * inputs * outputs * (to_input + to_weight)
-    tensors = 2 * outputs + inputs * (to_input + to_weight)  # dy and z; dp; x
-    least = element * pixels * tensors + GRADIENT_ROWS * outputs * FLOAT + weight
-    flops = 2 * pixels * inputs * outputs * (to_input + to_weight)
+def pointwise_backward(x: Images, y: Images, element: int, to_input: bool, to_weight: bool) -> Work:
+    launch = shapes.pointwise_backward(y.pixels, x.channels, y.channels, element, to_weight)
+    weight = x.channels * y.channels
+    dp = y.pixels * x.channels
+    tensors = 2 * y.size + to_input * (dp + weight) + to_weight * (x.size + weight)  # dy and z; dp; x
+    least = element * tensors + GRADIENT_ROWS * y.channels * FLOAT
+    flops = 2 * y.size * x.channels * (to_input + to_weight)
     ranges = launch.grid[0]
-    partial = 2 * ranges * inputs * outputs * FLOAT if to_weight and ranges > 1 else 0
+    partial = 2 * ranges * weight * FLOAT if to_weight and ranges > 1 else 0
     return Work("pointwise backward_kernel", least, least + partial, flops, launch=launch)
 
 
@@ -152,11 +160,6 @@ def convolution_backward(x: Images, y: Images, kernel: int, element: int, produc
     once = convolution(x, y, kernel, element)
     moved, flops = products * once.moved, products * once.flops
     return replace(once, name="convolution_backward", least=moved, moved=moved, flops=flops, launches=products)
-
-
-def mean_2x2(x: Images, element: int, backward: bool) -> Work:
-    moved = element * (x.size + x.size // 4)
-    return Work("avg_pool2d_backward" if backward else "avg_pool2d", moved, moved, own=False)
 
 
 def zeros(floats: int) -> Work:

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import cuda_traffic as traffic
-from cuda_shapes import FLOAT, Images, ceil
-from cuda_traffic import NO_PARAMETERS, NodeBackward, Norm, Work
+from cuda_shapes import FLOAT, Images
+from cuda_traffic import NO_NORM, NO_PARAMETERS, NodeBackward, Norm, Work
 from work import KERNELS, Case
 
-from advnas.spaces.nasbench201 import EDGES, NUM_NODES, ZERO_OP
+from advnas.spaces.nasbench201 import EDGES, NUM_NODES, OPS, ZERO_OP
+
+POOL = OPS.index("avg_pool_3x3")
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Convolution:
     @property
     def own(self) -> bool:
         """Whether pointwise.h runs it; up to the channels that fit in shared memory, which these networks do not leave."""
-        return self.kernel == 1 and self.stride == 1 and not self.halved
+        return self.kernel == 1 and self.stride == 1
 
     @property
     def takes_relu(self) -> bool:
@@ -36,12 +38,13 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Term:
-    """An operation that runs; identity or pooling without a convolution. ``gated``: has a gate whose gradient may be wanted."""
+    """An operation that runs: a convolution, pooling or the identity. ``gated``: has a gate whose gradient may be wanted."""
 
     source: int
     target: int
     convolution: Convolution | None = None
     gated: bool = False
+    pooled: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Graph:
             relu, value = self._reads(node)
             shape, into = self.shapes[node], self.into(node)
             if node > 0:
-                maps = sum(term.convolution is not None for term in into)
+                maps = sum(term.convolution is not None and term.convolution.norm is not None for term in into)
                 yield traffic.node_forward(shape, self.element, len(into), maps, value + relu)
             elif relu:
                 yield traffic.node_forward(shape, self.element, 0, 0, 1, start=True)
@@ -98,16 +101,12 @@ class Graph:
         if convolution is None:
             return
         if convolution.own:
-            yield traffic.pointwise_forward(x, y.channels, self.element, convolution.norm)
+            yield traffic.pointwise_forward(x, y, self.element, convolution.norm)
         else:
-            if convolution.halved:
-                yield traffic.mean_2x2(x, self.element, backward=False)
-            yield traffic.convolution(_taken(x, convolution), y, convolution.kernel, self.element)
+            yield traffic.convolution(x, y, convolution.kernel, self.element)
             if convolution.norm is not None:
                 yield traffic.norm_statistics(y, self.element, convolution.norm)
-        if convolution.norm is None:
-            yield traffic.norm_fixed(y.channels)
-        elif convolution.norm.affine and self.element < FLOAT:
+        if convolution.norm is not None and convolution.norm.affine and self.element < FLOAT:
             yield traffic.casts(y.channels, 6)  # two parameters, two running statistics there and back
 
     def backward(self, wanted: Wanted) -> Iterator[Work]:
@@ -135,15 +134,10 @@ class Graph:
         if convolution is None or not (to_input or to_weight):
             return
         if convolution.own:
-            yield traffic.pointwise_backward(x, y.channels, self.element, to_input, to_weight)
+            yield traffic.pointwise_backward(x, y, self.element, to_input, to_weight)
             return
-        if convolution.halved:
-            yield traffic.mean_2x2(x, self.element, backward=False)
         yield traffic.norm_gradient(y, self.element)
-        taken = _taken(x, convolution)
-        yield traffic.convolution_backward(taken, y, convolution.kernel, self.element, to_input + to_weight)
-        if convolution.halved and to_input:
-            yield traffic.mean_2x2(x, self.element, backward=True)
+        yield traffic.convolution_backward(x, y, convolution.kernel, self.element, to_input + to_weight)
 
     def _gather(self, node: int, needed: list[bool], wanted: Wanted) -> Iterator[Work]:
         to_input = needed[node] and node < self.last
@@ -151,7 +145,7 @@ class Graph:
         gates = [wanted.gates and term.gated and term.convolution is None for term in out_of]
         sources = [to_input or gate for gate in gates]
         norms = tuple(
-            term.convolution.norm or NO_PARAMETERS
+            term.convolution.norm or NO_NORM
             for term in into
             if term.convolution is not None and (needed[term.source] or self._wants(term, wanted))
         )
@@ -167,6 +161,7 @@ class Graph:
             self.shapes[node],
             self.element,
             sum(sources),
+            sum(to_input and term.convolution is not None and term.convolution.halved for term in out_of),
             sum(gates),
             start=node == self.last,
             has_x=has_x,
@@ -174,11 +169,6 @@ class Graph:
             writes=to_input,
             norms=norms,
         ).work()
-
-
-def _taken(x: Images, convolution: Convolution) -> Images:
-    """What the library's convolution takes of a node."""
-    return replace(x, height=ceil(x.height, 2), width=ceil(x.width, 2)) if convolution.halved else x
 
 
 class Builder:
@@ -195,39 +185,46 @@ class Builder:
     def shape(self) -> Images:
         return self.shapes[-1]
 
-    def node(self, shape: Images, *arrivals: tuple[int, Convolution | None], gated: bool = False) -> None:
+    def node(self, shape: Images, *arrivals: tuple[int, Convolution]) -> None:
         """``arrivals``: of each operation the node that it takes, and its convolution."""
         self.shapes.append(shape)
-        self.terms += [Term(source, self.last, convolution, gated) for source, convolution in arrivals]
+        self.terms += [Term(source, self.last, convolution) for source, convolution in arrivals]
 
     def stem(self, channels: int) -> None:
         self.node(replace(self.shape, channels=channels), (self.last, Convolution(3, Norm(affine=True), relu=False)))
 
     def reduction(self) -> None:
         x, norm, source = self.shape, Norm(affine=True), self.last
-        y = Images(x.batch, ceil(x.height, 2), ceil(x.width, 2), 2 * x.channels)
+        y = replace(traffic.half(x), channels=2 * x.channels)
         self.node(y, (source, Convolution(3, norm, stride=2)))
         shortcut = Convolution(1, None, relu=False, halved=True)
         self.node(y, (self.last, Convolution(3, norm)), (source, shortcut))
 
     def cell(self, ops: list[int]) -> None:
-        first = self.last
-        nodes = [first]
+        nodes = [self.last]
         for target in range(1, NUM_NODES):
-            edges = [edge for edge in range(len(EDGES)) if EDGES[edge][0] == target and ops[edge] != ZERO_OP]
-            convolutions = [Convolution(KERNELS[ops[edge]]) if ops[edge] in KERNELS else None for edge in edges]
-            sources = [nodes[EDGES[edge][1]] for edge in edges]
-            self.node(self.shape, *zip(sources, convolutions, strict=True), gated=True)
+            self.node(self.shape)
             nodes.append(self.last)
+            for edge, op in enumerate(ops):
+                if EDGES[edge][0] != target or op == ZERO_OP:
+                    continue
+                convolution = Convolution(KERNELS[op]) if op in KERNELS else None
+                self.terms.append(Term(nodes[EDGES[edge][1]], self.last, convolution, gated=True, pooled=op == POOL))
 
-    def graph(self, element: int) -> Graph:
-        """Without what does not reach the last node."""
+    def graph(self, element: int, merges: bool) -> Graph:
+        """Without what does not reach the last node. ``merges``: a node where nothing but another one arrives is that one."""
         live, terms = {self.last}, list[Term]()
         for term in reversed(self.terms):
             if term.target in live:
                 live.add(term.source)
                 terms.insert(0, term)
-        return Graph(tuple(self.shapes), tuple(terms), element)
+        same = list(range(len(self.shapes)))
+        for node in range(self.last if merges else 0):
+            into = [term for term in terms if term.target == node]
+            if len(into) == 1 and into[0].convolution is None and not into[0].pooled:
+                same[node] = same[into[0].source]
+        merged = [replace(term, source=same[term.source]) for term in terms if same[term.target] == term.target]
+        return Graph(tuple(self.shapes), tuple(merged), element)
 
 
 def step(case: Case, ops: list[int], to_gates: bool, element: int) -> list[Work]:
@@ -239,5 +236,5 @@ def step(case: Case, ops: list[int], to_gates: bool, element: int) -> list[Work]
             builder.reduction()
         for _ in range(case.cells):
             builder.cell(ops)
-    graph = builder.graph(element)
+    graph = builder.graph(element, merges=not to_gates)
     return [*graph.forward(), *graph.backward(Wanted(to_gates, not to_gates))]

@@ -159,6 +159,8 @@ node.cu: rows below the image are read
 + if (h < kRows<kPack>) {
 node.cu: rows below the image are written, forward
 - if (h >= column.rows) continue;
+-     const int64_t at
++ const int64_t at
 node.cu: rows below the image are written, backward
 - if (h < column.rows) store(a.dx
 + store(a.dx
@@ -295,9 +297,31 @@ node.cu: a source is skipped
 node.cu: the scale is taken for the shift
 - source.scale_shift[shape.channels + channel + i]
 + source.scale_shift[channel + i]
+pointwise.cu: the mean of 2x2 pixels reads beyond the border
+- across = halved_window(w, before.width)
++ across = 2
+pointwise.cu: the mean of 2x2 pixels takes a row of the next image
+- down = halved_window(h, before.height)
++ down = 2
+pointwise.cu: the second row of 2x2 pixels is taken for the first
+- k / across) * before.width
++ k / across) * 0
+node.cu: a gradient is spread with the share of a whole window
+- 1.0f / float(halved_window(row, shape.height) * halved_window(w, shape.width))
++ 0.25f
+node.cu: a gradient is spread by images of full height
+- image * height + row
++ image * shape.height + row
+node.cu: rows below the image are spread
+- if (h >= column.rows) continue;
+-     const int row =
++ const int row =
+norm.cuh, node: without batch norm the deviation is 0
+- at_or(norm.rows, kRstd * channels + c, 1)
++ at_or(norm.rows, kRstd * channels + c, 0)
 pointwise.cu: a ReLU where there is none
-- masked ? relu(v[i]) : v[i]
-+ masked ? v[i] : relu(v[i])
+- before.relu ? relu(v[i]) : v[i]
++ before.relu ? v[i] : relu(v[i])
 pointwise.cu: the last range is left out of the weight's gradient
 - in * out, int(gridDim.x)
 + in * out, int(gridDim.x) - 1

@@ -45,19 +45,29 @@ inline Tensor workspace(const Tensor& like, int64_t floats) {
   return like.numel() > 0 ? at::empty({floats}, options) : at::zeros({floats}, options);
 }
 
-// What the launches of a pass count their blocks in, kCounters: 0 before each, and after it. Some for each stream, where launches follow one
-// another, and kept; a graph that is being captured has its own, since it may be replayed beside other work of the stream.
+// What the launches of a pass count their blocks in, kCounters: 0 before each, and after it. Some for each stream, where launches
+// follow one another, and kept; a graph that is being captured has its own, since it may be replayed beside other work of the
+// stream.
 Tensor counter(const Tensor& like, const OnDevice& device);
 
-inline PointwiseShape pointwise_shape(const Tensor& x, const Convolution& convolution) {
-  return {x.size(0) * x.size(2) * x.size(3), int(convolution.weight.size(1)), int(convolution.weight.size(0))};
+inline PointwiseShape pointwise_shape(int64_t batch, const ImageShape& y, const Convolution& convolution) {
+  return {batch * y.height * y.width, int(convolution.weight.size(1)), int(convolution.weight.size(0))};
+}
+inline PointwiseBefore pointwise_before(const ImageShape& x, Before what) {
+  if (what != Before::kMean2) return {what == Before::kRelu, 0, 0};
+  return {false, int(x.height), int(x.width)};
+}
+
+// Whether the output of a convolution is what arrives, but for the gate.
+inline bool is_plain(const Convolution& convolution) {
+  return convolution.statistics == Statistics::kNone && !convolution.bias.defined();
 }
 
 // Whether our own 1x1 convolution runs it.
 template <class T>
 bool is_pointwise(const Convolution& convolution, const Piece& piece) {
   return convolution.weight.size(2) == 1 && convolution.weight.size(3) == 1 && piece.stride == 1 &&
-         !convolution.depthwise.defined() && piece.before != Before::kMean2 &&
+         !convolution.depthwise.defined() &&
          pointwise_fits<T>({0, int(convolution.weight.size(1)), int(convolution.weight.size(0))});
 }
 

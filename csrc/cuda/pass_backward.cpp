@@ -55,8 +55,7 @@ class Backward {
         const Tensor dp = convolution_backward(term, wants_input);
         if (!dp.defined()) continue;
         kept.push_back(dp);
-        const Arrival arrival = term.piece.before == Before::kRelu ? Arrival::kMasked : Arrival::kDirect;
-        sources.push_back({in<T>(dp), arrival, 1, nullptr, nullptr});
+        sources.push_back({in<T>(dp), arrival_of(term), 1, nullptr, nullptr});
       } else if (needs_.of(term)) {
         const Arrival arrival = term.piece.kind == Kind::kAvgPool ? Arrival::kPooled : Arrival::kDirect;
         sources.push_back({in<T>(gradient_[term.target]), arrival, float(pass_.gate_of(term)), nullptr, gate_gradient(term)});
@@ -64,6 +63,13 @@ class Backward {
     }
     if (wants_input) gradient_[node] = new_images(like_, pass_.shapes[node]);
     gather(node, sources, wants_input);
+  }
+
+  // Of what a convolution gives back. The library's has spread the gradient already.
+  Arrival arrival_of(const Term& term) const {
+    if (term.piece.before == Before::kRelu) return Arrival::kMasked;
+    const bool halved = term.piece.before == Before::kMean2 && is_pointwise<T>(of(term), term.piece);
+    return halved ? Arrival::kHalved : Arrival::kDirect;
   }
 
   float* gate_gradient(const Term& term) const {
@@ -139,13 +145,14 @@ class Backward {
     const int64_t k = term.convolution;
     const Convolution& convolution = of(term);
     const Tensor& x = pass_.nodes[term.source].defined() ? pass_.nodes[term.source] : pass_.relus[term.source];
-    const PointwiseShape shape = pointwise_shape(x, convolution);
+    const ImageShape &source = pass_.shapes[term.source], &target = pass_.shapes[term.target];
+    const PointwiseShape shape = pointwise_shape(x.size(0), target, convolution);
     const Tensor weight = convolution.weight.contiguous();
-    const Tensor dp = wants_input ? new_images(like_, pass_.shapes[term.source]) : Tensor();
+    const Tensor dp = wants_input ? new_images(like_, {target.height, target.width, source.channels}) : Tensor();
     if (wants_weight) result_.weight[k] = at::empty(weight.sizes(), weight.options());
     const Tensor partial = wants_weight ? workspace(like_, pointwise_gradient_workspace(shape)) : Tensor();
     pointwise_backward(PointwiseBackward<T>{shape, in<T>(gradient_[term.target]), in<T>(pass_.z[k]), in<float>(coefficients_[k]),
-                                            in<T>(x), in<T>(weight), term.piece.before == Before::kRelu, out<T>(dp),
+                                            in<T>(x), in<T>(weight), pointwise_before(source, term.piece.before), out<T>(dp),
                                             out<T>(result_.weight[k]), out<float>(partial), out<unsigned>(counter_)},
                        device_.stream());
     return dp;

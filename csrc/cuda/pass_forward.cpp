@@ -74,7 +74,8 @@ class Forward {
         const Arrival arrival = term.piece.kind == Kind::kAvgPool ? Arrival::kPooled : Arrival::kDirect;
         sources.push_back({in<T>(pass_.nodes[term.source]), arrival, gate, nullptr, nullptr});
       } else {
-        const float* const map = in<float>(of(term).device_rows) + kScale * shape.channels;
+        const float* const rows = in<float>(of(term).device_rows);
+        const float* const map = rows != nullptr ? rows + kScale * shape.channels : nullptr;
         sources.push_back({in<T>(pass_.z[term.convolution]), Arrival::kDirect, gate, map, nullptr});
       }
     }
@@ -97,16 +98,17 @@ class Forward {
     const Tensor& x = takes_relu(term) ? pass_.relus[term.source] : either(term.source);
     const bool of_batch = convolution.statistics == Statistics::kBatch;
     const Parameters parameters(convolution, term, float(pass_.gate_of(term)));
-    convolution.device_rows = workspace(like_, kNormRows * pass_.shapes[term.target].channels);
+    if (!is_plain(convolution)) convolution.device_rows = workspace(like_, kNormRows * pass_.shapes[term.target].channels);
     const NormForward norm = parameters.norm(out<float>(convolution.device_rows));
     Tensor& z = pass_.z[term.convolution];
     if (is_pointwise<T>(convolution, term.piece)) {
       z = new_images(like_, pass_.shapes[term.target]);
-      const PointwiseShape shape = pointwise_shape(x, convolution);
+      const PointwiseShape shape = pointwise_shape(x.size(0), pass_.shapes[term.target], convolution);
+      const PointwiseBefore before = pointwise_before(pass_.shapes[term.source], term.piece.before);
       const Tensor weight = convolution.weight.contiguous();
       const Tensor partial = of_batch ? workspace(like_, pointwise_statistics_workspace(shape)) : Tensor();
-      pointwise_forward(PointwiseForward<T>{shape, in<T>(x), in<T>(weight), term.piece.before == Before::kRelu, out<T>(z),
-                                            of_batch, norm, out<float>(partial), of_batch ? out<unsigned>(counter_) : nullptr},
+      pointwise_forward(PointwiseForward<T>{shape, in<T>(x), in<T>(weight), before, out<T>(z), of_batch, norm,
+                                            out<float>(partial), of_batch ? out<unsigned>(counter_) : nullptr},
                         device_.stream());
     } else {
       z = by_library(x, term);
@@ -115,7 +117,7 @@ class Forward {
         norm_statistics(in<T>(z), images_of(z), norm, out<float>(partial), out<unsigned>(counter_), device_.stream());
       }
     }
-    if (!of_batch) norm_fixed(int(z.size(1)), norm, device_.stream());
+    if (!of_batch && !is_plain(convolution)) norm_fixed(int(z.size(1)), norm, device_.stream());
     if (of_batch && z.numel() > 0) parameters.copy_back();
   }
 

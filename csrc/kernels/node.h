@@ -8,8 +8,9 @@
 //
 // Forward, sources are nodes (skip, pooled) and convolution outputs (batch norm and gate as scale and shift). Backward, sources
 // are the gradients of the nodes that this one feeds (skip; pooled: the transpose of the pooling), and what convolutions give
-// back (masked where a ReLU came before: only where x > 0). The last block to end turns s1 and s2 into what batch norm's backward
-// pass, its parameters and the gates need (batch_norm_math.h), so that no sum crosses to the host.
+// back (masked where a ReLU came before: only where x > 0; spread where the mean of 2x2 pixels did). The last block to end turns
+// s1 and s2 into what batch norm's backward pass, its parameters and the gates need (batch_norm_math.h), so that no sum crosses
+// to the host.
 #pragma once
 
 #include "channels_last.h"
@@ -17,11 +18,11 @@
 
 namespace advnas::cuda {
 
-enum class Arrival { kDirect, kPooled, kMasked };
+enum class Arrival { kDirect, kPooled, kMasked, kHalved };
 
 template <class T>
 struct NodeSource {
-  const T* data;  // [batch, height, width, channels]
+  const T* data;  // [batch, height, width, channels]; of the halved image if it is kHalved
   Arrival arrival;
   float gate;                // of direct and pooled sources
   const float* scale_shift;  // [2, channels] in place of the gate, or null; forward only

@@ -26,7 +26,7 @@ template <class T>
 struct NormBackward {
   const T* z;
   const float *gamma, *beta;
-  const float* rows;  // [kNormRows, channels]
+  const float* rows;  // [kNormRows, channels]; null without batch norm: mean 0, deviation 1
   float gate;
   bool of_batch;                  // whether the statistics were those of z
   float* gradient;                // [kGradientRows, channels]

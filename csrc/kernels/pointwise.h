@@ -4,7 +4,8 @@
 //   backward   dz = of_dy dy + of_z z + constant,    dp[p, i] = sum_o dz[p, o] weight[o, i],
 //              dweight[o, i] = sum_p dz[p, o] before(x)[p, i]
 //
-// before is ReLU or nothing. dp is the gradient of before(x); the node that gathers it applies the mask.
+// before is ReLU, the mean of 2x2 pixels (pool_math.h), or nothing. dp is the gradient of before(x); the node that gathers it
+// applies the mask, or spreads it.
 #pragma once
 
 #include "norm.h"
@@ -12,8 +13,14 @@
 namespace advnas::cuda {
 
 struct PointwiseShape {
-  int64_t pixels;
+  int64_t pixels;  // of z
   int in, out;
+};
+
+// What comes before. height, width: of the images of x where it is the mean, else 0.
+struct PointwiseBefore {
+  bool relu;
+  int height, width;
 };
 
 // Whether the channels fit in shared memory; elsewhere a convolution of the library does the work.
@@ -24,7 +31,7 @@ template <class T>
 struct PointwiseForward {
   PointwiseShape shape;
   const T *x, *weight;
-  bool relu;
+  PointwiseBefore before;
   T* z;
   bool of_batch;  // whether norm's statistics are those of z
   NormForward norm;
@@ -38,7 +45,7 @@ struct PointwiseBackward {
   const T *dy, *z;
   const float* gradient;  // [kGradientRows, out]
   const T *x, *weight;
-  bool relu;
+  PointwiseBefore before;
   T* dp;              // or null
   T* dweight;         // or null
   float* partial;     // pointwise_gradient_workspace floats if dweight is wanted

@@ -1,4 +1,5 @@
-// 3x3 average pooling with stride 1: the mean over the pixels that exist. Shared by the CPU and the CUDA side.
+// Average pooling: the mean over the pixels that exist, of 3x3 with stride 1 or of 2x2 with stride 2. Shared by the CPU and the
+// CUDA side.
 #pragma once
 
 #include "host_device.h"
@@ -7,5 +8,9 @@ namespace advnas {
 
 // How many of i - 1, i, i + 1 lie in [0, size). The number of pixels that a mean is over is one of rows times one of columns.
 ADVNAS_HOST_DEVICE inline int pool_window(long i, long size) { return (i > 0) + 1 + (i + 1 < size); }
+
+// Of 2x2: the size of the result, and how many of 2i, 2i + 1 lie in [0, size).
+ADVNAS_HOST_DEVICE inline int halved(int size) { return (size + 1) / 2; }
+ADVNAS_HOST_DEVICE inline int halved_window(int i, int size) { return 1 + (2 * i + 1 < size); }
 
 }  // namespace advnas

@@ -31,6 +31,22 @@ Doubles pool(const Doubles& from, const Images& s, bool transposed) {
   return to;
 }
 
+// The transpose of the mean of 2x2 pixels.
+template <class T>
+Doubles spread(const std::vector<T>& from, const Images& s) {
+  Doubles to;
+  for (int image = 0; image < s.batch; ++image) {
+    for (int h = 0; h < s.height; ++h) {
+      for (int w = 0; w < s.width; ++w) {
+        const int rows = std::min(2, s.height - h / 2 * 2), columns = std::min(2, s.width - w / 2 * 2);
+        const size_t pixel = (size_t(image) * ((s.height + 1) / 2) + h / 2) * ((s.width + 1) / 2) + w / 2;
+        for (int c = 0; c < s.channels; ++c) to.push_back(double(float(from[pixel * s.channels + c])) / (rows * columns));
+      }
+    }
+  }
+  return to;
+}
+
 struct SourceCase {
   Arrival arrival;
   bool special;  // forward: scale and shift in place of the gate; backward: the gate's gradient is wanted
@@ -41,8 +57,8 @@ float gate_of(size_t k) { return 0.5f + 0.25f * float(k); }
 // The k-th case of a cycle through all kinds of sources.
 SourceCase forward_source(size_t k) { return {k % 2 ? Arrival::kPooled : Arrival::kDirect, k % 4 >= 2}; }
 SourceCase backward_source(size_t k) {
-  if (k % 3 == 2) return {Arrival::kMasked, false};
-  return {k % 3 ? Arrival::kPooled : Arrival::kDirect, k % 4 < 2};
+  if (k % 4 >= 2) return {k % 4 == 2 ? Arrival::kMasked : Arrival::kHalved, false};
+  return {k % 4 ? Arrival::kPooled : Arrival::kDirect, k % 8 < 4};
 }
 std::vector<SourceCase> cycle(SourceCase (*one)(size_t), size_t first, size_t num) {
   std::vector<SourceCase> cases;
@@ -94,7 +110,7 @@ struct Backward {
   std::vector<SourceCase> sources;
   int num_sums;
   bool start, x, dx, total;
-  unsigned nulls;  // bits: which of gamma and beta, dgamma, dbeta, dbias, gate_grad of the sums are null
+  unsigned nulls;  // bits: which of gamma and beta, dgamma, dbeta, dbias, gate_grad, rows of the sums are null
   bool special_values = false, in_place = false;
 };
 
@@ -122,7 +138,12 @@ template <class T>
 void expect_sum(const SumBuffers<T>& b, const NormBackward<T>& norm, const Images& s, const Doubles& dx,
                 const Doubles& dx_magnitude, const std::string& what) {
   const int channels = s.channels;
-  const Doubles z = doubles(b.z), rows = doubles(b.rows), gamma_row = doubles(b.gamma), beta_row = doubles(b.beta);
+  Doubles rows = doubles(b.rows);
+  if (norm.rows == nullptr) {
+    std::fill_n(rows.begin() + kMean * channels, channels, 0);
+    std::fill_n(rows.begin() + kRstd * channels, channels, 1);
+  }
+  const Doubles z = doubles(b.z), gamma_row = doubles(b.gamma), beta_row = doubles(b.beta);
   std::vector<Sum> s1(channels), s2(channels), gradient(size_t(kGradientRows) * channels), dgamma, dbeta, dbias,
       gate{{kGateBefore, kGateBefore}};
   for (size_t i = 0; i < dx.size(); ++i) {
@@ -189,9 +210,11 @@ void backward(const Images& s, const Backward& asked, const std::string& what) {
   std::vector<Sum> products(node.num, {kGateBefore, kGateBefore});
   for (size_t k = 0; k < asked.sources.size(); ++k) {
     const auto [arrival, wanted] = asked.sources[k];
-    data.emplace_back(noise<T>(s.size(), 10 + k), "source");
+    const bool halved = arrival == Arrival::kHalved;
+    const Images half{s.batch, (s.height + 1) / 2, (s.width + 1) / 2, s.channels};
+    data.emplace_back(noise<T>((halved ? half : s).size(), 10 + k), "source");
     gates.emplace_back(std::vector{kGateBefore}, "gate_grad");
-    Doubles value = doubles(data[k]);
+    Doubles value = halved ? spread(data[k].host(), s) : doubles(data[k]);
     if (arrival == Arrival::kPooled) value = pool(value, s, true);
     for (size_t i = 0; i < size; ++i) {
       products[k].add(value[i] * at[i]);
@@ -205,7 +228,7 @@ void backward(const Images& s, const Backward& asked, const std::string& what) {
   for (int j = 0; j < asked.num_sums; ++j) {
     SumBuffers<T>& b = sums.emplace_back(s, j);
     const auto given = [&](int bit, Buffer<float>& buffer) { return asked.nulls >> bit & 1 ? nullptr : buffer.data(); };
-    node.sum[j] = {b.z.data(),        given(0, b.gamma),          given(0, b.beta),     b.rows.data(),
+    node.sum[j] = {b.z.data(),        given(0, b.gamma),          given(0, b.beta),     given(5, b.rows),
                    0.75f + float(j),  (asked.nulls + j) % 2 == 0, b.gradient.data(),    given(1, b.dgamma),
                    given(2, b.dbeta), given(3, b.dbias),          given(4, b.gate_grad)};
   }

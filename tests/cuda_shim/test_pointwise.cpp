@@ -1,4 +1,6 @@
 // pointwise.cu against the formulas of pointwise.h in double. How well statistics are joined is test_norm.cpp's matter.
+#include <array>
+
 #include "../../csrc/kernels/pointwise.h"
 #include "check.h"
 
@@ -12,21 +14,46 @@ std::string text(const PointwiseShape& s) {
   return std::to_string(s.pixels) + " pixels, " + std::to_string(s.in) + " to " + std::to_string(s.out);
 }
 
+constexpr PointwiseBefore kNothing{false, 0, 0}, kRelu{true, 0, 0};
+
+int64_t inputs(const PointwiseShape& s, const PointwiseBefore& before) {
+  if (before.height == 0) return s.pixels * s.in;
+  return s.pixels / ((before.height + 1) / 2) / ((before.width + 1) / 2) * before.height * before.width * s.in;
+}
+
 template <class T>
-Doubles before(const std::vector<T>& x, bool relu) {
+Doubles apply(const PointwiseBefore& before, const std::vector<T>& x, const PointwiseShape& s) {
   Doubles values = doubles(x);
-  if (!relu) return values;
-  for (double& v : values) v = check::relu(v);
-  return values;
+  if (before.relu) {
+    for (double& v : values) v = check::relu(v);
+  }
+  if (before.height == 0) return values;
+  Doubles means;
+  const int height = before.height, width = before.width;
+  for (size_t image = 0; image < values.size(); image += size_t(height) * width * s.in) {
+    for (int h = 0; h < height; h += 2) {
+      for (int w = 0; w < width; w += 2) {
+        for (int c = 0; c < s.in; ++c) {
+          double sum = 0;
+          int num = 0;
+          for (int y = h; y < std::min(h + 2, height); ++y) {
+            for (int v = w; v < std::min(w + 2, width); ++v, ++num) sum += values[image + (size_t(y) * width + v) * s.in + c];
+          }
+          means.push_back(float(T(float(sum / num))));
+        }
+      }
+    }
+  }
+  return means;
 }
 
 // large: the first input is 1000 everywhere, so that outputs have means of about a thousand times their spread.
 template <class T>
-void forward(const PointwiseShape& s, bool relu, bool of_batch, bool large, const std::string& what) {
-  std::vector<T> x = noise_with_zeros<T>(s.pixels * s.in, 1);
+void forward(const PointwiseShape& s, PointwiseBefore before, bool of_batch, bool large, const std::string& what) {
+  std::vector<T> x = noise_with_zeros<T>(inputs(s, before), 1);
   const std::vector<T> weight = noise<T>(int64_t(s.out) * s.in, 2, large ? 1.5 : 0);
   for (int64_t p = 0; p < s.pixels && large; ++p) x[size_t(p * s.in)] = T(1000.0f);
-  const Doubles input = before(x, relu), w = doubles(weight);
+  const Doubles input = apply(before, x, s), w = doubles(weight);
   Doubles z(size_t(s.pixels * s.out)), magnitude(z.size());
   for (int64_t p = 0; p < s.pixels; ++p) {
     for (int o = 0; o < s.out; ++o) {
@@ -44,7 +71,7 @@ void forward(const PointwiseShape& s, bool relu, bool of_batch, bool large, cons
   Buffer<int64_t> tracked(std::vector<int64_t>{6}, "batches_tracked");
   Buffer<unsigned> counter(std::vector<unsigned>{0}, "counter");
   const Doubles old_mean = doubles(running_mean), old_variance = doubles(running_var), g = doubles(gamma), b = doubles(beta);
-  PointwiseForward<T> convolution{s,       x_device.data(), weight_device.data(), relu, z_device.data(), of_batch, {},
+  PointwiseForward<T> convolution{s,       x_device.data(), weight_device.data(), before, z_device.data(), of_batch, {},
                                   nullptr, nullptr};
   if (of_batch) {
     convolution.norm = {gamma.data(), beta.data(), nullptr, nullptr, nullptr, nullptr, 0.75f, 1e-5f, 0.1f, rows.data()};
@@ -86,11 +113,11 @@ void forward(const PointwiseShape& s, bool relu, bool of_batch, bool large, cons
 }
 
 template <class T>
-void backward(const PointwiseShape& s, bool relu, bool has_dp, bool has_dweight, const std::string& what) {
+void backward(const PointwiseShape& s, PointwiseBefore before, bool has_dp, bool has_dweight, const std::string& what) {
   const std::vector<T> dy = noise<T>(s.pixels * s.out, 1), z = noise<T>(s.pixels * s.out, 2);
-  const std::vector<T> x = noise_with_zeros<T>(s.pixels * s.in, 3), weight = noise<T>(int64_t(s.out) * s.in, 4);
+  const std::vector<T> x = noise_with_zeros<T>(inputs(s, before), 3), weight = noise<T>(int64_t(s.out) * s.in, 4);
   const std::vector<float> gradient = noise<float>(int64_t(kGradientRows) * s.out, 5);
-  const Doubles input = before(x, relu), w = doubles(weight);
+  const Doubles input = apply(before, x, s), w = doubles(weight);
   Doubles dz, dp(size_t(s.pixels * s.in)), dp_magnitude(dp.size()), dweight(w.size()), dweight_magnitude(w.size());
   for (size_t i = 0; i < dy.size(); ++i) {
     const float* const row = gradient.data() + i % s.out;
@@ -117,7 +144,7 @@ void backward(const PointwiseShape& s, bool relu, bool has_dp, bool has_dweight,
   Buffer<unsigned> counter(std::vector<unsigned>(kCounters), "counter");
   cuda_shim::clear_launches();
   pointwise_backward<T>({s, dy_device.data(), z_device.data(), rows.data(), has_dweight ? x_device.data() : nullptr,
-                         has_dp ? weight_device.data() : nullptr, relu, has_dp ? dp_device.data() : nullptr,
+                         has_dp ? weight_device.data() : nullptr, before, has_dp ? dp_device.data() : nullptr,
                          has_dweight ? dweight_device.data() : nullptr, has_dweight ? partial.data() : nullptr, counter.data()},
                         nullptr);
   if (has_dp) expect_close(dp_device, dp, dp_magnitude, what + ": dp");
@@ -146,32 +173,42 @@ int main() {
     for (const PointwiseShape& s : sizes<T>()) {
       ++n;
       expect(pointwise_fits<T>(s), "fits: " + text(s));
-      under_orders("forward " + type + " " + text(s), [&](const std::string& what) { forward<T>(s, n % 2, true, false, what); });
-      under_orders("backward " + type + " " + text(s), [&](const std::string& what) { backward<T>(s, n % 2, true, true, what); });
+      under_orders("forward " + type + " " + text(s),
+                   [&](const std::string& what) { forward<T>(s, n % 2 ? kRelu : kNothing, true, false, what); });
+      under_orders("backward " + type + " " + text(s),
+                   [&](const std::string& what) { backward<T>(s, n % 2 ? kRelu : kNothing, true, true, what); });
       if (kQuick && n % 3) continue;
-      forward<T>(s, n % 2 == 0, false, false, "forward without statistics, " + type + " " + text(s));
-      backward<T>(s, n % 2, true, false, "dp alone, " + type + " " + text(s));
-      backward<T>(s, n % 2 == 0, false, true, "dweight alone, " + type + " " + text(s));
+      forward<T>(s, n % 2 == 0 ? kRelu : kNothing, false, false, "forward without statistics, " + type + " " + text(s));
+      backward<T>(s, n % 2 ? kRelu : kNothing, true, false, "dp alone, " + type + " " + text(s));
+      backward<T>(s, n % 2 == 0 ? kRelu : kNothing, false, true, "dweight alone, " + type + " " + text(s));
     }
-    forward<T>({500, 8, 24}, false, true, true, "large means, " + type);
+    forward<T>({500, 8, 24}, kNothing, true, true, "large means, " + type);
     for (const PointwiseShape& s : {PointwiseShape{1, 512, 16}, {1, 16, 257}, {1, 256, 256}, {1, 128, 160}}) {
       expect(!pointwise_fits<T>(s), "does not fit: " + text(s));
     }
-    pointwise_forward<T>({{0, 16, 16}, nullptr, nullptr, false, nullptr, false, {}, nullptr, nullptr}, nullptr);
-    backward<T>({0, 16, 16}, true, true, true, "no pixels, " + type);
+    pointwise_forward<T>({{0, 16, 16}, nullptr, nullptr, kNothing, nullptr, false, {}, nullptr, nullptr}, nullptr);
+    backward<T>({0, 16, 16}, kRelu, true, true, "no pixels, " + type);
+    // Means of 2x2 pixels: even and odd sizes, and images of one row or one column.
+    for (const auto& [height, width, in, out] :
+         std::vector<std::array<int, 4>>{{6, 8, 8, 16}, {7, 5, 16, 24}, {1, 9, 3, 5}, {4, 1, 33, 8}}) {
+      const PointwiseShape s{3 * int64_t((height + 1) / 2) * ((width + 1) / 2), in, out};
+      const PointwiseBefore mean{false, height, width};
+      forward<T>(s, mean, in % 2 == 0, false, "forward of means, " + type + " " + text(s));
+      backward<T>(s, mean, true, true, "backward of means, " + type + " " + text(s));
+    }
     // More tiles than blocks.
-    backward<T>({128 * 128 + 70, 2, 3}, true, true, true, "long, " + type);
+    backward<T>({128 * 128 + 70, 2, 3}, kRelu, true, true, "long, " + type);
     if (kQuick) return;
-    forward<T>({256 * 128 + 70, 2, 3}, true, true, false, "long, " + type);
+    forward<T>({256 * 128 + 70, 2, 3}, kRelu, true, false, "long, " + type);
 
     for (const Images& s : network_sizes()) {
       const int channels = s.channels;
       const PointwiseShape shape{s.pixels(), channels, channels};
-      forward<T>(shape, true, true, false, "network, " + type);
+      forward<T>(shape, kRelu, true, false, "network, " + type);
       expect_traffic<T>("pointwise_forward", s, 2 * s.size() + channels * channels, (2 + kNormRows + 4) * channels);
-      backward<T>(shape, true, true, false, "network, " + type);
+      backward<T>(shape, kRelu, true, false, "network, " + type);
       expect_traffic<T>("pointwise_backward_dp", s, 3 * s.size() + channels * channels, kGradientRows * channels);
-      backward<T>(shape, true, true, true, "network, " + type);
+      backward<T>(shape, kRelu, true, true, "network, " + type);
       expect_traffic<T>("pointwise_backward", s, 4 * s.size() + 2 * channels * channels, kGradientRows * channels);
     }
   });

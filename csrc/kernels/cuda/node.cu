@@ -97,7 +97,26 @@ __device__ __forceinline__ void pool_column(const T* from, const Images& shape, 
   }
 }
 
-// The source at the column as it arrives, before its gate; not masked.
+// The transpose of the mean of 2x2 pixels at the column `index`.
+template <class T, int kPack>
+__device__ __forceinline__ void spread_column(const T* from, const Images& shape, const Columns<kPack>& columns, int index,
+                                              const Column& column, Values<kPack>& to) {
+  const int channel = columns.lanes.pack() * kPack, height = halved(shape.height), width = halved(shape.width);
+  const int image = index / shape.width / columns.strips, w = column.w / 2;
+#pragma unroll
+  for (int h = 0; h < kRows<kPack>; ++h) {
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) to[h][i] = 0;
+    if (h >= column.rows) continue;
+    const int row = (column.row + h) / 2;
+    load(from + (int64_t(image * height + row) * width + w) * shape.channels + channel, to[h]);
+    const float share = 1.0f / float(halved_window(row, shape.height) * halved_window(w, shape.width));
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) to[h][i] *= share;
+  }
+}
+
+// The source at the column as it arrives, before its gate; not masked, not spread.
 template <bool kTransposed, class T, int kPack>
 __device__ __forceinline__ void arrive(const NodeSource<T>& source, const Images& shape, const Column& column,
                                        Values<kPack>& to) {
@@ -215,7 +234,11 @@ __global__ void __launch_bounds__(kBlock)
     if (a.x != nullptr) load_column(a.x, shape, column, x);
     for (int k = 0; k < a.num; ++k) {
       const NodeSource<T>& source = a.source[k];
-      arrive<true>(source, shape, column, value);
+      if (source.arrival == Arrival::kHalved) {
+        spread_column(source.data, shape, columns, first + columns.lanes.lane(), column, value);
+      } else {
+        arrive<true>(source, shape, column, value);
+      }
       const bool masked = source.arrival == Arrival::kMasked;
       float product = 0;
 #pragma unroll
@@ -240,7 +263,7 @@ __global__ void __launch_bounds__(kBlock)
       if (which > 0) {
         load_column(a.sum[which - 1].z, shape, column, value);
 #pragma unroll
-        for (int i = 0; i < kPack; ++i) mean[i] = a.sum[which - 1].rows[kMean * shape.channels + channel + i];
+        for (int i = 0; i < kPack; ++i) mean[i] = at_or(a.sum[which - 1].rows, kMean * shape.channels + channel + i, 0);
       }
 #pragma unroll
       for (int i = 0; i < kPack; ++i) {

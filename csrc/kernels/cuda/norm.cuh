@@ -8,9 +8,7 @@
 namespace advnas::cuda {
 namespace {
 
-__device__ inline float at_or(const float* row, int channel, float otherwise) {
-  return row != nullptr ? row[channel] : otherwise;
-}
+__device__ inline float at_or(const float* row, int at, float otherwise) { return row != nullptr ? row[at] : otherwise; }
 
 __device__ inline void write_rows(const NormForward& norm, int channels, int c, float mean, float rstd) {
   const ScaleShift map = batch_norm_forward(norm.gate, at_or(norm.gamma, c, 1), at_or(norm.beta, c, 0), mean, rstd);
@@ -67,7 +65,8 @@ __device__ void finish_sums(const NormBackward<T>* norms, int num, const float* 
     float gate_grad = 0;
     for (int c = int(threadIdx.x); c < channels; c += int(blockDim.x)) {
       const float s1 = sum_column(partial + c, size, blocks), s2 = sum_column(partial + (1 + j) * channels + c, size, blocks);
-      const float gamma = at_or(norm.gamma, c, 1), mean = norm.rows[kMean * channels + c], rstd = norm.rows[kRstd * channels + c];
+      const float gamma = at_or(norm.gamma, c, 1);
+      const float mean = at_or(norm.rows, kMean * channels + c, 0), rstd = at_or(norm.rows, kRstd * channels + c, 1);
       const float scale = norm.gate * gamma * rstd;
       const InputGradient map =
           norm.of_batch ? batch_norm_backward(scale, mean, rstd, s1, s2, count) : InputGradient{scale, 0, 0};

@@ -5,6 +5,7 @@
 // Where the weight's gradient is wanted, a block has but a slice of the input channels, with all of the output's: it leaves so
 // many columns of the gradient, so that few and long ranges of pixels, whose gradients are few bytes, are still many blocks.
 #include "../pointwise.h"
+#include "../pool_math.h"
 #include "norm.cuh"
 #include "tile.cuh"
 
@@ -73,7 +74,7 @@ struct Part {
   int channel, channels;
 };
 
-// [rows, columns] into shared memory, zeros where there is nothing. value(element, channel, values) makes them.
+// [rows, columns] into shared memory, zeros where there is nothing. value(pixel, channel, values) makes them.
 template <int kPack, class T, class Value>
 __device__ __forceinline__ void fill(T* to, int stride, int rows, int columns, const Part& part, const Value& value) {
   const int packs = columns / kPack;
@@ -81,17 +82,38 @@ __device__ __forceinline__ void fill(T* to, int stride, int rows, int columns, c
     const int row = i / packs, column = i % packs * kPack, channel = part.channel + column;
     const int64_t pixel = part.pixel + row;
     float v[kPack] = {};
-    if (pixel < part.pixels && channel < part.channels) value(pixel * part.channels + channel, channel, v);
+    if (pixel < part.pixels && channel < part.channels) value(pixel, channel, v);
     store(to + row * stride + column, v);
   }
 }
 
+// The mean of the pixels of x that are `pixel` of the halved image.
 template <int kPack, class T>
-__device__ __forceinline__ void fill_before(T* to, int stride, int rows, int columns, const T* x, bool masked, const Part& part) {
-  fill<kPack>(to, stride, rows, columns, part, [&](int64_t at, int, float (&v)[kPack]) {
-    load(x + at, v);
+__device__ __forceinline__ void load_mean(const T* x, const PointwiseBefore& before, int channels, int64_t pixel, int channel,
+                                          float (&v)[kPack]) {
+  const int width = halved(before.width), w = int(pixel % width);
+  const int64_t line = pixel / width, image = line / halved(before.height);
+  const int h = int(line % halved(before.height));
+  const int down = halved_window(h, before.height), across = halved_window(w, before.width);
+  const T* const first = x + ((image * before.height + 2 * h) * before.width + 2 * w) * channels + channel;
+  for (int k = 0; k < down * across; ++k) {
+    float value[kPack];
+    load(first + (int64_t(k / across) * before.width + k % across) * channels, value);
 #pragma unroll
-    for (int i = 0; i < kPack; ++i) v[i] = masked ? relu(v[i]) : v[i];
+    for (int i = 0; i < kPack; ++i) v[i] += value[i];
+  }
+#pragma unroll
+  for (int i = 0; i < kPack; ++i) v[i] /= float(down * across);
+}
+
+template <int kPack, class T>
+__device__ __forceinline__ void fill_before(T* to, int stride, int rows, int columns, const T* x, const PointwiseBefore& before,
+                                            const Part& part) {
+  fill<kPack>(to, stride, rows, columns, part, [&](int64_t pixel, int channel, float (&v)[kPack]) {
+    if (before.height > 0) return load_mean(x, before, part.channels, pixel, channel, v);
+    load(x + pixel * part.channels + channel, v);
+#pragma unroll
+    for (int i = 0; i < kPack; ++i) v[i] = before.relu ? relu(v[i]) : v[i];
   });
 }
 
@@ -142,7 +164,7 @@ __global__ void __launch_bounds__(kBlock)
   float origin = 0, sum = 0, squares = 0;
   int64_t count = 0;
   for (int64_t first = int64_t(blockIdx.x) * l.rows; first < pixels; first += step) {
-    fill_before<kPack>(x, l.in_stride, l.rows, l.in, a.x, a.relu, {first, pixels, 0, in});
+    fill_before<kPack>(x, l.in_stride, l.rows, l.in, a.x, a.before, {first, pixels, 0, in});
     __syncthreads();  // the tile, and the first time the weight, is complete
     multiply(x, l.in_stride, weight, l.out_stride, result, l.result_stride, l.rows, l.in, l.out);
     __syncthreads();  // the result is complete
@@ -202,7 +224,8 @@ __global__ void __launch_bounds__(kBlock, 2)
 #pragma unroll
   for (int j = 0; j < kWeightTiles; ++j) dweight[j].clear();
   for (int64_t first = int64_t(blockIdx.x) * l.rows; first < pixels; first += step) {
-    fill<kPack>(dz, l.out_stride, l.rows, l.out, {first, pixels, 0, out}, [&](int64_t at, int channel, float (&v)[kPack]) {
+    fill<kPack>(dz, l.out_stride, l.rows, l.out, {first, pixels, 0, out}, [&](int64_t pixel, int channel, float (&v)[kPack]) {
+      const int64_t at = pixel * out + channel;
       float z[kPack];
       load(a.dy + at, v);
       load(a.z + at, z);
@@ -211,7 +234,7 @@ __global__ void __launch_bounds__(kBlock, 2)
       for (int i = 0; i < kPack; ++i) v[i] = row[kOfDy * out + i] * v[i] + row[kOfZ * out + i] * z[i] + row[kConstant * out + i];
     });
     const Part part{first, pixels, slice, in};
-    if (a.dweight != nullptr) fill_before<kPack>(x, l.in_stride, l.rows, l.in, a.x, a.relu, part);
+    if (a.dweight != nullptr) fill_before<kPack>(x, l.in_stride, l.rows, l.in, a.x, a.before, part);
     __syncthreads();  // the tiles, and the first time the weight, are complete
     if (a.dp != nullptr) multiply(dz, l.out_stride, weight, l.in_stride, result, l.result_stride, l.rows, l.out, l.in);
     if (a.dweight != nullptr) {
