@@ -85,6 +85,13 @@ inline void weight_gradient_1d(const V* u, V* g, int step) {
   g[2 * step] = (sum2 - sum1) * T(1. / 6) + u[5];
 }
 
+// The output is written tile by tile, which the processor does not foresee: it is fetched during the products.
+template <class T>
+inline void prefetch(const T* data, int64_t size) {
+  constexpr int64_t kLine = 64 / int64_t(sizeof(T));
+  for (int64_t i = 0; i < size; i += kLine) __builtin_prefetch(data + i, 1, 2);
+}
+
 // Where the tiles of a strip lie: rows of tiles from `first` on, counted through all images.
 struct Strip {
   int64_t first, rows, columns, rows_an_image;
@@ -235,7 +242,11 @@ void winograd_convolve(const T* frames, const T* u, T* y, const ConvolutionShape
     T* const m = workspace + kWinogradPlaces * from;
     transform(frames, v, strip, shape.in, row, frame);
     const Walk walk = matrix_walk(tiles, shape.in, shape.out);
-    for (int64_t k = 0; k < kWinogradPlaces; ++k) product(v + k * from, u + k * shape.in * shape.out, m + k * to, walk);
+    const int64_t output = strip.first * 4 * shape.width * shape.out, size = strip.rows * 4 * shape.width * shape.out;
+    for (int64_t k = 0; k < kWinogradPlaces; ++k) {
+      prefetch(y + output + size * k / kWinogradPlaces, size / kWinogradPlaces + 1);
+      product(v + k * from, u + k * shape.in * shape.out, m + k * to, walk);
+    }
     transform_back(m, y, strip, shape.output());
   });
 }
