@@ -2,6 +2,7 @@
 #include "cell.h"
 
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/graph_task.h>
 
 #include <algorithm>
 #include <array>
@@ -15,7 +16,8 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// A call's own data, which autograd does not see. Its tensors go through autograd while they wait for the backward pass.
+// A call's own data, which autograd does not see: activations among it. What was an input waits for the backward pass in
+// autograd, which notices if it is changed meanwhile.
 struct Call : torch::CustomClassHolder {
   Pass pass;
   // Place of each convolution's tensors among the inputs of Cell::forward; -1 for absent ones, which autograd does not take.
@@ -25,16 +27,15 @@ struct Call : torch::CustomClassHolder {
   int64_t offsets_place = -1;
 };
 
-// Calls visit(tensor) for all that waits for the backward pass, in a fixed order.
+// Calls visit(tensor) for all inputs that wait for the backward pass, in a fixed order.
 template <class Visit>
-void for_saved(Pass& pass, const Visit& visit) {
-  for (auto* tensors : {&pass.nodes, &pass.relus, &pass.z}) std::for_each(tensors->begin(), tensors->end(), visit);
+void for_inputs(Pass& pass, const Visit& visit) {
+  visit(pass.nodes.front());
   for (Convolution& convolution : pass.convolutions) {
     visit(convolution.weight);
     visit(convolution.depthwise);
     visit(convolution.gamma);
     visit(convolution.beta);
-    visit(convolution.device_rows);
   }
 }
 
@@ -48,11 +49,9 @@ class Cell : public torch::autograd::Function<Cell> {
     run_forward(pass);
     const Tensor y = pass.nodes.back();
     variable_list saved;
-    if (pass.save) {
-      pass.nodes.back() = Tensor();
-      for_saved(pass, [&](const Tensor& tensor) { saved.push_back(tensor); });
-    }
-    for_saved(pass, [](Tensor& tensor) { tensor = Tensor(); });
+    pass.nodes.back() = Tensor();
+    if (pass.save) for_inputs(pass, [&](const Tensor& tensor) { saved.push_back(tensor); });
+    for_inputs(pass, [](Tensor& tensor) { tensor = Tensor(); });
     ctx->save_for_backward(saved);
     ctx->saved_data["call"] = c10::IValue::make_capsule(call);
     return y;
@@ -64,9 +63,10 @@ class Cell : public torch::autograd::Function<Cell> {
                 "advnas_ext.reference.cell");
     const auto call = c10::static_intrusive_pointer_cast<Call>(ctx->saved_data["call"].toCapsule());
     const variable_list saved = ctx->get_saved_variables();
-    Pass pass = call->pass;
+    // Without another backward pass to come, activations are freed on the way.
+    Pass pass = torch::autograd::get_current_graph_task_keep_graph() ? call->pass : std::move(call->pass);
     auto next = saved.begin();
-    for_saved(pass, [&](Tensor& tensor) { tensor = *next++; });
+    for_inputs(pass, [&](Tensor& tensor) { tensor = *next++; });
     const auto wants = [&](size_t k, ConvolutionTensor which) {
       return call->place[k][which] >= 0 && ctx->needs_input_grad(size_t(call->place[k][which]));
     };

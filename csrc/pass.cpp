@@ -92,6 +92,14 @@ void forget_read(Pass& pass, int64_t node) {
   }
 }
 
+void forget_read_backward(Pass& pass, int64_t node) {
+  pass.nodes[node] = Tensor();
+  if (!pass.relus.empty()) pass.relus[node] = Tensor();
+  for (const Term& term : pass.plan.out_of[node]) {
+    if (term.convolution >= 0) pass.z[term.convolution] = Tensor();
+  }
+}
+
 Needs::Needs(const Pass& pass, const Wanted& wanted)
     : pass_(pass), wanted_(wanted), nodes_(pass.plan.num_nodes), offsets_(pass.plan.num_nodes) {
   nodes_[0] = wanted.x;
@@ -135,7 +143,7 @@ void run_forward(Pass& pass) {
   run_forward_cpu(pass);
 }
 
-Gradients run_backward(const Pass& pass, const Tensor& dy, const Wanted& wanted) {
+Gradients run_backward(Pass& pass, const Tensor& dy, const Wanted& wanted) {
 #ifdef ADVNAS_DEVICE
   if (on_device(dy)) return cuda::run_backward(pass, dy, wanted);
 #endif

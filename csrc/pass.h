@@ -81,16 +81,17 @@ struct Gradients {
   std::vector<at::Tensor> weight, depthwise, gamma, beta, bias;
 };
 
-// dy: gradient of the last node.
-Gradients run_backward(const Pass& pass, const at::Tensor& dy, const Wanted& wanted);
+// dy: gradient of the last node. Takes the activations out of the pass as it goes.
+Gradients run_backward(Pass& pass, const at::Tensor& dy, const Wanted& wanted);
 
 // The parts of the two above.
 void find_shapes(Pass& pass);
 void run_forward_cpu(Pass& pass);
-Gradients run_backward_cpu(const Pass& pass, const at::Tensor& dy, const Wanted& wanted);
+Gradients run_backward_cpu(Pass& pass, const at::Tensor& dy, const Wanted& wanted);
 
-// Forgets what was read at `node` for the last time.
+// Forgets what the forward pass has read at `node` for the last time, or the backward pass.
 void forget_read(Pass& pass, int64_t node);
+void forget_read_backward(Pass& pass, int64_t node);
 
 // Which parts of a backward pass somebody wants.
 class Needs {

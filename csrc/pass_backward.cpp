@@ -24,7 +24,7 @@ struct Coefficients {
 template <class T>
 class Backward {
  public:
-  Backward(const Pass& pass, const Tensor& dy, const Wanted& wanted)
+  Backward(Pass& pass, const Tensor& dy, const Wanted& wanted)
       : pass_(pass),
         wanted_(wanted),
         needs_(pass, wanted),
@@ -47,6 +47,7 @@ class Backward {
       if (!pass_.plan.live[node]) continue;
       if (needs_.of(node) || needs_.gates_out_of(node) || any_weight(node)) run_node(node);
       for (const int64_t read : read_last_[node]) gradient_[read] = Tensor();
+      forget_read_backward(pass_, node);
     }
     if (wanted_.x) result_.x = gradient_[0];
     if (wanted_.gates) result_.gates = tensor_of(gates_);
@@ -215,7 +216,7 @@ class Backward {
     }
   }
 
-  const Pass& pass_;
+  Pass& pass_;
   const Wanted& wanted_;
   const Needs needs_;
   const std::vector<std::vector<int64_t>> read_last_;
@@ -228,7 +229,7 @@ class Backward {
 
 }  // namespace
 
-Gradients run_backward_cpu(const Pass& pass, const Tensor& dy, const Wanted& wanted) {
+Gradients run_backward_cpu(Pass& pass, const Tensor& dy, const Wanted& wanted) {
   return AT_DISPATCH_FLOATING_TYPES(dy.scalar_type(), "cell_backward",
                                     [&] { return Backward<scalar_t>(pass, dy, wanted).run(); });
 }

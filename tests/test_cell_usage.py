@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -138,6 +140,13 @@ def test_keep_only(cell, x):
         cell(x, Path.from_ops([2, 1, 2, 4, 2, 3]))
 
 
+def test_an_import_brings_no_compiler():
+    """A second and 70 MiB."""
+    code = "import sys, advnas_ext; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")  # as the package does; pytest resets it
 def test_compile(cell, x):
     path = Path.from_ops(OPS)
     compiled = torch.compile(lambda x, path: cell(x.relu(), path) * 2, backend="aot_eager")

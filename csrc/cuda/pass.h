@@ -11,6 +11,6 @@
 namespace advnas::cuda {
 
 void run_forward(Pass& pass);
-Gradients run_backward(const Pass& pass, const at::Tensor& dy, const Wanted& wanted);
+Gradients run_backward(Pass& pass, const at::Tensor& dy, const Wanted& wanted);
 
 }  // namespace advnas::cuda

@@ -7,7 +7,7 @@ namespace {
 template <class T>
 class Backward {
  public:
-  Backward(const Pass& pass, const Tensor& dy, const Wanted& wanted)
+  Backward(Pass& pass, const Tensor& dy, const Wanted& wanted)
       : pass_(pass),
         wanted_(wanted),
         needs_(pass, wanted),
@@ -33,6 +33,7 @@ class Backward {
       if (!pass_.plan.live[node]) continue;
       run_node(node);
       for (const int64_t read : read_last_[node]) gradient_[read] = Tensor();
+      forget_read_backward(pass_, node);
     }
     if (wanted_.x) result_.x = gradient_[0];
     if (wanted_.offsets) {
@@ -186,7 +187,7 @@ class Backward {
     return wants_input ? in_layout(before_backward(gradient, node, term.piece.before)) : Tensor();
   }
 
-  const Pass& pass_;
+  Pass& pass_;
   const Wanted& wanted_;
   const Needs needs_;
   const std::vector<std::vector<int64_t>> read_last_;
@@ -203,7 +204,7 @@ class Backward {
 
 }  // namespace
 
-Gradients run_backward(const Pass& pass, const Tensor& dy, const Wanted& wanted) {
+Gradients run_backward(Pass& pass, const Tensor& dy, const Wanted& wanted) {
   return for_device_type(dy.scalar_type(),
                          [&](auto* zero) { return Backward<std::remove_pointer_t<decltype(zero)>>(pass, dy, wanted).run(); });
 }

@@ -12,6 +12,20 @@ namespace advnas::cpu::ADVNAS_ISA {
 namespace {
 
 constexpr int64_t kRun = 64;
+constexpr int kWays = 4;  // sums side by side: one would wait for its own additions
+
+// value(i) for every i, added up in kWays sums: add(sums of a way, i).
+template <class V, int kSums, class Add>
+inline void add_up(int64_t first, int64_t last, V (&sum)[kSums], const Add& add) {
+  V ways[kWays][kSums] = {};
+  int64_t i = first;
+  for (; i + kWays <= last; i += kWays) {
+#pragma GCC unroll 4
+    for (int way = 0; way < kWays; ++way) add(ways[way], i + way);
+  }
+  for (; i < last; ++i) add(ways[0], i);
+  for (int k = 0; k < kSums; ++k) sum[k] = (ways[0][k] + ways[1][k]) + (ways[2][k] + ways[3][k]);
+}
 
 inline void add_to(double* sum, float v) { *sum += v; }
 inline void add_to(double* sum, double v) { *sum += v; }
@@ -83,26 +97,26 @@ void combine(const T* const* in, const T* const* scale, const T* bias, T* out, i
     source[k] = in[k];
     factor[k] = scale[k];
   }
-  Vec<T> vectors[kNum] = {};
-  T rest[kNum] = {};
-  for (int64_t w = 0; w < width; ++w) {
-    for_channels<T>(channels, [&](int64_t c, auto zero) {
-      using V = decltype(zero);
-      const int64_t at = w * channels + c;
-      V sum = zero;
-      if constexpr (kStart == Start::kBias) sum = load_as<V>(bias + c);
-      if constexpr (kStart == Start::kOut) sum = load_as<V>(out + at);
+  for_channels<T>(channels, [&](int64_t c, auto zero) {
+    using V = decltype(zero);
+    V times[kNum], products[kNum];
+    for (int k = 0; k < kNum; ++k) {
+      times[k] = load_as<V>(factor[k] + c);
+      products[k] = zero;
+    }
+    const V begin = kStart == Start::kBias ? load_as<V>(bias + c) : zero;
+    for (int64_t at = c; at < width * channels; at += channels) {
+      V sum = kStart == Start::kOut ? load_as<V>(out + at) : begin;
 #pragma GCC unroll 4
       for (int k = 0; k < kNum; ++k) {
         const V value = load_as<V>(source[k] + at);
-        sum += value * load_as<V>(factor[k] + c);
-        if constexpr (kProducts && sizeof(V) == sizeof(Vec<T>)) vectors[k] += value * load_as<V>(x + at);
-        if constexpr (kProducts && sizeof(V) == sizeof(T)) rest[k] += value * load_as<V>(x + at);
+        sum += value * times[k];
+        if constexpr (kProducts) products[k] += value * load_as<V>(x + at);
       }
       store_as(out + at, sum);
-    });
-  }
-  for (int k = 0; kProducts && k < kNum; ++k) product[k] += total(vectors[k]) + total(rest[k]);
+    }
+    for (int k = 0; kProducts && k < kNum; ++k) product[k] += total(products[k]);
+  });
 }
 
 constexpr int kMost = 4;
@@ -216,14 +230,14 @@ void channel_moments(const T* z, int64_t pixels, int64_t channels, double* mean,
     for_channels<T>(channels, [&](int64_t c, auto zero) {
       using V = decltype(zero);
       const V origin = load_as<V>(z + c);
-      V sum = zero, squares = zero;
-      for (int64_t i = first; i < last; ++i) {
+      V sums[2];
+      add_up(first, last, sums, [&](V(&sum)[2], int64_t i) {
         const V v = load_as<V>(z + i * channels + c) - origin;
-        sum += v;
-        squares += v * v;
-      }
-      add_to(mean + c, sum);
-      add_to(m2 + c, squares);
+        sum[0] += v;
+        sum[1] += v * v;
+      });
+      add_to(mean + c, sums[0]);
+      add_to(m2 + c, sums[1]);
     });
   }
   for (int64_t c = 0; c < channels && pixels > 0; ++c) {
@@ -245,16 +259,15 @@ void node_sums(const T* dy, const T* const* z, const T* const* mean, int64_t num
     const int64_t last = first + kRun < pixels ? first + kRun : pixels;
     for_channels<T>(channels, [&](int64_t c, auto zero) {
       using V = decltype(zero);
-      V sum = zero;
-      for (int64_t i = first; i < last; ++i) sum += load_as<V>(dy + i * channels + c);
-      add_to(s1 + c, sum);
+      V sum[1];
+      add_up(first, last, sum, [&](V(&s)[1], int64_t i) { s[0] += load_as<V>(dy + i * channels + c); });
+      add_to(s1 + c, sum[0]);
       for (int64_t k = 0; k < num; ++k) {
         const V center = load_as<V>(mean[k] + c);
-        V product = zero;
-        for (int64_t i = first; i < last; ++i) {
-          product += load_as<V>(dy + i * channels + c) * (load_as<V>(z[k] + i * channels + c) - center);
-        }
-        add_to(s2[k] + c, product);
+        add_up(first, last, sum, [&](V(&s)[1], int64_t i) {
+          s[0] += load_as<V>(dy + i * channels + c) * (load_as<V>(z[k] + i * channels + c) - center);
+        });
+        add_to(s2[k] + c, sum[0]);
       }
     });
   }

@@ -140,14 +140,13 @@ void frame_gradient(const OutputGradient<T>& gradient, T* frames, const ImageSha
   for (int64_t n = 0; n < images; ++n, frames += frame_elements(shape, size)) {
     frame_image(frames, shape, size, [=](int64_t h, T* out) {
       const int64_t offset = (n * shape.height + h) * row;
-      for (int64_t w = 0; w < row; w += channels) {
-        for_channels<T>(channels, [=](int64_t c, auto zero) {
-          using V = decltype(zero);
-          const int64_t at = offset + w + c;
-          store_as(out + w + c, load_as<V>(of_dy + c) * load_as<V>(dy + at) + load_as<V>(of_z + c) * load_as<V>(z + at) +
-                                    load_as<V>(constant + c));
-        });
-      }
+      for_channels<T>(channels, [=](int64_t c, auto zero) {
+        using V = decltype(zero);
+        const V a = load_as<V>(of_dy + c), b = load_as<V>(of_z + c), d = load_as<V>(constant + c);
+        for (int64_t w = c; w < row; w += channels) {
+          store_as(out + w, a * load_as<V>(dy + offset + w) + b * load_as<V>(z + offset + w) + d);
+        }
+      });
     });
   }
 }

@@ -1,7 +1,7 @@
 // Matrix products in registers, which the direct and the Winograd convolution share.
 //
-// A block of kPixels pixels times kVectors vectors of output channels is kept in registers while all taps and input channels are
-// added to it. An input value is one broadcast for kVectors products, a weight vector one load for kPixels of them. The weight
+// A block of some pixels times kVectors vectors of output channels is kept in registers while all taps and input channels are
+// added to it. An input value is one broadcast for kVectors products, a weight vector one load for all of them. The weight
 // gradient keeps a block of input channels times output channels, over all pixels of an image.
 #pragma once
 
@@ -13,17 +13,17 @@ namespace advnas::cpu::ADVNAS_ISA {
 // Accumulators of a block. Powers of two leave no rest in the usual numbers of tiles and channels, where there are registers.
 // kInputSteps: input channels that a step adds; an address in the frame is then made once for several loads.
 #if defined(__AVX512F__)
-constexpr int kPixels = 8, kInputSteps = 4;
-template <int kVectors>
-constexpr int kInputs = 16 / kVectors;
+constexpr int pixels_of_block(int vectors) { return vectors == 1 ? 8 : 12; }
+constexpr int inputs_of_block(int vectors) { return 16 / vectors; }
+constexpr int kInputSteps = 4;
 #elif defined(__AVX2__)
-constexpr int kPixels = 6, kInputSteps = 1;
-template <int kVectors>
-constexpr int kInputs = 6;
+constexpr int pixels_of_block(int) { return 6; }
+constexpr int inputs_of_block(int) { return 6; }
+constexpr int kInputSteps = 1;
 #else
-constexpr int kPixels = 4, kInputSteps = 1;
-template <int kVectors>
-constexpr int kInputs = 4;
+constexpr int pixels_of_block(int) { return 4; }
+constexpr int inputs_of_block(int) { return 4; }
+constexpr int kInputSteps = 1;
 #endif
 
 // How a product walks over pixels: `rows` x `columns` of them, `taps_down` x `taps_across` taps at each. Strides in elements.
@@ -98,7 +98,7 @@ inline void convolve_channels(const T* frame, const T* weight, T* y, const Walk&
   for (int64_t h = 0; h < walk.rows; ++h) {
     const T* in = frame + h * step;
     T* out = y + h * walk.out_row;
-    for_blocks<kPixels>(walk.columns, [&]<int kCount>(int64_t w, Count<kCount>) {
+    for_blocks<pixels_of_block(kVectors)>(walk.columns, [&]<int kCount>(int64_t w, Count<kCount>) {
       convolve_block<V, kVectors, kCount>(in + w * walk.pixel, weight, out + w * walk.out_pixel, walk);
     });
   }
@@ -139,7 +139,7 @@ inline void weight_channels(const T* frame, const T* dz, T* dweight, const Walk&
     // The taps of a row of the kernel lie side by side in the frame and in the gradient.
     const T* in = frame + r * walk.row;
     T* out = dweight + r * walk.taps_across * walk.in * walk.out;
-    for_blocks<kInputs<kVectors>>(walk.taps_across * walk.in, [&]<int kCount>(int64_t i, Count<kCount>) {
+    for_blocks<inputs_of_block(kVectors)>(walk.taps_across * walk.in, [&]<int kCount>(int64_t i, Count<kCount>) {
       weight_block<V, kVectors, kCount>(in + i, dz, out + i * walk.out, walk, step);
     });
   }
