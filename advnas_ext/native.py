@@ -108,7 +108,7 @@ class Graph:
             ValueError: channels of ``x`` or of a convolution do not fit, or batch statistics would be of one value.
             RuntimeError: in a double backward pass, which is not implemented.
         """
-        return _C.cell(
+        return _run(
             x,
             _NO_GATES if path is None else path.gates_on(x.device),
             _NO_GATES if path is None else path.gates,
@@ -165,6 +165,7 @@ def _run_graph(blocks: Iterable[Block], x: Tensor, path: Path | None) -> Tensor:
 
 
 _NO_GATES = torch.empty(0)
+_run = _C.cell
 # torch.compile leaves its graph at a native call; it need not warn of that. torch.compiler.disable would say the same, but imports
 # a second's and 70 MiB's worth of modules for everybody.
 warnings.filterwarnings("ignore", "Dynamo does not know how to trace the builtin `advnas_ext")

@@ -113,7 +113,7 @@ class OnePathRecurrentCell(nn.Module):
         activations = [ACTIVATIONS[op] for op in self.ops]
         if native.runs_natively(x):
             ops = [activations[op].native for op in path.ops.flatten().tolist()]
-            outputs = _C.recurrent(x, h, path.gates, path.offsets, ops, list(self.weights))
+            outputs = _run(x, h, path.gates, path.offsets, ops, list(self.weights))
             return outputs, outputs[-1] if len(x) > 0 else h
         functions = [activation.function for activation in activations]
         return reference.recurrent_cell(x, path, h, list(self.weights), functions)
@@ -151,3 +151,5 @@ class OnePathRecurrentCell(nn.Module):
                 f"got {path.ops.tolist()}"
             )
 
+
+_run = _C.recurrent

@@ -78,6 +78,27 @@ def test_dead_edges_and_empty_nodes(close, ops):
     compare(close, torch.tensor(ops), affine=True)
 
 
+# Nodes where only a skip arrives: node 1, then node 2 too, then node 2 through node 1.
+@pytest.mark.parametrize(
+    "ops", [[1, 3, 2, 4, 3, 1], [1, 1, 0, 0, 3, 2], [1, 0, 1, 4, 1, 3], [1, 0, 1, 0, 0, 1]], ids=str
+)
+def test_a_weight_step_where_a_node_is_another(close, ops):
+    cell = OnePathCell(6, affine=True).double()
+    twin, path = copy.deepcopy(cell), Path.from_ops(ops, requires_grad=False)
+    x = torch.randn(3, 6, 5, 4, dtype=torch.double, requires_grad=True)
+    x_twin = x.detach().clone().requires_grad_()
+    y, expected = cell(x, path), twin.plain(x_twin, path)
+    dy = torch.randn_like(expected)
+    y.backward(dy)
+    expected.backward(dy)
+    close(y, expected)
+    close(x.grad, x_twin.grad)
+    for parameter, other in zip(cell.parameters(), twin.parameters(), strict=True):
+        assert (parameter.grad is None) == (other.grad is None)
+        if parameter.grad is not None:
+            close(parameter.grad, other.grad)
+
+
 def test_a_dead_edge_is_not_run():
     cell = OnePathCell(4)
     path = Path.from_ops([CONV, CONV, CONV, 1, NONE, NONE])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-TARGETS = (75, 80, 90)
+TARGETS = (75, 80, 86, 89, 90, 100, 120)
 
 
 @pytest.fixture(scope="module")

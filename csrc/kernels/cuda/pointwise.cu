@@ -147,7 +147,7 @@ __device__ __forceinline__ void multiply(const T* a, int a_stride, const T* b, i
 }
 
 template <class T, int kPack>
-__global__ void __launch_bounds__(kBlock)
+__global__ void __launch_bounds__(kBlock, 3)
     forward_kernel(const __grid_constant__ PointwiseForward<T> a, const __grid_constant__ Layout<T> l) {
   ADVNAS_DYNAMIC_SHARED(memory);
   T* const weight = reinterpret_cast<T*>(memory + l.weight);
