@@ -196,6 +196,23 @@ def test_backward_twice_with_retained_graph(cell, x):
     torch.testing.assert_close(path.gates.grad, 2 * once)
 
 
+def test_backward_twice_is_refused(cell, x):
+    """What the first pass has freed cannot be asked for again."""
+    loss = cell(x, Path.from_ops(OPS)).sum()
+    loss.backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        loss.backward()
+
+
+def test_a_weight_changed_in_between_is_noticed(cell, x):
+    loss = cell(x, Path.from_ops(OPS)).sum()
+    with torch.no_grad():
+        for parameter in cell.parameters():
+            parameter.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_a_user_operation_runs_through_the_plain_executor(x, close, monkeypatch):
     class Scale(nn.Module):
         piece = None
