@@ -88,11 +88,12 @@ class OnePathCell(native.Block):
             ValueError: a shape, a device or an operation does not fit.
             RuntimeError: in a double backward pass, which is not implemented.
         """
-        self._check(x, path)
+        self._check(x)
         return super().forward(x, path)
 
     def plain(self, x: Tensor, path: Path) -> Tensor:  # type: ignore[override]  # a cell has a path
         """The same by the plain PyTorch specification."""
+        self._check_path(path)
         return reference.cell(x, path, self._candidates(), self.num_nodes)
 
     def is_native(self, path: Path) -> bool:  # type: ignore[override]
@@ -132,8 +133,7 @@ class OnePathCell(native.Block):
         rows = zip(self._candidates(), path.ops.tolist(), strict=True)
         return [[candidates[op] for op in row] for candidates, row in rows]
 
-    def _check(self, x: Tensor, path: Path) -> None:
-        self._check_path(path)
+    def _check(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise ValueError(
                 f"OnePathCell: x must have shape [batch, {self.channels}, height, width], got {list(x.shape)}"
