@@ -19,6 +19,7 @@
 
 #include "cell.h"
 #include "host_device.h"
+#include "pool_math.h"
 
 namespace advnas {
 
@@ -54,7 +55,7 @@ ADVNAS_HOST_DEVICE inline Phase phase_of(int64_t phase, int64_t size, int64_t st
 }
 
 ADVNAS_HOST_DEVICE inline ImageShape shape_before(const ImageShape& x, Before before) {
-  return before == Before::kMean2 ? ImageShape{(x.height + 1) / 2, (x.width + 1) / 2, x.channels} : x;
+  return before == Before::kMean2 ? ImageShape{halved(x.height), halved(x.width), x.channels} : x;
 }
 
 // frames = p(x) inside, 0 at the border.

@@ -10,7 +10,10 @@ namespace advnas {
 ADVNAS_HOST_DEVICE inline int pool_window(long i, long size) { return (i > 0) + 1 + (i + 1 < size); }
 
 // Of 2x2: the size of the result, and how many of 2i, 2i + 1 lie in [0, size).
-ADVNAS_HOST_DEVICE inline int halved(int size) { return (size + 1) / 2; }
+template <class Int>
+ADVNAS_HOST_DEVICE inline Int halved(Int size) {
+  return (size + 1) / 2;
+}
 ADVNAS_HOST_DEVICE inline int halved_window(int i, int size) { return 1 + (2 * i + 1 < size); }
 
 }  // namespace advnas

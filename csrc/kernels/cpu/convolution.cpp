@@ -43,7 +43,7 @@ inline int64_t for_window(const ImageShape& x, int64_t h, int64_t w, const Body&
 
 template <class T>
 void mean_row(const T* x, T* out, const ImageShape& shape, int64_t h) {
-  for (int64_t w = 0; w < (shape.width + 1) / 2; ++w) {
+  for (int64_t w = 0; w < halved(shape.width); ++w) {
     for_channels<T>(shape.channels, [&](int64_t c, auto zero) {
       auto sum = zero;
       const int64_t count = for_window(shape, h, w, [&](int64_t at) { sum += load_as<decltype(zero)>(x + at + c); });
@@ -54,8 +54,8 @@ void mean_row(const T* x, T* out, const ImageShape& shape, int64_t h) {
 
 template <bool kAdd, class T>
 void put_mean_gradient(const T* dp, T* dx, const ImageShape& shape) {
-  for (int64_t h = 0; h < (shape.height + 1) / 2; ++h) {
-    for (int64_t w = 0; w < (shape.width + 1) / 2; ++w, dp += shape.channels) {
+  for (int64_t h = 0; h < halved(shape.height); ++h) {
+    for (int64_t w = 0; w < halved(shape.width); ++w, dp += shape.channels) {
       const T share = T(1) / T(for_window(shape, h, w, [](int64_t) {}));
       for_window(shape, h, w, [&](int64_t at) {
         for_channels<T>(shape.channels, [&](int64_t c, auto zero) {
