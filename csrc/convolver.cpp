@@ -25,20 +25,20 @@ bool takes_winograd(const ConvolutionShape& shape) {
   return shape.in >= 8 && shape.out >= 8 && pixels >= 64 && 10 * pixels >= 6 * tiled;
 }
 
-// Partial sums of a weight gradient, a range for each thread.
+// Partial sums of a weight gradient, a part for each share of the batch.
 template <class T>
 struct Sums {
   Tensor data;
   int64_t size = 0;
 
-  void allocate(int64_t ranges, int64_t elements_each, at::ScalarType type) {
+  void allocate(int64_t shares, int64_t elements_each, at::ScalarType type) {
     size = elements_each;
-    data = empty_buffer({ranges * size}, type);
+    data = empty_buffer({shares * size}, type);
   }
   bool wanted() const { return data.defined(); }
-  T* of(int64_t range) const { return data.mutable_data_ptr<T>() + range * size; }
-  void clear(int64_t range) const {
-    if (wanted()) std::memset(of(range), 0, sizeof(T) * size_t(size));
+  T* of(int64_t share) const { return data.mutable_data_ptr<T>() + share * size; }
+  void clear(int64_t share) const {
+    if (wanted()) std::memset(of(share), 0, sizeof(T) * size_t(size));
   }
 };
 
@@ -64,14 +64,14 @@ class Dense final : public Convolver<T> {
     forward_ = pack_forward<T>(weight_);
     if (winograd_) forward_ = to_winograd<T>(forward_, shape_.in, shape_.out);
   }
-  void prepare_backward(bool input, bool weight, int64_t ranges) override {
-    ranges_ = ranges;
+  void prepare_backward(bool input, bool weight, int64_t shares) override {
+    shares_ = shares;
     if (input) {
       transposed_ = pack_phases<T>(weight_, shape_.stride);
       if (winograd_) transposed_ = to_winograd<T>(transposed_, shape_.out, shape_.in);
     }
     const int64_t places = winograd_ ? kWinogradPlaces : shape_.size * shape_.size;
-    if (weight) sums_.allocate(ranges, places * shape_.in * shape_.out, weight_.scalar_type());
+    if (weight) sums_.allocate(shares, places * shape_.in * shape_.out, weight_.scalar_type());
   }
 
   void forward(const T* x, T* z, int64_t images, T* workspace) const override {
@@ -86,9 +86,9 @@ class Dense final : public Convolver<T> {
     }
   }
 
-  void clear(int64_t range) override { sums_.clear(range); }
+  void clear(int64_t share) override { sums_.clear(share); }
 
-  void backward(int64_t range, const T* x, const OutputGradient<T>& dz, T* dx, bool add, int64_t images, T* workspace) override {
+  void backward(int64_t share, const T* x, const OutputGradient<T>& dz, T* dx, bool add, int64_t images, T* workspace) override {
     const auto& kernels = cpu::kernels<T>();
     T* const frames = workspace;
     T* const dz_frames = frames + images * in_frame_;
@@ -107,16 +107,16 @@ class Dense final : public Convolver<T> {
     if (sums_.wanted()) {
       kernels.frame_input(x, frames, x_, images, before_, shape_.size);
       if (winograd_) {
-        kernels.winograd_weight_gradient(frames, dz_frames, sums_.of(range), shape_, images, rest);
+        kernels.winograd_weight_gradient(frames, dz_frames, sums_.of(share), shape_, images, rest);
       } else {
-        kernels.convolve_weight_gradient(frames, dz_frames, sums_.of(range), shape_, images);
+        kernels.convolve_weight_gradient(frames, dz_frames, sums_.of(share), shape_, images);
       }
     }
   }
 
   std::pair<Tensor, Tensor> weight_gradients() const override {
     if (!sums_.wanted()) return {};
-    return {unpack_gradient<T>(sums_.data, ranges_, winograd_, weight_), Tensor()};
+    return {unpack_gradient<T>(sums_.data, shares_, winograd_, weight_), Tensor()};
   }
 
  private:
@@ -125,7 +125,7 @@ class Dense final : public Convolver<T> {
   Tensor weight_, forward_, transposed_;
   ConvolutionShape shape_, gradient_shape_;
   bool winograd_;
-  int64_t in_frame_, out_frame_, ranges_ = 0;
+  int64_t in_frame_, out_frame_, shares_ = 0;
   Sums<T> sums_;
 };
 
@@ -150,14 +150,14 @@ class Separable final : public Convolver<T> {
     taps_ = pack_forward<T>(depthwise_weight_);
     packed_ = pack_forward<T>(weight_);
   }
-  void prepare_backward(bool input, bool weight, int64_t ranges) override {
-    ranges_ = ranges;
+  void prepare_backward(bool input, bool weight, int64_t shares) override {
+    shares_ = shares;
     taps_ = pack_forward<T>(depthwise_weight_);
     transposed_ = pack_phases<T>(weight_, 1);
     if (input) rotated_ = pack_forward<T>(depthwise_weight_.flip({2, 3}));
     if (weight) {
-      sums_.allocate(ranges, weight_.numel(), weight_.scalar_type());
-      depthwise_sums_.allocate(ranges, depthwise_weight_.numel(), weight_.scalar_type());
+      sums_.allocate(shares, weight_.numel(), weight_.scalar_type());
+      depthwise_sums_.allocate(shares, depthwise_weight_.numel(), weight_.scalar_type());
     }
   }
 
@@ -166,12 +166,12 @@ class Separable final : public Convolver<T> {
     cpu::kernels<T>().convolve(between, packed_.const_data_ptr<T>(), z, pointwise_, images);
   }
 
-  void clear(int64_t range) override {
-    sums_.clear(range);
-    depthwise_sums_.clear(range);
+  void clear(int64_t share) override {
+    sums_.clear(share);
+    depthwise_sums_.clear(share);
   }
 
-  void backward(int64_t range, const T* x, const OutputGradient<T>& dz, T* dx, bool add, int64_t images, T* workspace) override {
+  void backward(int64_t share, const T* x, const OutputGradient<T>& dz, T* dx, bool add, int64_t images, T* workspace) override {
     const auto& kernels = cpu::kernels<T>();
     T* const frames = workspace;
     const T* const between = run_depthwise(x, images, frames);
@@ -181,8 +181,8 @@ class Separable final : public Convolver<T> {
     kernels.frame_gradient(dz, dz_images, pointwise_.output(), images, 1);
     kernels.convolve_input_gradient(dz_images, transposed_.const_data_ptr<T>(), dbetween, pointwise_, images);
     if (sums_.wanted()) {
-      kernels.convolve_weight_gradient(between, dz_images, sums_.of(range), pointwise_, images);
-      kernels.depthwise_weight_gradient(frames, dbetween, depthwise_sums_.of(range), depthwise_, images);
+      kernels.convolve_weight_gradient(between, dz_images, sums_.of(share), pointwise_, images);
+      kernels.depthwise_weight_gradient(frames, dbetween, depthwise_sums_.of(share), depthwise_, images);
     }
     if (rotated_.defined()) {
       kernels.frame_input(dbetween, gradient_frames, depthwise_.image, images, Before::kNothing, depthwise_.extent());
@@ -193,8 +193,8 @@ class Separable final : public Convolver<T> {
 
   std::pair<Tensor, Tensor> weight_gradients() const override {
     if (!sums_.wanted()) return {};
-    return {unpack_gradient<T>(sums_.data, ranges_, false, weight_),
-            unpack_gradient<T>(depthwise_sums_.data, ranges_, false, depthwise_weight_)};
+    return {unpack_gradient<T>(sums_.data, shares_, false, weight_),
+            unpack_gradient<T>(depthwise_sums_.data, shares_, false, depthwise_weight_)};
   }
 
  private:
@@ -211,7 +211,7 @@ class Separable final : public Convolver<T> {
   Tensor weight_, depthwise_weight_, taps_, rotated_, packed_, transposed_;
   DepthwiseShape depthwise_;
   ConvolutionShape pointwise_;
-  int64_t frame_, ranges_ = 0;
+  int64_t frame_, shares_ = 0;
   Sums<T> sums_, depthwise_sums_;
 };
 

@@ -26,14 +26,14 @@ class Convolver {
   virtual int64_t workspace(int64_t images) const = 0;
 
   virtual void prepare_forward() = 0;
-  // Which gradients are wanted; ranges: how many threads add to the weight's.
-  virtual void prepare_backward(bool input, bool weight, int64_t ranges) = 0;
+  // Which gradients are wanted; shares: into how many the batch is cut.
+  virtual void prepare_backward(bool input, bool weight, int64_t shares) = 0;
 
   virtual void forward(const T* x, T* z, int64_t images, T* workspace) const = 0;
-  // Before the first image of a range.
-  virtual void clear(int64_t range) = 0;
-  // Writes dx or adds to it, and adds to the weight gradient of the range.
-  virtual void backward(int64_t range, const T* x, const OutputGradient<T>& dz, T* dx, bool add, int64_t images,
+  // Before the first image of a share.
+  virtual void clear(int64_t share) = 0;
+  // Writes dx or adds to it, and adds to the weight gradient of the share.
+  virtual void backward(int64_t share, const T* x, const OutputGradient<T>& dz, T* dx, bool add, int64_t images,
                         T* workspace) = 0;
   // Of weight and depthwise, in their shapes and layouts; undefined if not wanted.
   virtual std::pair<at::Tensor, at::Tensor> weight_gradients() const = 0;

@@ -90,14 +90,16 @@ class Backward {
     const Tensor& x = pass_.nodes.size() > size_t(node) ? pass_.nodes[node] : Tensor();
     int64_t group = 1, workspace = sources.workspace(shape);
     for (const Leaving& out : leaving) group = std::max(group, out.convolver->group());
+    const std::vector<Share> shares = cut(batch_, group);
+    for (const Leaving& out : leaving) out.convolver->prepare_backward(needs_.of(node), wanted_.weight[out.convolution], int64_t(shares.size()));
     for (const Leaving& out : leaving) workspace = std::max(workspace, out.convolver->workspace(group));
 
     for_groups<T>(
-        batch_, group, workspace,
-        [&](int64_t range) {
-          for (const Leaving& out : leaving) out.convolver->clear(range);
+        shares, group, workspace,
+        [&](int64_t share) {
+          for (const Leaving& out : leaving) out.convolver->clear(share);
         },
-        [&](int64_t range, int64_t first, int64_t images, T* space) {
+        [&](int64_t share, int64_t first, int64_t images, T* space) {
           const auto value = [&](int64_t i) { return x.defined() ? image<T>(x, i) : nullptr; };
           // Where no other operation leaves the node, its first convolution writes the gradient instead of adding to it.
           const bool zero = gather && sources.num() == 0 && leaving.empty();
@@ -110,7 +112,7 @@ class Backward {
           for (const Leaving& out : leaving) {
             const OutputGradient<T> dz = coefficients_[out.convolution].at(out.dy, pass_.z[out.convolution], first);
             T* const dx = gather ? mutable_image<T>(gradient_[node], first) : nullptr;
-            out.convolver->backward(range, value(first), dz, dx, sources.num() > 0 || &out != &leaving.front(), images, space);
+            out.convolver->backward(share, value(first), dz, dx, sources.num() > 0 || &out != &leaving.front(), images, space);
           }
           for (int64_t i = first; i < first + images; ++i) sum_arriving(arriving, node, i);
         });
@@ -141,10 +143,8 @@ class Backward {
     std::vector<Leaving> leaving;
     for (const Term& term : pass_.plan.out_of[node]) {
       if (term.convolution < 0) continue;
-      const bool input = needs_.of(node), weight = wanted_.weight[term.convolution];
-      if (!input && !weight) continue;
+      if (!needs_.of(node) && !wanted_.weight[term.convolution]) continue;
       auto convolver = make_convolver<T>(pass_.shapes[node], term.piece, of(term));
-      convolver->prepare_backward(input, weight, num_ranges(batch_));
       leaving.push_back({std::move(convolver), term.convolution, gradient_[term.target]});
     }
     return leaving;

@@ -133,7 +133,7 @@ void run_node(Pass& pass, int64_t node) {
   for (const Leaving& out : leaving) workspace = std::max(workspace, out.convolver->workspace(group));
 
   for_groups<T>(
-      batch, group, workspace, [](int64_t) {},
+      cut(batch, group), group, workspace, [](int64_t) {},
       [&](int64_t, int64_t first, int64_t images, T* space) {
         for (int64_t i = first; node > 0 && i < first + images; ++i) {
           sources.with_image(i, [&](const Sources<T>& of_image) {
