@@ -18,30 +18,34 @@ namespace advnas {
 
 inline constexpr int64_t kWinogradPlaces = 36;
 
-// Rows of tiles are taken in strips that stay in the cache between the three stages: 36 places of this many values, in and out.
+// Tiles are taken in strips that stay in the cache between the three stages: 36 places of this many values, in and out.
 inline constexpr int64_t kStripValues = 1024;
 
 ADVNAS_HOST_DEVICE inline int64_t tiles_along(int64_t side) { return (side + 3) / 4; }
 
-// Rows of tiles in a strip; rows of several images follow each other.
-ADVNAS_HOST_DEVICE inline int64_t strip_rows(const ConvolutionShape& shape) {
-  const int64_t rows = 2 * kStripValues / ((shape.in + shape.out) * tiles_along(shape.width));
-  return rows < 1 ? 1 : rows;
+// Tiles of a strip; those of several images follow each other.
+ADVNAS_HOST_DEVICE inline int64_t strip_tiles(const ConvolutionShape& shape) {
+  const int64_t channels = shape.in > shape.out ? shape.in : shape.out;
+  return channels < kStripValues ? kStripValues / channels : 1;
 }
 
 // How many images fill a strip.
 ADVNAS_HOST_DEVICE inline int64_t strip_images(const ConvolutionShape& shape) {
-  const int64_t images = strip_rows(shape) / tiles_along(shape.height);
+  const int64_t images = strip_tiles(shape) / (tiles_along(shape.height) * tiles_along(shape.width));
   return images < 1 ? 1 : images;
 }
 
-// From one place of a strip to the next. The last term keeps places out of each other's cache sets.
-ADVNAS_HOST_DEVICE inline int64_t place_stride(int64_t tiles, int64_t channels) { return tiles * channels + 16; }
+// From one place of a strip to the next: a constant that the compiler knows, unless a single tile has more channels than that.
+// The last term keeps places out of each other's cache sets.
+inline constexpr int64_t kPlaceStride = kStripValues + 16;
+ADVNAS_HOST_DEVICE inline int64_t place_stride(const ConvolutionShape& shape) {
+  const int64_t channels = shape.in > shape.out ? shape.in : shape.out;
+  return channels <= kStripValues ? kPlaceStride : channels + 16;
+}
 
 // Elements of workspace.
 ADVNAS_HOST_DEVICE inline int64_t winograd_workspace(const ConvolutionShape& shape) {
-  const int64_t tiles = strip_rows(shape) * tiles_along(shape.width);
-  return kWinogradPlaces * (place_stride(tiles, shape.in) + place_stride(tiles, shape.out));
+  return 2 * kWinogradPlaces * place_stride(shape);
 }
 
 // u [36, in, out] from the packed weight [3, 3, in, out]; `count` values of in * out, from `first` on.

@@ -15,8 +15,8 @@ namespace {
 
 // B^T, a pair of results at a time, those that share their inputs d(0) ... d(5): results 0 and 5, 1 and 2, 3 and 4.
 constexpr auto kEnds = [](const auto& d, auto* first, auto* last) {
-  *first = 4 * d(0) - 5 * d(2) + d(4);
-  *last = 4 * d(1) - 5 * d(3) + d(5);
+  *first = d(4) + 4 * d(0) - 5 * d(2);
+  *last = d(5) + 4 * d(1) - 5 * d(3);
 };
 constexpr auto kOnes = [](const auto& d, auto* plus, auto* minus) {
   const auto even = d(4) - 4 * d(2), odd = d(3) - 4 * d(1);
@@ -24,9 +24,9 @@ constexpr auto kOnes = [](const auto& d, auto* plus, auto* minus) {
   *minus = even - odd;
 };
 constexpr auto kTwos = [](const auto& d, auto* plus, auto* minus) {
-  const auto even = d(4) - d(2), odd = 2 * (d(3) - d(1));
-  *plus = even + odd;
-  *minus = even - odd;
+  const auto even = d(4) - d(2), half = d(3) - d(1);
+  *plus = even + 2 * half;
+  *minus = even - 2 * half;
 };
 
 template <class V>
@@ -92,28 +92,49 @@ inline void prefetch(const T* data, int64_t size) {
   for (int64_t i = 0; i < size; i += kLine) __builtin_prefetch(data + i, 1, 2);
 }
 
-// Where the tiles of a strip lie: rows of tiles from `first` on, counted through all images.
+// Tiles of a batch are counted row by row through all its images; a strip is some of them.
 struct Strip {
-  int64_t first, rows, columns, rows_an_image;
-  int64_t tiles() const { return rows * columns; }
+  int64_t first, tiles;
 };
 
-// Calls body(tile's first pixel in the frames) for every tile of the strip; a frame has `frame` elements and rows of `row`.
+// How tiles lie in the images: their number in an image, and from one to the next in elements.
+struct Grid {
+  int64_t rows, columns, row, column, image;
+};
+inline Grid grid_of(const ConvolutionShape& shape, int64_t channels, int64_t row, int64_t image) {
+  return {tiles_along(shape.height), tiles_along(shape.width), 4 * row, 4 * channels, image};
+}
+
+// Calls body(first pixel, its row, its column) for every tile of the strip.
 template <class T, class Body>
-inline void for_tiles(const T* frames, const Strip& strip, int64_t channels, int64_t row, int64_t frame, const Body& body) {
-  for (int64_t i = 0; i < strip.rows; ++i) {
-    const int64_t at = strip.first + i;
-    const T* patch = frames + at / strip.rows_an_image * frame + at % strip.rows_an_image * 4 * row;
-    for (int64_t j = 0; j < strip.columns; ++j, patch += 4 * channels) body(patch);
+inline void for_tiles(T* images, const Strip& strip, const Grid& grid, const Body& body) {
+  int64_t column = strip.first % grid.columns, row = strip.first / grid.columns % grid.rows;
+  T* image = images + strip.first / (grid.columns * grid.rows) * grid.image;
+  for (int64_t i = 0; i < strip.tiles; ++i) {
+    body(image + row * grid.row + column * grid.column, 4 * row, 4 * column);
+    if (++column < grid.columns) continue;
+    column = 0;
+    if (++row < grid.rows) continue;
+    row = 0;
+    image += grid.image;
   }
+}
+
+// The usual place_stride(): addresses are then constants beside one register. With a number, two registers would not do for all.
+struct UsualPlace {
+  constexpr operator int64_t() const { return kPlaceStride; }
+};
+template <class Body>
+inline void with_place(const ConvolutionShape& shape, const Body& body) {
+  const int64_t place = place_stride(shape);
+  place == kPlaceStride ? body(UsualPlace{}) : body(place);
 }
 
 // places[36, tiles, channels] = B^T d B of every tile of the strip. Rows of B^T d are made two at a time, those that share their
 // inputs: twelve values stay in registers, where the whole 6x6 block would go through the stack.
-template <class T>
-void transform(const T* frames, T* places, const Strip& strip, int64_t channels, int64_t row, int64_t frame) {
-  const int64_t place = place_stride(strip.tiles(), channels);
-  for_tiles(frames, strip, channels, row, frame, [&](const T* patch) {
+template <class T, class Place>
+void transform(const T* frames, T* places, const Strip& strip, const Grid& grid, int64_t channels, int64_t row, Place place) {
+  for_tiles(frames, strip, grid, [&](const T* patch, int64_t, int64_t) {
     for_channels<T>(channels, [&](int64_t c, auto zero) {
       using V = decltype(zero);
       const auto rows = [&](int64_t first, int64_t second, const auto& make) {
@@ -134,10 +155,10 @@ void transform(const T* frames, T* places, const Strip& strip, int64_t channels,
 }
 
 // places[36, tiles, channels] = A dy A^T of every tile of the strip; `frames` is at its first pixel.
-template <class T>
-void transform_gradient(const T* frames, T* places, const Strip& strip, int64_t channels, int64_t row, int64_t frame) {
-  const int64_t place = place_stride(strip.tiles(), channels);
-  for_tiles(frames, strip, channels, row, frame, [&](const T* patch) {
+template <class T, class Place>
+void transform_gradient(const T* frames, T* places, const Strip& strip, const Grid& grid, int64_t channels, int64_t row,
+                        Place place) {
+  for_tiles(frames, strip, grid, [&](const T* patch, int64_t, int64_t) {
     for_channels<T>(channels, [&](int64_t c, auto zero) {
       using V = decltype(zero);
       V half[24];
@@ -161,8 +182,8 @@ void transform_gradient(const T* frames, T* places, const Strip& strip, int64_t 
 }
 
 // The tile at `corner` = A^T m A, its first `height` x `width` pixels.
-template <class T>
-inline void tile_back(const T* places, T* corner, int64_t place, int64_t row, int64_t channels, int64_t height, int64_t width) {
+template <class T, class Place>
+inline void tile_back(const T* places, T* corner, Place place, int64_t row, int64_t channels, int64_t height, int64_t width) {
   for_channels<T>(channels, [&](int64_t c, auto zero) {
     using V = decltype(zero);
     V half[24];
@@ -187,30 +208,25 @@ inline void tile_back(const T* places, T* corner, int64_t place, int64_t row, in
 }
 
 // y = A^T m A for every tile of the strip, as far as the images go.
-template <class T>
-void transform_back(const T* places, T* y, const Strip& strip, const ImageShape& shape) {
-  const int64_t channels = shape.channels, place = place_stride(strip.tiles(), channels), row = shape.width * channels;
-  for (int64_t i = 0; i < strip.rows; ++i) {
-    const int64_t image = (strip.first + i) / strip.rows_an_image, top = (strip.first + i) % strip.rows_an_image * 4;
-    T* corner = y + (image * shape.height + top) * row;
-    for (int64_t left = 0; left < 4 * strip.columns; left += 4, corner += 4 * channels, places += channels) {
-      const int64_t height = shape.height - top, width = shape.width - left;
-      if (height >= 4 && width >= 4) {
-        tile_back(places, corner, place, row, channels, 4, 4);  // constants: no tests
-      } else {
-        tile_back(places, corner, place, row, channels, height, width);
-      }
+template <class T, class Place>
+void transform_back(const T* places, T* y, const Strip& strip, const Grid& grid, const ImageShape& shape, Place place) {
+  const int64_t channels = shape.channels, row = shape.width * channels;
+  for_tiles(y, strip, grid, [&](T* corner, int64_t top, int64_t left) {
+    const int64_t height = shape.height - top, width = shape.width - left;
+    if (height >= 4 && width >= 4) {
+      tile_back(places, corner, place, row, channels, 4, 4);  // constants: no tests
+    } else {
+      tile_back(places, corner, place, row, channels, height, width);
     }
-  }
+    places += channels;
+  });
 }
 
 // Calls body(strip) for every strip of the images.
 template <class Body>
 inline void for_strips(const ConvolutionShape& shape, int64_t images, const Body& body) {
-  const int64_t rows = tiles_along(shape.height), all = images * rows, wanted = strip_rows(shape);
-  for (int64_t first = 0; first < all; first += wanted) {
-    body(Strip{first, wanted < all - first ? wanted : all - first, tiles_along(shape.width), rows});
-  }
+  const int64_t all = images * tiles_along(shape.height) * tiles_along(shape.width), wanted = strip_tiles(shape);
+  for (int64_t first = 0; first < all; first += wanted) body(Strip{first, wanted < all - first ? wanted : all - first});
 }
 
 }  // namespace
@@ -235,19 +251,23 @@ void winograd_weight(const T* weight, T* u, int64_t place, int64_t first, int64_
 
 template <class T>
 void winograd_convolve(const T* frames, const T* u, T* y, const ConvolutionShape& shape, int64_t images, T* workspace) {
-  const int64_t row = frame_side(shape.width, 3) * shape.in, frame = frame_elements(shape.input(), 3);
-  for_strips(shape, images, [&](const Strip& strip) {
-    const int64_t tiles = strip.tiles(), from = place_stride(tiles, shape.in), to = place_stride(tiles, shape.out);
+  const int64_t row = frame_side(shape.width, 3) * shape.in, y_row = shape.width * shape.out;
+  const Grid from = grid_of(shape, shape.in, row, frame_elements(shape.input(), 3));
+  const Grid to = grid_of(shape, shape.out, y_row, shape.height * y_row);
+  const int64_t size = images * to.image, all = images * to.rows * to.columns;
+  with_place(shape, [&](auto place) {
     T* const v = workspace;
-    T* const m = workspace + kWinogradPlaces * from;
-    transform(frames, v, strip, shape.in, row, frame);
-    const Walk walk = matrix_walk(tiles, shape.in, shape.out);
-    const int64_t output = strip.first * 4 * shape.width * shape.out, size = strip.rows * 4 * shape.width * shape.out;
-    for (int64_t k = 0; k < kWinogradPlaces; ++k) {
-      prefetch(y + output + size * k / kWinogradPlaces, size / kWinogradPlaces + 1);
-      product(v + k * from, u + k * shape.in * shape.out, m + k * to, walk);
-    }
-    transform_back(m, y, strip, shape.output());
+    T* const m = workspace + kWinogradPlaces * place;
+    for_strips(shape, images, [&](const Strip& strip) {
+      transform(frames, v, strip, from, shape.in, row, place);
+      const Walk walk = matrix_walk(strip.tiles, shape.in, shape.out);
+      const int64_t output = size * strip.first / all, part = size * strip.tiles / all;
+      for (int64_t k = 0; k < kWinogradPlaces; ++k) {
+        prefetch(y + output + part * k / kWinogradPlaces, part / kWinogradPlaces + 1);
+        product(v + k * place, u + k * shape.in * shape.out, m + k * place, walk);
+      }
+      transform_back(m, y, strip, to, shape.output(), place);
+    });
   });
 }
 
@@ -255,17 +275,19 @@ template <class T>
 void winograd_weight_gradient(const T* frames, const T* dz_frames, T* du, const ConvolutionShape& shape, int64_t images,
                               T* workspace) {
   const int64_t side = frame_side(shape.width, 3), row = side * shape.in, dz_row = side * shape.out;
-  const int64_t frame = frame_elements(shape.input(), 3), dz_frame = frame_elements(shape.output(), 3);
-  for_strips(shape, images, [&](const Strip& strip) {
-    const int64_t tiles = strip.tiles(), from = place_stride(tiles, shape.in), to = place_stride(tiles, shape.out);
+  const Grid from = grid_of(shape, shape.in, row, frame_elements(shape.input(), 3));
+  const Grid of_dz = grid_of(shape, shape.out, dz_row, frame_elements(shape.output(), 3));
+  with_place(shape, [&](auto place) {
     T* const v = workspace;
-    T* const dm = workspace + kWinogradPlaces * from;
-    transform(frames, v, strip, shape.in, row, frame);
-    transform_gradient(dz_frames + dz_row + shape.out, dm, strip, shape.out, dz_row, dz_frame);
-    const Walk walk = matrix_walk(tiles, shape.in, shape.out);
-    for (int64_t k = 0; k < kWinogradPlaces; ++k) {
-      weight_product(v + k * from, dm + k * to, du + k * shape.in * shape.out, walk);
-    }
+    T* const dm = workspace + kWinogradPlaces * place;
+    for_strips(shape, images, [&](const Strip& strip) {
+      transform(frames, v, strip, from, shape.in, row, place);
+      transform_gradient(dz_frames + dz_row + shape.out, dm, strip, of_dz, shape.out, dz_row, place);
+      const Walk walk = matrix_walk(strip.tiles, shape.in, shape.out);
+      for (int64_t k = 0; k < kWinogradPlaces; ++k) {
+        weight_product(v + k * place, dm + k * place, du + k * shape.in * shape.out, walk);
+      }
+    });
   });
 }
 
