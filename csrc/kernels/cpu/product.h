@@ -2,7 +2,8 @@
 //
 // A block of some pixels times kVectors vectors of output channels is kept in registers while all taps and input channels are
 // added to it. An input value is one broadcast for kVectors products, a weight vector one load for all of them. The weight
-// gradient keeps a block of input channels times output channels, over all pixels of an image.
+// gradient keeps a block of input channels times output channels, over all pixels of an image. Blocks are not inlined: next to the
+// caller's values GCC runs out of registers.
 #pragma once
 
 #include "channels.h"
@@ -41,7 +42,7 @@ struct Count {};
 
 // y[pixel, channel] for kCount pixels in a row and the channels of kVectors values of V (vectors, or one scalar).
 template <class V, int kVectors, int kCount, class T>
-inline void convolve_block(const T* frame, const T* weight, T* y, const Walk& walk) {
+[[gnu::noinline]] void convolve_block(const T* frame, const T* weight, T* y, const Walk& walk) {
   constexpr int64_t lanes = int64_t(sizeof(V) / sizeof(T));
   V sum[kCount][kVectors] = {};
   for (int64_t r = 0; r < walk.taps_down; ++r) {
@@ -106,7 +107,7 @@ inline void convolve_channels(const T* frame, const T* weight, T* y, const Walk&
 
 // dweight[input, channel] for kCount input channels of one tap; `dz` is at the first pixel.
 template <class V, int kVectors, int kCount, class T>
-inline void weight_block(const T* frame, const T* dz, T* dweight, const Walk& walk, int64_t step) {
+[[gnu::noinline]] void weight_block(const T* frame, const T* dz, T* dweight, const Walk& walk, int64_t step) {
   constexpr int64_t lanes = int64_t(sizeof(V) / sizeof(T));
   V sum[kCount][kVectors] = {};  // not loaded: GCC keeps only what begins at 0 in registers
   for (int64_t h = 0; h < walk.rows; ++h) {

@@ -85,13 +85,6 @@ inline void weight_gradient_1d(const V* u, V* g, int step) {
   g[2 * step] = (sum2 - sum1) * T(1. / 6) + u[5];
 }
 
-// The output is written tile by tile, which the processor does not foresee: it is fetched during the products.
-template <class T>
-inline void prefetch(const T* data, int64_t size) {
-  constexpr int64_t kLine = 64 / int64_t(sizeof(T));
-  for (int64_t i = 0; i < size; i += kLine) __builtin_prefetch(data + i, 1, 2);
-}
-
 // Tiles of a batch are counted row by row through all its images; a strip is some of them.
 struct Strip {
   int64_t first, tiles;
@@ -222,6 +215,28 @@ void transform_back(const T* places, T* y, const Strip& strip, const Grid& grid,
   });
 }
 
+// The products of all places. Meanwhile the `size` values of `next` are fetched: they are written tile by tile, which the
+// processor does not foresee. Once for both kinds of place: not inline.
+template <class T>
+[[gnu::noinline]] void products(const T* v, const T* u, T* m, int64_t tiles, int64_t in, int64_t out, int64_t place,
+                                const T* next, int64_t size) {
+  const Walk walk = matrix_walk(tiles, in, out);
+  constexpr int64_t kLine = 64 / int64_t(sizeof(T));
+  for (int64_t k = 0; k < kWinogradPlaces; ++k) {
+    for (int64_t i = size * k / kWinogradPlaces; i < size * (k + 1) / kWinogradPlaces; i += kLine) {
+      __builtin_prefetch(next + i, 1, 2);
+    }
+    product(v + k * place, u + k * in * out, m + k * place, walk);
+  }
+}
+template <class T>
+[[gnu::noinline]] void weight_products(const T* v, const T* dm, T* du, int64_t tiles, int64_t in, int64_t out, int64_t place) {
+  const Walk walk = matrix_walk(tiles, in, out);
+  for (int64_t k = 0; k < kWinogradPlaces; ++k) {
+    weight_product(v + k * place, dm + k * place, du + k * in * out, walk);
+  }
+}
+
 // Calls body(strip) for every strip of the images.
 template <class Body>
 inline void for_strips(const ConvolutionShape& shape, int64_t images, const Body& body) {
@@ -260,12 +275,8 @@ void winograd_convolve(const T* frames, const T* u, T* y, const ConvolutionShape
     T* const m = workspace + kWinogradPlaces * place;
     for_strips(shape, images, [&](const Strip& strip) {
       transform(frames, v, strip, from, shape.in, row, place);
-      const Walk walk = matrix_walk(strip.tiles, shape.in, shape.out);
       const int64_t output = size * strip.first / all, part = size * strip.tiles / all;
-      for (int64_t k = 0; k < kWinogradPlaces; ++k) {
-        prefetch(y + output + part * k / kWinogradPlaces, part / kWinogradPlaces + 1);
-        product(v + k * place, u + k * shape.in * shape.out, m + k * place, walk);
-      }
+      products(v, u, m, strip.tiles, shape.in, shape.out, place, y + output, part);
       transform_back(m, y, strip, to, shape.output(), place);
     });
   });
@@ -283,10 +294,7 @@ void winograd_weight_gradient(const T* frames, const T* dz_frames, T* du, const 
     for_strips(shape, images, [&](const Strip& strip) {
       transform(frames, v, strip, from, shape.in, row, place);
       transform_gradient(dz_frames + dz_row + shape.out, dm, strip, of_dz, shape.out, dz_row, place);
-      const Walk walk = matrix_walk(strip.tiles, shape.in, shape.out);
-      for (int64_t k = 0; k < kWinogradPlaces; ++k) {
-        weight_product(v + k * place, dm + k * place, du + k * shape.in * shape.out, walk);
-      }
+      weight_products(v, dm, du, strip.tiles, shape.in, shape.out, place);
     });
   });
 }
