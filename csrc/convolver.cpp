@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <cstring>
 #include <string_view>
 
 #include "buffers.h"
@@ -37,9 +36,6 @@ struct Sums {
   }
   bool wanted() const { return data.defined(); }
   T* of(int64_t share) const { return data.mutable_data_ptr<T>() + share * size; }
-  void clear(int64_t share) const {
-    if (wanted()) std::memset(of(share), 0, sizeof(T) * size_t(size));
-  }
 };
 
 template <class T>
@@ -60,16 +56,10 @@ class Dense final : public Convolver<T> {
     return images * (in_frame_ + out_frame_ + elements(shape_.input())) + strips;
   }
 
-  void prepare_forward() override {
-    forward_ = pack_forward<T>(weight_);
-    if (winograd_) forward_ = to_winograd<T>(forward_, shape_.in, shape_.out);
-  }
-  void prepare_backward(bool input, bool weight, int64_t shares) override {
+  void prepare_forward(Chores& chores) override { forward_ = pack_forward<T>(weight_, winograd_, chores); }
+  void prepare_backward(bool input, bool weight, int64_t shares, Chores& chores) override {
     shares_ = shares;
-    if (input) {
-      transposed_ = pack_phases<T>(weight_, shape_.stride);
-      if (winograd_) transposed_ = to_winograd<T>(transposed_, shape_.out, shape_.in);
-    }
+    if (input) transposed_ = pack_transposed<T>(weight_, shape_.stride, winograd_, chores);
     const int64_t places = winograd_ ? kWinogradPlaces : shape_.size * shape_.size;
     if (weight) sums_.allocate(shares, places * shape_.in * shape_.out, weight_.scalar_type());
   }
@@ -86,9 +76,8 @@ class Dense final : public Convolver<T> {
     }
   }
 
-  void clear(int64_t share) override { sums_.clear(share); }
-
-  void backward(int64_t share, const T* x, const OutputGradient<T>& dz, T* dx, bool add, int64_t images, T* workspace) override {
+  void backward(int64_t share, bool add_weight, const T* x, const OutputGradient<T>& dz, T* dx, bool add, int64_t images,
+                T* workspace) override {
     const auto& kernels = cpu::kernels<T>();
     T* const frames = workspace;
     T* const dz_frames = frames + images * in_frame_;
@@ -107,16 +96,16 @@ class Dense final : public Convolver<T> {
     if (sums_.wanted()) {
       kernels.frame_input(x, frames, x_, images, before_, shape_.size);
       if (winograd_) {
-        kernels.winograd_weight_gradient(frames, dz_frames, sums_.of(share), shape_, images, rest);
+        kernels.winograd_weight_gradient(frames, dz_frames, sums_.of(share), shape_, images, add_weight, rest);
       } else {
-        kernels.convolve_weight_gradient(frames, dz_frames, sums_.of(share), shape_, images);
+        kernels.convolve_weight_gradient(frames, dz_frames, sums_.of(share), shape_, images, add_weight);
       }
     }
   }
 
-  std::pair<Tensor, Tensor> weight_gradients() const override {
+  std::pair<Tensor, Tensor> weight_gradients(Chores& chores) const override {
     if (!sums_.wanted()) return {};
-    return {unpack_gradient<T>(sums_.data, shares_, winograd_, weight_), Tensor()};
+    return {unpack_gradient<T>(sums_.data, shares_, winograd_, weight_, chores), Tensor()};
   }
 
  private:
@@ -146,15 +135,16 @@ class Separable final : public Convolver<T> {
     return images * (2 * frame_ + 2 * elements(pointwise_.input()) + elements(pointwise_.output()));
   }
 
-  void prepare_forward() override {
-    taps_ = pack_forward<T>(depthwise_weight_);
-    packed_ = pack_forward<T>(weight_);
+  void prepare_forward(Chores& chores) override {
+    taps_ = pack_forward<T>(depthwise_weight_, false, chores);
+    packed_ = pack_forward<T>(weight_, false, chores);
   }
-  void prepare_backward(bool input, bool weight, int64_t shares) override {
+  void prepare_backward(bool input, bool weight, int64_t shares, Chores& chores) override {
     shares_ = shares;
-    taps_ = pack_forward<T>(depthwise_weight_);
-    transposed_ = pack_phases<T>(weight_, 1);
-    if (input) rotated_ = pack_forward<T>(depthwise_weight_.flip({2, 3}));
+    taps_ = pack_forward<T>(depthwise_weight_, false, chores);
+    transposed_ = pack_transposed<T>(weight_, 1, false, chores);
+    flipped_ = input ? depthwise_weight_.flip({2, 3}) : Tensor();
+    if (input) rotated_ = pack_forward<T>(flipped_, false, chores);
     if (weight) {
       sums_.allocate(shares, weight_.numel(), weight_.scalar_type());
       depthwise_sums_.allocate(shares, depthwise_weight_.numel(), weight_.scalar_type());
@@ -166,12 +156,8 @@ class Separable final : public Convolver<T> {
     cpu::kernels<T>().convolve(between, packed_.const_data_ptr<T>(), z, pointwise_, images);
   }
 
-  void clear(int64_t share) override {
-    sums_.clear(share);
-    depthwise_sums_.clear(share);
-  }
-
-  void backward(int64_t share, const T* x, const OutputGradient<T>& dz, T* dx, bool add, int64_t images, T* workspace) override {
+  void backward(int64_t share, bool add_weight, const T* x, const OutputGradient<T>& dz, T* dx, bool add, int64_t images,
+                T* workspace) override {
     const auto& kernels = cpu::kernels<T>();
     T* const frames = workspace;
     const T* const between = run_depthwise(x, images, frames);
@@ -181,8 +167,8 @@ class Separable final : public Convolver<T> {
     kernels.frame_gradient(dz, dz_images, pointwise_.output(), images, 1);
     kernels.convolve_input_gradient(dz_images, transposed_.const_data_ptr<T>(), dbetween, pointwise_, images);
     if (sums_.wanted()) {
-      kernels.convolve_weight_gradient(between, dz_images, sums_.of(share), pointwise_, images);
-      kernels.depthwise_weight_gradient(frames, dbetween, depthwise_sums_.of(share), depthwise_, images);
+      kernels.convolve_weight_gradient(between, dz_images, sums_.of(share), pointwise_, images, add_weight);
+      kernels.depthwise_weight_gradient(frames, dbetween, depthwise_sums_.of(share), depthwise_, images, add_weight);
     }
     if (rotated_.defined()) {
       kernels.frame_input(dbetween, gradient_frames, depthwise_.image, images, Before::kNothing, depthwise_.extent());
@@ -191,10 +177,10 @@ class Separable final : public Convolver<T> {
     }
   }
 
-  std::pair<Tensor, Tensor> weight_gradients() const override {
+  std::pair<Tensor, Tensor> weight_gradients(Chores& chores) const override {
     if (!sums_.wanted()) return {};
-    return {unpack_gradient<T>(sums_.data, shares_, false, weight_),
-            unpack_gradient<T>(depthwise_sums_.data, shares_, false, depthwise_weight_)};
+    return {unpack_gradient<T>(sums_.data, shares_, false, weight_, chores),
+            unpack_gradient<T>(depthwise_sums_.data, shares_, false, depthwise_weight_, chores)};
   }
 
  private:
@@ -208,7 +194,7 @@ class Separable final : public Convolver<T> {
   }
 
   Before before_;
-  Tensor weight_, depthwise_weight_, taps_, rotated_, packed_, transposed_;
+  Tensor weight_, depthwise_weight_, flipped_, taps_, rotated_, packed_, transposed_;
   DepthwiseShape depthwise_;
   ConvolutionShape pointwise_;
   int64_t frame_, shares_ = 0;

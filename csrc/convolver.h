@@ -7,6 +7,7 @@
 
 #include "kernels/convolution.h"
 #include "pass.h"
+#include "shares.h"
 
 namespace advnas {
 
@@ -25,18 +26,17 @@ class Convolver {
   // Elements of workspace that so many images need, in either pass.
   virtual int64_t workspace(int64_t images) const = 0;
 
-  virtual void prepare_forward() = 0;
+  // What these prepare is there when the chores are done.
+  virtual void prepare_forward(Chores& chores) = 0;
   // Which gradients are wanted; shares: into how many the batch is cut.
-  virtual void prepare_backward(bool input, bool weight, int64_t shares) = 0;
+  virtual void prepare_backward(bool input, bool weight, int64_t shares, Chores& chores) = 0;
 
   virtual void forward(const T* x, T* z, int64_t images, T* workspace) const = 0;
-  // Before the first image of a share.
-  virtual void clear(int64_t share) = 0;
-  // Writes dx or adds to it, and adds to the weight gradient of the share.
-  virtual void backward(int64_t share, const T* x, const OutputGradient<T>& dz, T* dx, bool add, int64_t images,
+  // Writes dx or, with `add`, adds to it; the same with the weight gradient of the share and `add_weight`.
+  virtual void backward(int64_t share, bool add_weight, const T* x, const OutputGradient<T>& dz, T* dx, bool add, int64_t images,
                         T* workspace) = 0;
-  // Of weight and depthwise, in their shapes and layouts; undefined if not wanted.
-  virtual std::pair<at::Tensor, at::Tensor> weight_gradients() const = 0;
+  // Of weight and depthwise, in their shapes and layouts, when the chores are done; undefined if not wanted.
+  virtual std::pair<at::Tensor, at::Tensor> weight_gradients(Chores& chores) const = 0;
 };
 
 template <class T>

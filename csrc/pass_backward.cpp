@@ -42,13 +42,22 @@ class Backward {
     }
   }
 
+  // Weights of a node's convolutions are packed, and weight gradients of the last node finished, while another node runs.
   Gradients run() {
-    for (int64_t node = last_; node >= 0; --node) {
-      if (!pass_.plan.live[node]) continue;
-      if (needs_.of(node) || needs_.gates_out_of(node) || any_weight(node)) run_node(node);
+    Leaving leaving = convolutions_that_leave(last_);
+    run_now(chores_);
+    for (int64_t node = last_; node >= 0;) {
+      int64_t next = node - 1;
+      while (next >= 0 && !pass_.plan.live[next]) --next;
+      Leaving later = next < 0 ? Leaving() : convolutions_that_leave(next);
+      const bool runs = needs_.of(node) || needs_.gates_out_of(node) || any_weight(node);
+      runs ? run_node(node, leaving) : run_now(chores_);
       for (const int64_t read : read_last_[node]) gradient_[read] = Tensor();
       forget_read_backward(pass_, node);
+      leaving = std::move(later);
+      node = next;
     }
+    run_now(chores_);
     if (wanted_.x) result_.x = gradient_[0];
     if (wanted_.gates) result_.gates = tensor_of(gates_);
     if (wanted_.offsets) result_.offsets = tensor_of(offsets_);
@@ -56,11 +65,12 @@ class Backward {
   }
 
  private:
-  // A convolution that leaves the node.
+  // The convolutions that leave a node, and how they take the batch.
   struct Leaving {
-    std::unique_ptr<Convolver<T>> convolver;
-    int64_t convolution;
-    Tensor dy;
+    std::vector<std::unique_ptr<Convolver<T>>> convolvers;
+    std::vector<Term> terms;
+    int64_t group = 1;
+    std::vector<Share> shares;
   };
   // Sums over one node's gradient for the convolutions that arrive there.
   struct Arriving {
@@ -77,52 +87,47 @@ class Backward {
                        [&](const Term& term) { return term.convolution >= 0 && wanted_.weight[term.convolution]; });
   }
 
-  void run_node(int64_t node) {
+  void run_node(int64_t node, const Leaving& leaving) {
     const auto& kernels = cpu::kernels<T>();
     const ImageShape& shape = pass_.shapes[node];
     const bool gather = node < last_ && (needs_.of(node) || needs_.gates_out_of(node));
     std::vector<int64_t> gates;
     const Gathered<T> sources = gather ? gather_gradient(node, gates) : Gathered<T>();
     Row gate_partial(wanted_.gates ? batch_ * sources.num() : 0);
-    std::vector<Leaving> leaving = convolutions_that_leave(node);
     Arriving arriving = convolutions_that_arrive(node);
     if (gather) gradient_[node] = empty_images(batch_, shape, pass_.type);
     const Tensor& x = pass_.nodes.size() > size_t(node) ? pass_.nodes[node] : Tensor();
-    int64_t group = 1, workspace = sources.workspace(shape);
-    for (const Leaving& out : leaving) group = std::max(group, out.convolver->group());
-    const std::vector<Share> shares = cut(batch_, group);
-    for (const Leaving& out : leaving) out.convolver->prepare_backward(needs_.of(node), wanted_.weight[out.convolution], int64_t(shares.size()));
-    for (const Leaving& out : leaving) workspace = std::max(workspace, out.convolver->workspace(group));
+    int64_t workspace = sources.workspace(shape);
+    for (const auto& convolver : leaving.convolvers) workspace = std::max(workspace, convolver->workspace(leaving.group));
 
-    for_groups<T>(
-        shares, group, workspace,
-        [&](int64_t share) {
-          for (const Leaving& out : leaving) out.convolver->clear(share);
-        },
-        [&](int64_t share, int64_t first, int64_t images, T* space) {
-          const auto value = [&](int64_t i) { return x.defined() ? image<T>(x, i) : nullptr; };
-          // Where no other operation leaves the node, its first convolution writes the gradient instead of adding to it.
-          const bool zero = gather && sources.num() == 0 && leaving.empty();
-          for (int64_t i = first; (sources.num() > 0 || zero) && i < first + images; ++i) {
-            double* const partial = gate_partial.empty() ? nullptr : gate_partial.data() + i * sources.num();
-            sources.with_image(i, [&](const Sources<T>& of_image) {
-              kernels.node_backward(of_image, value(i), mutable_image<T>(gradient_[node], i), partial, shape, space);
-            });
-          }
-          for (const Leaving& out : leaving) {
-            const OutputGradient<T> dz = coefficients_[out.convolution].at(out.dy, pass_.z[out.convolution], first);
-            T* const dx = gather ? mutable_image<T>(gradient_[node], first) : nullptr;
-            out.convolver->backward(share, value(first), dz, dx, sources.num() > 0 || &out != &leaving.front(), images, space);
-          }
-          for (int64_t i = first; i < first + images; ++i) sum_arriving(arriving, node, i);
+    const auto run = [&](int64_t share, int64_t first, int64_t images, T* space) {
+      const auto value = [&](int64_t i) { return x.defined() ? image<T>(x, i) : nullptr; };
+      // Where no other operation leaves the node, its first convolution writes the gradient instead of adding to it.
+      const bool zero = gather && sources.num() == 0 && leaving.terms.empty();
+      for (int64_t i = first; (sources.num() > 0 || zero) && i < first + images; ++i) {
+        double* const partial = gate_partial.empty() ? nullptr : gate_partial.data() + i * sources.num();
+        sources.with_image(i, [&](const Sources<T>& of_image) {
+          kernels.node_backward(of_image, value(i), mutable_image<T>(gradient_[node], i), partial, shape, space);
         });
+      }
+      for (size_t k = 0; k < leaving.terms.size(); ++k) {
+        const auto [target, convolution] = std::pair(leaving.terms[k].target, leaving.terms[k].convolution);
+        const OutputGradient<T> dz = coefficients_[convolution].at(gradient_[target], pass_.z[convolution], first);
+        T* const dx = gather ? mutable_image<T>(gradient_[node], first) : nullptr;
+        leaving.convolvers[k]->backward(share, first > leaving.shares[share].first, value(first), dz, dx,
+                                        sources.num() > 0 || k > 0, images, space);
+      }
+      for (int64_t i = first; i < first + images; ++i) sum_arriving(arriving, node, i);
+    };
+    for_groups<T>(leaving.shares, leaving.group, workspace, chores_, run);
 
     const Row sums = sum_images(gate_partial, int64_t(gates.size()));
     for (size_t k = 0; k < gates.size() && wanted_.gates; ++k) {
       if (gates[k] >= 0) gates_[gates[k]] += sums[k];
     }
-    for (const Leaving& out : leaving) {
-      std::tie(result_.weight[out.convolution], result_.depthwise[out.convolution]) = out.convolver->weight_gradients();
+    for (size_t k = 0; k < leaving.terms.size(); ++k) {
+      const int64_t convolution = leaving.terms[k].convolution;
+      std::tie(result_.weight[convolution], result_.depthwise[convolution]) = leaving.convolvers[k]->weight_gradients(chores_);
     }
     if (!arriving.partial.empty()) finish_arriving(arriving, node);
   }
@@ -139,13 +144,18 @@ class Backward {
     return sources;
   }
 
-  std::vector<Leaving> convolutions_that_leave(int64_t node) const {
-    std::vector<Leaving> leaving;
+  Leaving convolutions_that_leave(int64_t node) {
+    Leaving leaving;
     for (const Term& term : pass_.plan.out_of[node]) {
-      if (term.convolution < 0) continue;
-      if (!needs_.of(node) && !wanted_.weight[term.convolution]) continue;
-      auto convolver = make_convolver<T>(pass_.shapes[node], term.piece, of(term));
-      leaving.push_back({std::move(convolver), term.convolution, gradient_[term.target]});
+      if (term.convolution < 0 || !(needs_.of(node) || wanted_.weight[term.convolution])) continue;
+      leaving.convolvers.push_back(make_convolver<T>(pass_.shapes[node], term.piece, of(term)));
+      leaving.terms.push_back(term);
+      leaving.group = std::max(leaving.group, leaving.convolvers.back()->group());
+    }
+    leaving.shares = cut(batch_, leaving.group);
+    for (size_t k = 0; k < leaving.terms.size(); ++k) {
+      leaving.convolvers[k]->prepare_backward(needs_.of(node), wanted_.weight[leaving.terms[k].convolution],
+                                              int64_t(leaving.shares.size()), chores_);
     }
     return leaving;
   }
@@ -224,6 +234,7 @@ class Backward {
   Row gates_, offsets_;                        // complete only if wanted
   std::vector<Tensor> gradient_;               // of each node
   std::vector<Coefficients<T>> coefficients_;  // of each convolution
+  Chores chores_;
   Gradients result_;
 };
 

@@ -101,77 +101,102 @@ Gathered<T> gather(const Pass& pass, int64_t node, Row& bias) {
   return sources;
 }
 
+// A convolution that leaves a node.
 template <class T>
-void run_node(Pass& pass, int64_t node) {
-  const auto& kernels = cpu::kernels<T>();
-  const int64_t batch = pass.batch;
-  const ImageShape& shape = pass.shapes[node];
-  Row bias(shape.channels);
-  const Gathered<T> sources = gather<T>(pass, node, bias);
-  const auto typed_bias = cast<T>(bias);
-  if (node > 0) pass.nodes[node] = empty_images(batch, shape, pass.type);
+struct Leaving {
+  std::unique_ptr<Convolver<T>> convolver;
+  Term term;
+  Moments moments;
+};
 
-  struct Leaving {
-    std::unique_ptr<Convolver<T>> convolver;
-    Term term;
-    Tensor z;
-    Moments moments;
-  };
-  std::vector<Leaving> leaving;
-  int64_t group = 1, workspace = sources.workspace(shape);
-  for (const Term& term : pass.plan.out_of[node]) {
-    if (term.convolution < 0) continue;
-    auto convolver = make_convolver<T>(shape, term.piece, pass.convolutions[term.convolution]);
-    convolver->prepare_forward();
-    group = std::max(group, convolver->group());
-    const ImageShape& out = pass.shapes[term.target];
-    const bool summed = pass.convolutions[term.convolution].statistics == Statistics::kBatch;
-    const size_t sums = summed ? size_t(batch * out.channels) : 0;
-    Tensor& z = pass.z[term.convolution] = empty_images(batch, out, pass.type);
-    leaving.push_back({std::move(convolver), term, z, {Row(sums), Row(sums)}});
-  }
-  for (const Leaving& out : leaving) workspace = std::max(workspace, out.convolver->workspace(group));
+template <class T>
+class Forward {
+ public:
+  explicit Forward(Pass& pass) : pass_(pass) {}
 
-  for_groups<T>(
-      cut(batch, group), group, workspace, [](int64_t) {},
-      [&](int64_t, int64_t first, int64_t images, T* space) {
-        for (int64_t i = first; node > 0 && i < first + images; ++i) {
-          sources.with_image(i, [&](const Sources<T>& of_image) {
-            kernels.node_forward(of_image, typed_bias.data(), mutable_image<T>(pass.nodes[node], i), shape, space);
-          });
-        }
-        for (Leaving& out : leaving) {
-          out.convolver->forward(image<T>(pass.nodes[node], first), mutable_image<T>(out.z, first), images, space);
-          const int64_t channels = out.z.size(1);
-          for (int64_t i = first; !out.moments.mean.empty() && i < first + images; ++i) {
-            kernels.channel_moments(image<T>(out.z, i), out.z.size(2) * out.z.size(3), channels,
-                                    out.moments.mean.data() + i * channels, out.moments.m2.data() + i * channels);
-          }
-        }
-      });
-
-  for (const Leaving& out : leaving) {
-    Convolution& convolution = pass.convolutions[out.term.convolution];
-    if (convolution.statistics == Statistics::kBatch) {
-      take_batch_statistics(convolution, out.term.piece, out.z, out.moments);
-    } else {
-      take_fixed_statistics(convolution, out.term.piece.eps);
+  // The weights of a node's convolutions are packed while the node before it runs.
+  void run() {
+    std::vector<int64_t> live;
+    for (int64_t node = 0; node < pass_.plan.num_nodes; ++node) {
+      if (pass_.plan.live[node]) live.push_back(node);
+    }
+    std::vector<Leaving<T>> leaving = convolutions_that_leave(live[0]);
+    run_now(chores_);
+    for (size_t i = 0; i < live.size(); ++i) {
+      std::vector<Leaving<T>> next;
+      if (i + 1 < live.size()) next = convolutions_that_leave(live[i + 1]);
+      run_node(live[i], leaving);
+      forget_read(pass_, live[i]);
+      leaving = std::move(next);
     }
   }
-}
+
+ private:
+  std::vector<Leaving<T>> convolutions_that_leave(int64_t node) {
+    std::vector<Leaving<T>> leaving;
+    for (const Term& term : pass_.plan.out_of[node]) {
+      if (term.convolution < 0) continue;
+      const Convolution& convolution = pass_.convolutions[term.convolution];
+      auto convolver = make_convolver<T>(pass_.shapes[node], term.piece, convolution);
+      convolver->prepare_forward(chores_);
+      const bool summed = convolution.statistics == Statistics::kBatch;
+      const size_t sums = summed ? size_t(pass_.batch * pass_.shapes[term.target].channels) : 0;
+      leaving.push_back({std::move(convolver), term, {Row(sums), Row(sums)}});
+    }
+    return leaving;
+  }
+
+  void run_node(int64_t node, std::vector<Leaving<T>>& leaving) {
+    const auto& kernels = cpu::kernels<T>();
+    const ImageShape& shape = pass_.shapes[node];
+    Row bias(shape.channels);
+    const Gathered<T> sources = gather<T>(pass_, node, bias);
+    const auto typed_bias = cast<T>(bias);
+    if (node > 0) pass_.nodes[node] = empty_images(pass_.batch, shape, pass_.type);
+    int64_t group = 1, workspace = sources.workspace(shape);
+    for (const Leaving<T>& out : leaving) {
+      group = std::max(group, out.convolver->group());
+      pass_.z[out.term.convolution] = empty_images(pass_.batch, pass_.shapes[out.term.target], pass_.type);
+    }
+    for (const Leaving<T>& out : leaving) workspace = std::max(workspace, out.convolver->workspace(group));
+
+    for_groups<T>(cut(pass_.batch, group), group, workspace, chores_, [&](int64_t, int64_t first, int64_t images, T* space) {
+      for (int64_t i = first; node > 0 && i < first + images; ++i) {
+        sources.with_image(i, [&](const Sources<T>& of_image) {
+          kernels.node_forward(of_image, typed_bias.data(), mutable_image<T>(pass_.nodes[node], i), shape, space);
+        });
+      }
+      for (Leaving<T>& out : leaving) {
+        const Tensor& z = pass_.z[out.term.convolution];
+        out.convolver->forward(image<T>(pass_.nodes[node], first), mutable_image<T>(z, first), images, space);
+        const int64_t channels = z.size(1);
+        for (int64_t i = first; !out.moments.mean.empty() && i < first + images; ++i) {
+          kernels.channel_moments(image<T>(z, i), z.size(2) * z.size(3), channels, out.moments.mean.data() + i * channels,
+                                  out.moments.m2.data() + i * channels);
+        }
+      }
+    });
+
+    for (const Leaving<T>& out : leaving) {
+      Convolution& convolution = pass_.convolutions[out.term.convolution];
+      if (convolution.statistics == Statistics::kBatch) {
+        take_batch_statistics(convolution, out.term.piece, pass_.z[out.term.convolution], out.moments);
+      } else {
+        take_fixed_statistics(convolution, out.term.piece.eps);
+      }
+    }
+  }
+
+  Pass& pass_;
+  Chores chores_;
+};
 
 }  // namespace
 
 void run_forward_cpu(Pass& pass) {
   pass.nodes[0] = pass.nodes[0].contiguous(at::MemoryFormat::ChannelsLast);
   for (Convolution& convolution : pass.convolutions) take_parameters(convolution);
-  AT_DISPATCH_FLOATING_TYPES(pass.type, "cell_forward", [&] {
-    for (int64_t node = 0; node < pass.plan.num_nodes; ++node) {
-      if (!pass.plan.live[node]) continue;
-      run_node<scalar_t>(pass, node);
-      forget_read(pass, node);
-    }
-  });
+  AT_DISPATCH_FLOATING_TYPES(pass.type, "cell_forward", [&] { Forward<scalar_t>(pass).run(); });
 }
 
 }  // namespace advnas

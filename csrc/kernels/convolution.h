@@ -83,9 +83,13 @@ using Convolve = void(const T* frames, const T* weight, T* z, const ConvolutionS
 template <class T>
 using ConvolveInputGradient = void(const T* dz_frames, const T* weight, T* dp, const ConvolutionShape& shape, int64_t images);
 
-// dweight [size, size, in, out] += the sums over both frames of the same `size`.
+// dweight [size, size, in, out] = the sums over both frames of the same `size`, or += with `add`.
 template <class T>
 using ConvolveWeightGradient = void(const T* frames, const T* dz_frames, T* dweight, const ConvolutionShape& shape,
-                                    int64_t images);
+                                    int64_t images, bool add);
+
+// Adds all shares of sums [shares, places, place] to the first one: `count` values of each place, from `first` on.
+template <class T>
+using AddShares = void(T* sums, int64_t shares, int64_t places, int64_t place, int64_t first, int64_t count);
 
 }  // namespace advnas

@@ -5,7 +5,7 @@
 // over frames of extent(size, dilation), see convolution.h. The input gradient is the same sum over the gradient with the weight
 // rotated by 180 degrees; the weight gradient is
 //
-//   dweight[r, s, c] += sum_{h, w} frame[h + dilation r, w + dilation s, c] dy[h, w, c].
+//   dweight[r, s, c] = sum_{h, w} frame[h + dilation r, w + dilation s, c] dy[h, w, c],    or += with `add`.
 #pragma once
 
 #include <cstdint>
@@ -26,6 +26,6 @@ template <class T>
 using Depthwise = void(const T* frames, const T* weight, T* y, const DepthwiseShape& shape, int64_t images);
 
 template <class T>
-using DepthwiseWeightGradient = void(const T* frames, const T* dy, T* dweight, const DepthwiseShape& shape, int64_t images);
+using DepthwiseWeightGradient = void(const T* frames, const T* dy, T* dweight, const DepthwiseShape& shape, int64_t images, bool add);
 
 }  // namespace advnas

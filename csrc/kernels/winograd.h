@@ -56,10 +56,10 @@ using WinogradWeight = void(const T* weight, T* u, int64_t place, int64_t first,
 template <class T>
 using WinogradConvolve = void(const T* frames, const T* u, T* y, const ConvolutionShape& shape, int64_t images, T* workspace);
 
-// du [36, in, out] += the sums over both frames.
+// du [36, in, out] = the sums over both frames, or += with `add`.
 template <class T>
 using WinogradWeightGradient = void(const T* frames, const T* dz_frames, T* du, const ConvolutionShape& shape, int64_t images,
-                                    T* workspace);
+                                    bool add, T* workspace);
 
 // dweight [3, 3, in, out] = G^T du G; `count` values of in * out, from `first` on.
 template <class T>

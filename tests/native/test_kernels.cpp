@@ -165,26 +165,38 @@ void check_convolutions(const cpu::Kernels<T>& kernels, const ImageShape& x_shap
 
   std::vector<T> frames(images * frame_elements(at.input(), at.size), T(NAN));
   std::vector<T> dz_frames(images * frame_elements(at.output(), at.size), T(NAN));
-  std::vector<T> y(dy.size(), T(NAN)), dp(images * inputs, T(NAN)), dx(x.size(), T(NAN)), dweight(weight.size());
+  std::vector<T> y(dy.size(), T(NAN)), dp(images * inputs, T(NAN)), dx(x.size(), T(NAN)), dweight(weight.size(), T(NAN));
   kernels.frame_input(x.data(), frames.data(), x_shape, images, before, at.size);
   kernels.frame_gradient({dy.data(), z.data(), a.data(), b.data(), c.data()}, dz_frames.data(), at.output(), images, at.size);
   kernels.convolve(frames.data(), packed.data(), y.data(), at, images);
   kernels.convolve_input_gradient(dz_frames.data(), phases.data(), dp.data(), at, images);
   kernels.input_gradient(dp.data(), x.data(), dx.data(), x_shape, images, before, false);
-  kernels.convolve_weight_gradient(frames.data(), dz_frames.data(), dweight.data(), at, images);
+  kernels.convolve_weight_gradient(frames.data(), dz_frames.data(), dweight.data(), at, images, false);
   expect("convolve", y, y_expected, at);
   expect("convolve_input_gradient", dx, dx_expected, at);
   expect("convolve_weight_gradient", dweight, dweight_expected, at);
   kernels.input_gradient(dp.data(), x.data(), dx.data(), x_shape, images, before, true);
   for (double& value : dx_expected) value *= 2;
   expect("input_gradient, added", dx, dx_expected, at);
+  auto twice = dweight_expected;
+  for (double& value : twice) value *= 2;
+  kernels.convolve_weight_gradient(frames.data(), dz_frames.data(), dweight.data(), at, images, true);
+  expect("convolve_weight_gradient, added", dweight, twice, at);
   if (at.size != 3 || at.stride != 1) return;
   const int64_t place = at.in * at.out;
-  std::vector<T> u(kWinogradPlaces * place), du(u.size()), workspace(winograd_workspace(at), T(NAN));
+  const int64_t size = kWinogradPlaces * place;
+  std::vector<T> u(size), du(2 * size, T(NAN)), workspace(winograd_workspace(at), T(NAN));
   kernels.winograd_weight(packed.data(), u.data(), place, 0, place / 2);  // in two parts, as two threads would
   kernels.winograd_weight(packed.data(), u.data(), place, place / 2, place - place / 2);
   kernels.winograd_convolve(frames.data(), u.data(), y.data(), at, images, workspace.data());
-  kernels.winograd_weight_gradient(frames.data(), dz_frames.data(), du.data(), at, images, workspace.data());
+  // In two shares, of which the second has everything twice.
+  for (const bool add : {false, true}) {
+    kernels.winograd_weight_gradient(frames.data(), dz_frames.data(), du.data() + size, at, images, add, workspace.data());
+  }
+  kernels.winograd_weight_gradient(frames.data(), dz_frames.data(), du.data(), at, images, false, workspace.data());
+  kernels.add_shares(du.data(), 2, kWinogradPlaces, place, 0, place / 2);
+  kernels.add_shares(du.data(), 2, kWinogradPlaces, place, place / 2, place - place / 2);
+  for (double& value : dweight_expected) value *= 3;
   kernels.winograd_finish(du.data(), dweight.data(), place, 0, place / 2);
   kernels.winograd_finish(du.data(), dweight.data(), place, place / 2, place - place / 2);
   expect("winograd_convolve", y, y_expected, at);
@@ -208,12 +220,15 @@ void check_depthwise(const cpu::Kernels<T>& kernels, const DepthwiseShape& shape
     });
   }
   std::vector<T> frames(images * frame_elements(shape.image, shape.extent()), T(NAN)), y(x.size(), T(NAN));
-  std::vector<T> dweight(weight.size());
+  std::vector<T> dweight(weight.size(), T(NAN));
   kernels.frame_input(x.data(), frames.data(), shape.image, images, Before::kNothing, shape.extent());
   kernels.depthwise(frames.data(), weight.data(), y.data(), shape, images);
-  kernels.depthwise_weight_gradient(frames.data(), dy.data(), dweight.data(), shape, images);
+  kernels.depthwise_weight_gradient(frames.data(), dy.data(), dweight.data(), shape, images, false);
   expect("depthwise", y, y_expected, at);
   expect("depthwise_weight_gradient", dweight, dweight_expected, at);
+  kernels.depthwise_weight_gradient(frames.data(), dy.data(), dweight.data(), shape, images, true);
+  for (double& value : dweight_expected) value *= 2;
+  expect("depthwise_weight_gradient, added", dweight, dweight_expected, at);
 }
 
 // A node of `num` sources, every other one pooled.

@@ -195,9 +195,10 @@ void convolve_input_gradient(const T* dz_frames, const T* weight, T* dp, const C
 }
 
 template <class T>
-void convolve_weight_gradient(const T* frames, const T* dz_frames, T* dweight, const ConvolutionShape& shape, int64_t images) {
+void convolve_weight_gradient(const T* frames, const T* dz_frames, T* dweight, const ConvolutionShape& shape, int64_t images,
+                              bool add) {
   if (is_matrix(shape)) {
-    return weight_product(frames, dz_frames, dweight, matrix_walk(pixels(shape, images), shape.in, shape.out));
+    return weight_product(frames, dz_frames, dweight, matrix_walk(pixels(shape, images), shape.in, shape.out), add);
   }
   Walk walk = forward_walk(shape);
   const int64_t border = shape.size / 2;
@@ -205,7 +206,20 @@ void convolve_weight_gradient(const T* frames, const T* dz_frames, T* dweight, c
   for (int64_t n = 0; n < images; ++n) {
     weight_product(frames + n * frame_elements(shape.input(), shape.size),
                    dz_frames + n * frame_elements(shape.output(), shape.size) + border * (walk.out_row + shape.out), dweight,
-                   walk, shape.stride * walk.row);
+                   walk, add || n > 0, shape.stride * walk.row);
+  }
+}
+
+template <class T>
+void add_shares(T* sums, int64_t shares, int64_t places, int64_t place, int64_t first, int64_t count) {
+  for (int64_t k = 0; k < places; ++k) {
+    T* const to = sums + k * place + first;
+    for_channels<T>(count, [=](int64_t c, auto zero) {
+      using V = decltype(zero);
+      V sum = load_as<V>(to + c);
+      for (int64_t share = 1; share < shares; ++share) sum += load_as<V>(to + share * places * place + c);
+      store_as(to + c, sum);
+    });
   }
 }
 
@@ -217,6 +231,7 @@ void fill_convolution(Kernels<T>* table) {
   table->convolve = convolve<T>;
   table->convolve_input_gradient = convolve_input_gradient<T>;
   table->convolve_weight_gradient = convolve_weight_gradient<T>;
+  table->add_shares = add_shares<T>;
 }
 template void fill_convolution(Kernels<float>*);
 template void fill_convolution(Kernels<double>*);

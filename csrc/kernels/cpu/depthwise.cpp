@@ -47,7 +47,8 @@ void depthwise(const T* frames, const T* weight, T* y, const DepthwiseShape& sha
 }
 
 template <class T>
-void depthwise_weight_gradient(const T* frames, const T* dy, T* dweight, const DepthwiseShape& shape, int64_t images) {
+void depthwise_weight_gradient(const T* frames, const T* dy, T* dweight, const DepthwiseShape& shape, int64_t images,
+                               bool add) {
   const int64_t width = shape.image.width, channels = shape.image.channels;
   for_rows(frames, shape, images, [&](const T* in, int64_t begin) {
     for_channels<T>(channels, [&](int64_t c, auto zero) {
@@ -56,7 +57,7 @@ void depthwise_weight_gradient(const T* frames, const T* dy, T* dweight, const D
         for (int64_t s = 0; s < shape.size; ++s) {
           T* const to = dweight + (r * shape.size + s) * channels + c;
           const T* const taps = in + tap_offset(shape, r, s) + c;
-          V sum = load_as<V>(to);
+          V sum = add || begin > 0 ? load_as<V>(to) : zero;
           for (int64_t w = 0; w < width; ++w) {
             sum += load_as<V>(taps + w * channels) * load_as<V>(dy + begin + w * channels + c);
           }

@@ -35,6 +35,7 @@ struct Kernels {
   Convolve<T>* convolve;
   ConvolveInputGradient<T>* convolve_input_gradient;
   ConvolveWeightGradient<T>* convolve_weight_gradient;
+  AddShares<T>* add_shares;
 
   Depthwise<T>* depthwise;
   DepthwiseWeightGradient<T>* depthwise_weight_gradient;

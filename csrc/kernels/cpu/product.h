@@ -107,7 +107,7 @@ inline void convolve_channels(const T* frame, const T* weight, T* y, const Walk&
 
 // dweight[input, channel] for kCount input channels of one tap; `dz` is at the first pixel.
 template <class V, int kVectors, int kCount, class T>
-[[gnu::noinline]] void weight_block(const T* frame, const T* dz, T* dweight, const Walk& walk, int64_t step) {
+[[gnu::noinline]] void weight_block(const T* frame, const T* dz, T* dweight, const Walk& walk, int64_t step, bool add) {
   constexpr int64_t lanes = int64_t(sizeof(V) / sizeof(T));
   V sum[kCount][kVectors] = {};  // not loaded: GCC keeps only what begins at 0 in registers
   for (int64_t h = 0; h < walk.rows; ++h) {
@@ -129,19 +129,19 @@ template <class V, int kVectors, int kCount, class T>
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       T* const to = dweight + i * walk.out + v * lanes;
-      store_as(to, load_as<V>(to) + sum[i][v]);
+      store_as(to, add ? load_as<V>(to) + sum[i][v] : sum[i][v]);
     }
   }
 }
 
 template <class V, int kVectors, class T>
-inline void weight_channels(const T* frame, const T* dz, T* dweight, const Walk& walk, int64_t step) {
+inline void weight_channels(const T* frame, const T* dz, T* dweight, const Walk& walk, int64_t step, bool add) {
   for (int64_t r = 0; r < walk.taps_down; ++r) {
     // The taps of a row of the kernel lie side by side in the frame and in the gradient.
     const T* in = frame + r * walk.row;
     T* out = dweight + r * walk.taps_across * walk.in * walk.out;
     for_blocks<inputs_of_block(kVectors)>(walk.taps_across * walk.in, [&]<int kCount>(int64_t i, Count<kCount>) {
-      weight_block<V, kVectors, kCount>(in + i, dz, out + i * walk.out, walk, step);
+      weight_block<V, kVectors, kCount>(in + i, dz, out + i * walk.out, walk, step, add);
     });
   }
 }
@@ -156,14 +156,14 @@ inline void product(const T* frame, const T* weight, T* y, const Walk& walk, int
   for (; o < out; ++o) convolve_channels<T, 1>(frame, weight + o, y + o, walk, step);
 }
 
-// dweight [taps_down, taps_across, in, out] += the sums over frame and gradient.
+// dweight [taps_down, taps_across, in, out] = the sums over frame and gradient, or += with `add`.
 template <class T>
-inline void weight_product(const T* frame, const T* dz, T* dweight, const Walk& walk, int64_t step = 0) {
+inline void weight_product(const T* frame, const T* dz, T* dweight, const Walk& walk, bool add, int64_t step = 0) {
   const int64_t out = walk.out;
   int64_t o = 0;
-  for (; o + 2 * kLanes<T> <= out; o += 2 * kLanes<T>) weight_channels<Vec<T>, 2>(frame, dz + o, dweight + o, walk, step);
-  for (; o + kLanes<T> <= out; o += kLanes<T>) weight_channels<Vec<T>, 1>(frame, dz + o, dweight + o, walk, step);
-  for (; o < out; ++o) weight_channels<T, 1>(frame, dz + o, dweight + o, walk, step);
+  for (; o + 2 * kLanes<T> <= out; o += 2 * kLanes<T>) weight_channels<Vec<T>, 2>(frame, dz + o, dweight + o, walk, step, add);
+  for (; o + kLanes<T> <= out; o += kLanes<T>) weight_channels<Vec<T>, 1>(frame, dz + o, dweight + o, walk, step, add);
+  for (; o < out; ++o) weight_channels<T, 1>(frame, dz + o, dweight + o, walk, step, add);
 }
 
 }  // namespace advnas::cpu::ADVNAS_ISA
