@@ -1,0 +1,99 @@
+// Who does what at a node: shares of the batch, and chores beside them.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <utility>
+#include <vector>
+
+namespace advnas {
+
+// A part of a batch that one thread takes.
+struct Share {
+  int64_t first, images;
+};
+
+// Cuts a batch into shares of whole groups. The first ones, one a thread and three quarters of the batch in all, are equal; the
+// rest are small and go to whoever is free: cores are never equally fast for long. What lies in which share depends on nothing
+// but the number of threads, and so do sums over them.
+inline std::vector<Share> cut(int64_t batch, int64_t group) {
+  constexpr int64_t kMostEach = 8;  // small shares a thread: sums of weights cost memory for each
+  const int64_t threads = at::get_num_threads(), groups = (batch + group - 1) / group;
+  const int64_t equal = threads == 1 ? groups : groups * 3 / 4 / threads;
+  const int64_t left = groups - equal * threads, small = (left + kMostEach * threads - 1) / (kMostEach * threads);
+  std::vector<Share> shares;
+  for (int64_t first = 0; first < groups;) {
+    const bool is_equal = equal > 0 && int64_t(shares.size()) < threads;
+    const int64_t last = std::min(first + (is_equal ? equal : small), groups);
+    shares.push_back({first * group, std::min(last * group, batch) - first * group});
+    first = last;
+  }
+  return shares;
+}
+
+// Work of the same pass that waits for nothing and has time until the next node: packing the weights of that one, finishing the
+// weight gradients of the last. What it fills must not be read before.
+class Chores {
+ public:
+  using Body = std::function<void(int64_t first, int64_t last)>;
+
+  // body(first, last) for all rows, in pieces that are worth a thread's turn.
+  void add(int64_t rows, int64_t work_a_row, Body body) {
+    constexpr int64_t kWork = 32768;
+    const int64_t piece = std::max<int64_t>(1, kWork / std::max<int64_t>(1, work_a_row));
+    for (int64_t first = 0; first < rows; first += piece) {
+      pieces_.push_back({bodies_.size(), first, std::min(first + piece, rows)});
+    }
+    bodies_.push_back(std::move(body));
+  }
+  int64_t num() const { return int64_t(pieces_.size()); }
+  void run(int64_t index) const {
+    const auto& [body, first, last] = pieces_[index];
+    bodies_[body](first, last);
+  }
+  void clear() {
+    pieces_.clear();
+    bodies_.clear();
+  }
+
+ private:
+  struct Piece {
+    size_t body;
+    int64_t first, last;
+  };
+  std::vector<Body> bodies_;
+  std::vector<Piece> pieces_;
+};
+
+inline int64_t num_workers(int64_t items) { return std::min<int64_t>(items, at::get_num_threads()); }
+
+// Calls body(worker, share) for every share and does the chores; workers run at once. Each worker begins with a share, chores come
+// next, and small shares last, so that all finish together.
+template <class Body>
+void for_shares(int64_t shares, Chores& chores, const Body& body) {
+  const int64_t all = shares + chores.num(), workers = num_workers(all), begun = std::min(workers, shares);
+  std::atomic<int64_t> next{workers};
+  at::parallel_for(0, workers, 1, [&](int64_t first, int64_t last) {
+    for (int64_t worker = first; worker < last; ++worker) {
+      for (int64_t item = worker; item < all; item = next++) {
+        const int64_t chore = item - begun;
+        if (chore >= 0 && chore < chores.num()) {
+          chores.run(chore);
+        } else {
+          body(worker, chore < 0 ? item : item - chores.num());
+        }
+      }
+    }
+  });
+  chores.clear();
+}
+
+inline void run_now(Chores& chores) {
+  for_shares(0, chores, [](int64_t, int64_t) {});
+}
+
+}  // namespace advnas
