@@ -19,7 +19,6 @@ from advnas_ext import _C
 from advnas_ext.path import Path
 
 Before = _C.Before
-_piece = functools.cache(_C.Piece)
 
 
 class Step(NamedTuple):
@@ -32,9 +31,9 @@ class Step(NamedTuple):
     """Of a convolution, in the order of ``ConvolutionTensor`` in csrc/cell.h."""
 
 
-ZERO = Step(_piece(_C.Kind.ZERO))
-IDENTITY = Step(_piece(_C.Kind.IDENTITY))
-AVG_POOL = Step(_piece(_C.Kind.AVG_POOL))
+ZERO = Step(_C.Piece(_C.Kind.ZERO))
+IDENTITY = Step(_C.Piece(_C.Kind.IDENTITY))
+AVG_POOL = Step(_C.Piece(_C.Kind.AVG_POOL))
 
 
 def convolution(
@@ -45,15 +44,37 @@ def convolution(
     The convolutions have padding for an unchanged image size at stride 1. With ``depthwise`` the other one is 1x1, and
     both have stride 1.
     """
-    spatial = depthwise if depthwise is not None else conv
-    kind, stride, dilation = _C.Kind.CONVOLUTION, spatial.stride[0], spatial.dilation[0]
-    weights = (conv.weight, None if depthwise is None else depthwise.weight, conv.bias)
+    spatial = conv if depthwise is None else depthwise
+    weight, bias = _weight_and_bias(conv)
+    weights = (weight, None if depthwise is None else _weight_and_bias(depthwise)[0], bias)
     if norm is None:
-        return Step(_piece(kind, before, False, stride, dilation), False, (*weights, None, None, None, None, None))
-    piece = _piece(kind, before, True, stride, dilation, norm.eps, norm.momentum or 0.0)
-    running = norm.running_mean is not None and not norm.training
-    statistics = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
-    return Step(piece, running, (*weights, norm.weight, norm.bias, *statistics))
+        piece = _piece_of(before, False, spatial.stride[0], spatial.dilation[0])
+        return Step(piece, False, (*weights, None, None, None, None, None))
+    piece = _piece_of(before, True, spatial.stride[0], spatial.dilation[0], norm.eps, norm.momentum or 0.0)
+    statistics = _statistics(norm)
+    running = statistics[0] is not None and not norm.training
+    return Step(piece, running, (*weights, *_weight_and_bias(norm), *statistics))
+
+
+_piece_of = functools.cache(functools.partial(_C.Piece, _C.Kind.CONVOLUTION))
+
+
+# A step asks for hundreds of tensors, and nn.Module searches for each that is asked for as an attribute. Only who has parametrized
+# or pruned a module has made its parameters something else.
+
+
+def _weight_and_bias(module: nn.Conv2d | nn.BatchNorm2d) -> tuple[Tensor | None, Tensor | None]:
+    try:
+        return module._parameters["weight"], module._parameters["bias"]
+    except KeyError:
+        return module.weight, module.bias
+
+
+def _statistics(norm: nn.BatchNorm2d) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    try:
+        return norm._buffers["running_mean"], norm._buffers["running_var"], norm._buffers["num_batches_tracked"]
+    except KeyError:
+        return norm.running_mean, norm.running_var, norm.num_batches_tracked
 
 
 class Graph:

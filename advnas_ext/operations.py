@@ -73,7 +73,8 @@ class ReLUConvBN(nn.Module):
         )
 
     def steps(self) -> Sequence[Step]:
-        _, conv, norm = self.op
+        op: nn.Sequential = self._modules["op"]  # type: ignore[assignment]  # self.op searches: see native.convolution
+        _, conv, norm = op
         return (native.convolution(Before.RELU, conv, norm),)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:

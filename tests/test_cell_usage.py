@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from advnas_ext import NAS_BENCH_201, OnePathCell, Path, native, reference
 from advnas_ext.operations import OPERATIONS
@@ -128,6 +129,45 @@ def test_state_dict_has_the_names_of_xautodl():
         *(f"op.2.{kind}" for kind in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")),
     ]
     assert list(affine) == [f"edges.{edge}.{op}.{kind}" for edge in edges for op in (2, 3) for kind in kinds]
+
+
+def test_tensors_that_are_no_parameters_and_buffers(x, close):
+    """Parametrized and pruned weights, and statistics that are plain attributes."""
+    cell = OnePathCell(8, affine=True, track_running_stats=True)
+    _, parametrized, norm = cell.edges["1<-0"][3].op
+    pruned = cell.edges["2<-1"][2].op[1]
+    nn.utils.parametrizations.weight_norm(parametrized)
+    prune.random_unstructured(pruned, "weight", 0.5)
+    for name, buffer in list(norm.named_buffers()):
+        delattr(norm, name)
+        setattr(norm, name, buffer)
+    path = Path.from_ops(OPS)
+    for training in (True, False):
+        cell.train(training)
+        y = cell(x, path)
+        close(y, plain(cell, x, path))
+    assert norm.num_batches_tracked == 2
+    y.sum().backward()
+    assert parametrized.parametrizations.weight.original0.grad is not None
+    assert pruned.weight_orig.grad is not None
+
+
+def test_functional_call(cell, x):
+    given = {name: torch.randn_like(parameter) for name, parameter in cell.named_parameters()}
+    path, twin = Path.from_ops(OPS), OnePathCell(8)
+    twin.load_state_dict(given)
+    assert torch.equal(torch.func.functional_call(cell, given, (x, path)), twin(x, path))
+
+
+def test_what_replaces_a_weight_or_an_operation_is_seen(cell, x, close):
+    path = Path.from_ops(OPS)
+    cell(x, path)
+    conv = cell.edges["1<-0"][3].op[1]
+    conv.weight = nn.Parameter(torch.randn_like(conv.weight))
+    close(cell(x, path), plain(cell, x, path))
+    cell.edges["3<-2"][3] = OPERATIONS["nor_conv_3x3"](8, False, False)
+    close(cell(x, path), plain(cell, x, path))
+    close(cell.double()(x.double(), path), plain(cell, x.double(), path))
 
 
 def test_keep_only(cell, x):
