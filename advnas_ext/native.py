@@ -82,10 +82,8 @@ class Graph:
 
     def __init__(self) -> None:
         self.num_nodes = 1
-        self._pieces: list[_C.Piece] = []
-        self._links: list[tuple[int, int, int]] = []
-        self._running: list[bool] = []
-        self._tensors: list[Tensor | None] = []
+        self._steps: list[Step] = []
+        self._links: list[tuple[int, int, int]] = []  # of each step: its source, its target, its gate
         self._offset_targets: list[int] = []
 
     def node(self, arrivals: Iterable[tuple[Sequence[Step], int, int]]) -> int:
@@ -98,25 +96,21 @@ class Graph:
         last = []
         for steps, source, gate in arrivals:
             for step in steps[:-1]:
-                self._link(step, source, self.num_nodes, -1)
+                self._steps.append(step)
+                self._links.append((source, self.num_nodes, -1))
                 source, self.num_nodes = self.num_nodes, self.num_nodes + 1
             last.append((steps[-1], source, gate))
+        node = self.num_nodes
         for step, source, gate in last:
-            self._link(step, source, self.num_nodes, gate)
-        self.num_nodes += 1
-        return self.num_nodes - 1
+            self._steps.append(step)
+            self._links.append((source, node, gate))
+        self.num_nodes = node + 1
+        return node
 
     def edges_into(self, node: int, count: int) -> None:
         """Says that the next ``count`` edges of the path end in ``node``, where their offsets are added. A cell names all
         edges in their order, or none."""
         self._offset_targets += [node] * count
-
-    def _link(self, step: Step, source: int, target: int, gate: int) -> None:
-        self._pieces.append(step.piece)
-        self._links.append((source, target, gate))
-        if step.tensors:
-            self._running.append(step.running)
-            self._tensors += step.tensors
 
     def run(self, x: Tensor, path: Path | None = None) -> Tensor:
         """The value of the last node.
@@ -129,17 +123,18 @@ class Graph:
             ValueError: channels of ``x`` or of a convolution do not fit, or batch statistics would be of one value.
             RuntimeError: in a double backward pass, which is not implemented.
         """
+        convolutions = [step for step in self._steps if step.tensors]
         return _run(
             x,
             _NO_GATES if path is None else path.gates_on(x.device),
             _NO_GATES if path is None else path.gates,
             None if path is None else path.offsets_on(x.device),
             self._offset_targets,
-            self._pieces,
+            [step.piece for step in self._steps],
             self._links,
             self.num_nodes,
-            self._running,
-            self._tensors,
+            [step.running for step in convolutions],
+            [tensor for step in convolutions for tensor in step.tensors],
         )
 
 
