@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -98,18 +99,15 @@ class OnePathCell(native.Block):
 
     def is_native(self, path: Path) -> bool:  # type: ignore[override]
         """Whether the native executor runs all operations that ``path`` picks."""
-        self._check_path(path)
-        return all(hasattr(op, "steps") for row in self._picked(path) for op in row)
+        rows = self._check_path(path)
+        return all(hasattr(op, "steps") for op in self._picked(rows))
 
     def add_to(self, graph: native.Graph, source: int, path: Path) -> int:  # type: ignore[override]
         """The cell as a part of a graph."""
-        picked, nodes, edge = self._picked(path), [source], 0
+        picks, nodes = path.picks, [source]
+        picked = enumerate(self._picked(path.ops.tolist()))
         for _ in range(1, self.num_nodes):
-            arrivals = []
-            for node in nodes:
-                for k, op in enumerate(picked[edge]):
-                    arrivals.append((op.steps(), node, edge * path.picks + k))  # type: ignore[operator]
-                edge += 1
+            arrivals = [(op.steps(), node, gate) for node in nodes for gate, op in islice(picked, picks)]  # type: ignore[operator]
             nodes.append(graph.node(arrivals))
             graph.edges_into(nodes[-1], len(nodes) - 1)
         return nodes[-1]
@@ -129,9 +127,12 @@ class OnePathCell(native.Block):
     def _candidates(self) -> list[nn.ModuleList]:
         return list(self.edges.values())  # type: ignore[arg-type]
 
-    def _picked(self, path: Path) -> list[list[nn.Module]]:
-        rows = zip(self._candidates(), path.ops.tolist(), strict=True)
-        return [[candidates[op] for op in row] for candidates, row in rows]
+    def _picked(self, rows: list[list[int]]) -> list[nn.Module]:
+        """The operations of all edges, in the order of their gates."""
+        # self.edges and candidates[op] search and count; a network asks for a hundred operations in a step.
+        edges: nn.ModuleDict = self._modules["edges"]  # type: ignore[assignment]
+        pairs = zip(edges.values(), rows, strict=True)
+        return [candidates._modules[str(op)] for candidates, row in pairs for op in row]  # type: ignore[misc]
 
     def _check(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.channels:
@@ -151,12 +152,13 @@ class OnePathCell(native.Block):
                 "convert one of them with .to(), or run under torch.autocast"
             )
 
-    def _check_path(self, path: Path) -> None:
+    def _check_path(self, path: Path) -> list[list[int]]:
+        """The operations of every edge, if the cell has them."""
         if not isinstance(path, Path):
             raise TypeError(f"OnePathCell: path must be an advnas_ext.Path, got {type(path).__name__}")
-        if path.num_edges != self.num_edges:
-            raise ValueError(f"OnePathCell: path must have {self.num_edges} edges, got {path.num_edges}")
-        if max(map(max, path.ops.tolist())) >= len(self.ops):
-            raise ValueError(
-                f"OnePathCell: path.ops must be below {len(self.ops)}, the number of ops, got {path.ops.tolist()}"
-            )
+        rows = path.ops.tolist()
+        if len(rows) != self.num_edges:
+            raise ValueError(f"OnePathCell: path must have {self.num_edges} edges, got {len(rows)}")
+        if max(map(max, rows)) >= len(self.ops):
+            raise ValueError(f"OnePathCell: path.ops must be below {len(self.ops)}, the number of ops, got {rows}")
+        return rows
