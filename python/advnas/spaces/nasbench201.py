@@ -83,7 +83,8 @@ class Reduction(Block):
 
     def add_to(self, graph: Graph, source: int, path: Path | None) -> int:
         half = graph.node([(self.conv_a.steps(), source, -1)])
-        shortcut = convolution(Before.MEAN_2X2, self.downsample[1])  # type: ignore[arg-type]
+        _, conv = self.downsample
+        shortcut = convolution(Before.MEAN_2X2, conv)  # type: ignore[arg-type]
         return graph.node([(self.conv_b.steps(), half, -1), ([shortcut], source, -1)])
 
 
