@@ -60,8 +60,9 @@ class Dense final : public Convolver<T> {
   void prepare_backward(bool input, bool weight, int64_t shares, Chores& chores) override {
     shares_ = shares;
     if (input) transposed_ = pack_transposed<T>(weight_, shape_.stride, winograd_, chores);
-    const int64_t places = winograd_ ? kWinogradPlaces : shape_.size * shape_.size;
-    if (weight) sums_.allocate(shares, places * shape_.in * shape_.out, weight_.scalar_type());
+    const int64_t taps = shape_.in * shape_.out;
+    const int64_t size = winograd_ ? kWinogradPlaces * weight_place(taps) : shape_.size * shape_.size * taps;
+    if (weight) sums_.allocate(shares, size, weight_.scalar_type());
   }
 
   void forward(const T* x, T* z, int64_t images, T* workspace) const override {

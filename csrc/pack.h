@@ -58,12 +58,12 @@ void pack_phases(const WeightView<const T>& view, int64_t stride, int64_t first,
   }
 }
 
-// What pack(first row, last row, packed) makes of a weight; of a 3x3 weight also the Winograd form [36, rows, columns].
+// What pack(first row, last row, packed) makes of a weight; of a 3x3 weight also the Winograd form.
 template <class T, class Pack>
 at::Tensor packed(const at::Tensor& weight, const WeightView<const T>& view, bool winograd, Chores& chores, const Pack& pack) {
   const int64_t place = view.rows * view.columns;
   const at::Tensor taps = empty_buffer({weight.numel()}, weight.scalar_type());
-  const at::Tensor u = winograd ? empty_buffer({kWinogradPlaces * place}, weight.scalar_type()) : at::Tensor();
+  const at::Tensor u = winograd ? empty_buffer({kWinogradPlaces * weight_place(place)}, weight.scalar_type()) : at::Tensor();
   chores.add(view.rows, view.columns * (winograd ? kWinogradPlaces : view.size * view.size), [=](int64_t first, int64_t last) {
     T* const to = taps.mutable_data_ptr<T>();
     pack(view, first, last, to);
@@ -105,7 +105,7 @@ at::Tensor unpack_gradient(const at::Tensor& sums, int64_t shares, bool winograd
     T* const tap = finished.mutable_data_ptr<T>();
     T* const out = gradient.mutable_data_ptr<T>();
     const int64_t begin = first * view.columns, count = (last - first) * view.columns;
-    kernels.add_shares(sum, shares, places, place, begin, count);
+    kernels.add_shares(sum, shares, places, winograd ? weight_place(place) : place, begin, count);
     if (winograd) kernels.winograd_finish(sum, tap, place, begin, count);
     for (int64_t k = 0; k < taps; ++k) {
       for (int64_t i = first; i < last; ++i) {

@@ -48,21 +48,25 @@ ADVNAS_HOST_DEVICE inline int64_t winograd_workspace(const ConvolutionShape& sha
   return 2 * kWinogradPlaces * place_stride(shape);
 }
 
-// u [36, in, out] from the packed weight [3, 3, in, out]; `count` values of in * out, from `first` on.
+// From one place of a weight of `taps` = in * out values to the next. Usual numbers of channels are powers of two: without the last
+// term all places would meet in the same cache sets.
+ADVNAS_HOST_DEVICE inline int64_t weight_place(int64_t taps) { return taps + 16; }
+
+// u [36, weight_place(in * out)] from the packed weight [3, 3, in, out]; `count` values of in * out, from `first` on.
 template <class T>
-using WinogradWeight = void(const T* weight, T* u, int64_t place, int64_t first, int64_t count);
+using WinogradWeight = void(const T* weight, T* u, int64_t taps, int64_t first, int64_t count);
 
 // y [images, height, width, out].
 template <class T>
 using WinogradConvolve = void(const T* frames, const T* u, T* y, const ConvolutionShape& shape, int64_t images, T* workspace);
 
-// du [36, in, out] = the sums over both frames, or += with `add`.
+// du [36, weight_place(in * out)] = the sums over both frames, or += with `add`.
 template <class T>
 using WinogradWeightGradient = void(const T* frames, const T* dz_frames, T* du, const ConvolutionShape& shape, int64_t images,
                                     bool add, T* workspace);
 
 // dweight [3, 3, in, out] = G^T du G; `count` values of in * out, from `first` on.
 template <class T>
-using WinogradFinish = void(const T* du, T* dweight, int64_t place, int64_t first, int64_t count);
+using WinogradFinish = void(const T* du, T* dweight, int64_t taps, int64_t first, int64_t count);
 
 }  // namespace advnas

@@ -184,7 +184,7 @@ void check_convolutions(const cpu::Kernels<T>& kernels, const ImageShape& x_shap
   expect("convolve_weight_gradient, added", dweight, twice, at);
   if (at.size != 3 || at.stride != 1) return;
   const int64_t place = at.in * at.out;
-  const int64_t size = kWinogradPlaces * place;
+  const int64_t size = kWinogradPlaces * weight_place(place);
   std::vector<T> u(size), du(2 * size, T(NAN)), workspace(winograd_workspace(at), T(NAN));
   kernels.winograd_weight(packed.data(), u.data(), place, 0, place / 2);  // in two parts, as two threads would
   kernels.winograd_weight(packed.data(), u.data(), place, place / 2, place - place / 2);
@@ -194,8 +194,8 @@ void check_convolutions(const cpu::Kernels<T>& kernels, const ImageShape& x_shap
     kernels.winograd_weight_gradient(frames.data(), dz_frames.data(), du.data() + size, at, images, add, workspace.data());
   }
   kernels.winograd_weight_gradient(frames.data(), dz_frames.data(), du.data(), at, images, false, workspace.data());
-  kernels.add_shares(du.data(), 2, kWinogradPlaces, place, 0, place / 2);
-  kernels.add_shares(du.data(), 2, kWinogradPlaces, place, place / 2, place - place / 2);
+  kernels.add_shares(du.data(), 2, kWinogradPlaces, weight_place(place), 0, place / 2);
+  kernels.add_shares(du.data(), 2, kWinogradPlaces, weight_place(place), place / 2, place - place / 2);
   for (double& value : dweight_expected) value *= 3;
   kernels.winograd_finish(du.data(), dweight.data(), place, 0, place / 2);
   kernels.winograd_finish(du.data(), dweight.data(), place, place / 2, place - place / 2);

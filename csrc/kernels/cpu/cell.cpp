@@ -259,14 +259,23 @@ void node_sums(const T* dy, const T* const* z, const T* const* mean, int64_t num
     const int64_t last = first + kRun < pixels ? first + kRun : pixels;
     for_channels<T>(channels, [&](int64_t c, auto zero) {
       using V = decltype(zero);
-      V sum[1];
-      add_up(first, last, sum, [&](V(&s)[1], int64_t i) { s[0] += load_as<V>(dy + i * channels + c); });
-      add_to(s1 + c, sum[0]);
-      for (int64_t k = 0; k < num; ++k) {
-        const V center = load_as<V>(mean[k] + c);
-        add_up(first, last, sum, [&](V(&s)[1], int64_t i) {
-          s[0] += load_as<V>(dy + i * channels + c) * (load_as<V>(z[k] + i * channels + c) - center);
+      const auto gradient = [&](int64_t i) { return load_as<V>(dy + i * channels + c); };
+      const auto distance = [&](int64_t k, V center, int64_t i) { return load_as<V>(z[k] + i * channels + c) - center; };
+      V both[2], sum[1];
+      if (num == 0) add_up(first, last, both, [&](V(&s)[2], int64_t i) { s[0] += gradient(i); });
+      if (num > 0) {
+        const V center = load_as<V>(mean[0] + c);
+        add_up(first, last, both, [&](V(&s)[2], int64_t i) {
+          const V d = gradient(i);
+          s[0] += d;
+          s[1] += d * distance(0, center, i);
         });
+        add_to(s2[0] + c, both[1]);
+      }
+      add_to(s1 + c, both[0]);
+      for (int64_t k = 1; k < num; ++k) {
+        const V center = load_as<V>(mean[k] + c);
+        add_up(first, last, sum, [&](V(&s)[1], int64_t i) { s[0] += gradient(i) * distance(k, center, i); });
         add_to(s2[k] + c, sum[0]);
       }
     });

@@ -226,14 +226,14 @@ template <class T>
     for (int64_t i = size * k / kWinogradPlaces; i < size * (k + 1) / kWinogradPlaces; i += kLine) {
       __builtin_prefetch(next + i, 1, 2);
     }
-    product(v + k * place, u + k * in * out, m + k * place, walk);
+    product(v + k * place, u + k * weight_place(in * out), m + k * place, walk);
   }
 }
 template <class T>
 [[gnu::noinline]] void weight_products(const T* v, const T* dm, T* du, int64_t tiles, int64_t in, int64_t out, int64_t place, bool add) {
   const Walk walk = matrix_walk(tiles, in, out);
   for (int64_t k = 0; k < kWinogradPlaces; ++k) {
-    weight_product(v + k * place, dm + k * place, du + k * in * out, walk, add);
+    weight_product(v + k * place, dm + k * place, du + k * weight_place(in * out), walk, add);
   }
 }
 
@@ -247,13 +247,14 @@ inline void for_strips(const ConvolutionShape& shape, int64_t images, const Body
 }  // namespace
 
 template <class T>
-void winograd_weight(const T* weight, T* u, int64_t place, int64_t first, int64_t count) {
+void winograd_weight(const T* weight, T* u, int64_t taps, int64_t first, int64_t count) {
+  const int64_t place = weight_place(taps);
   for_channels<T>(count, [&](int64_t c, auto zero) {
     using V = decltype(zero);
     V half[18];
     for (int j = 0; j < 3; ++j) {
       V column[3];
-      for (int i = 0; i < 3; ++i) column[i] = load_as<V>(weight + (i * 3 + j) * place + first + c);
+      for (int i = 0; i < 3; ++i) column[i] = load_as<V>(weight + (i * 3 + j) * taps + first + c);
       weight_1d<T>(column, half + j, 3);
     }
     for (int i = 0; i < 6; ++i) {
@@ -300,7 +301,8 @@ void winograd_weight_gradient(const T* frames, const T* dz_frames, T* du, const 
 }
 
 template <class T>
-void winograd_finish(const T* du, T* dweight, int64_t place, int64_t first, int64_t count) {
+void winograd_finish(const T* du, T* dweight, int64_t taps, int64_t first, int64_t count) {
+  const int64_t place = weight_place(taps);
   for_channels<T>(count, [&](int64_t c, auto zero) {
     using V = decltype(zero);
     V half[18];
@@ -312,7 +314,7 @@ void winograd_finish(const T* du, T* dweight, int64_t place, int64_t first, int6
     for (int i = 0; i < 3; ++i) {
       V row[3];
       weight_gradient_1d<T>(half + i * 6, row, 1);
-      for (int j = 0; j < 3; ++j) store_as(dweight + (i * 3 + j) * place + first + c, row[j]);
+      for (int j = 0; j < 3; ++j) store_as(dweight + (i * 3 + j) * taps + first + c, row[j]);
     }
   });
 }
