@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "buffers.h"
+#include "images.h"
 #include "kernels/cpu/isa.h"
 #include "pack.h"
 
@@ -12,8 +13,6 @@ namespace advnas {
 namespace {
 
 using at::Tensor;
-
-int64_t elements(const ImageShape& shape) { return shape.height * shape.width * shape.channels; }
 
 // Where Winograd is faster, by measurement: from 8 channels on, and where whole tiles waste less than 0.4 of their pixels. The
 // environment variable ADVNAS_WINOGRAD=0 or 1 decides for all 3x3 convolutions.

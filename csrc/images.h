@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "buffers.h"
+#include "kernels/batch_norm_math.h"
 #include "kernels/cpu/isa.h"
 #include "pass.h"
 #include "shares.h"
@@ -15,6 +16,8 @@
 namespace advnas {
 
 inline ImageShape shape_of(const at::Tensor& x) { return {x.size(2), x.size(3), x.size(1)}; }
+
+inline int64_t elements(const ImageShape& shape) { return shape.height * shape.width * shape.channels; }
 
 inline at::Tensor empty_images(int64_t batch, const ImageShape& shape, at::ScalarType type) {
   return empty_buffer({batch, shape.channels, shape.height, shape.width}, type);
@@ -89,5 +92,28 @@ class Gathered {
   std::vector<std::vector<T>> scales_;
   std::vector<bool> pooled_;
 };
+
+// What arrives at `node`; adds the part of it that is the same at every pixel to `bias`.
+template <class T>
+Gathered<T> gather(const Pass& pass, int64_t node, Row& bias) {
+  Gathered<T> sources;
+  for (const Term& term : pass.plan.into[node]) {
+    const double gate = pass.gate_of(term);
+    Row scale(bias.size(), gate);
+    if (term.convolution < 0) {
+      sources.add(pass.nodes[term.source], scale, term.piece.kind == Kind::kAvgPool);
+      continue;
+    }
+    const Convolution& convolution = pass.convolutions[term.convolution];
+    for (size_t c = 0; c < bias.size(); ++c) {
+      const ScaleShift map = batch_norm_forward(gate, convolution.rows.gamma[c], convolution.rows.beta[c],
+                                                convolution.rows.mean[c], convolution.rows.rstd[c]);
+      scale[c] = map.scale;
+      bias[c] += map.shift;
+    }
+    sources.add(pass.z[term.convolution], scale, false);
+  }
+  return sources;
+}
 
 }  // namespace advnas

@@ -78,7 +78,7 @@ void forget_read(Pass& pass, int64_t node) {
       if (term.convolution < 0 && term.target > node) return;
     }
     const bool feeds_convolution = std::any_of(out_of.begin(), out_of.end(), [](const Term& t) { return t.convolution >= 0; });
-    if (pass.save && (pass.save_for_gates || feeds_convolution)) return;
+    if (pass.save && (pass.save_for_gates || feeds_convolution) && !pass.is_made_again(read)) return;
     pass.nodes[read] = Tensor();
     if (!pass.relus.empty()) pass.relus[read] = Tensor();
   };

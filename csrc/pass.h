@@ -61,8 +61,12 @@ struct Pass {
   std::vector<at::Tensor> relus;   // on the device, of the nodes that a convolution of the library takes through a ReLU
   std::vector<at::Tensor> z;       // of each convolution that ran
   std::vector<ImageShape> shapes;  // of each live node
+  // On the host, of each node: whether convolutions are all that arrives there. Their outputs are kept for batch norm, and the
+  // node's value is made from them again where the backward pass wants it.
+  std::vector<bool> made_again;
 
   double gate_of(const Term& term) const { return term.gate < 0 ? 1 : gates[term.gate]; }
+  bool is_made_again(int64_t node) const { return !made_again.empty() && made_again[node]; }
 };
 
 // Takes nodes[0]; leaves the last node, what a backward pass needs, shapes and the statistics, and updates running statistics in

@@ -96,12 +96,26 @@ class Backward {
     Row gate_partial(wanted_.gates ? batch_ * sources.num() : 0);
     Arriving arriving = convolutions_that_arrive(node);
     if (gather) gradient_[node] = empty_images(batch_, shape, pass_.type);
-    const Tensor& x = pass_.nodes.size() > size_t(node) ? pass_.nodes[node] : Tensor();
-    int64_t workspace = sources.workspace(shape);
+    const bool made_again = pass_.is_made_again(node) && (!leaving.terms.empty() || needs_.gates_out_of(node));
+    Row bias(shape.channels);
+    const Gathered<T> parts = made_again ? ::advnas::gather<T>(pass_, node, bias) : Gathered<T>();
+    const auto typed_bias = cast<T>(bias);
+    const Tensor& x = pass_.nodes[node];
+    int64_t workspace = std::max(sources.workspace(shape), parts.workspace(shape));
     for (const auto& convolver : leaving.convolvers) workspace = std::max(workspace, convolver->workspace(leaving.group));
+    const int64_t values = made_again ? leaving.group * elements(shape) : 0;
 
-    const auto run = [&](int64_t share, int64_t first, int64_t images, T* space) {
-      const auto value = [&](int64_t i) { return x.defined() ? image<T>(x, i) : nullptr; };
+    const auto run = [&](int64_t share, int64_t first, int64_t images, T* made) {
+      T* const space = made + values;
+      for (int64_t i = 0; made_again && i < images; ++i) {
+        parts.with_image(first + i, [&](const Sources<T>& of_image) {
+          kernels.node_forward(of_image, typed_bias.data(), made + i * elements(shape), shape, space);
+        });
+      }
+      const auto value = [&](int64_t i) -> const T* {
+        if (made_again) return made + (i - first) * elements(shape);
+        return x.defined() ? image<T>(x, i) : nullptr;
+      };
       // Where no other operation leaves the node, its first convolution writes the gradient instead of adding to it.
       const bool zero = gather && sources.num() == 0 && leaving.terms.empty();
       for (int64_t i = first; (sources.num() > 0 || zero) && i < first + images; ++i) {
@@ -119,7 +133,7 @@ class Backward {
       }
       for (int64_t i = first; i < first + images; ++i) sum_arriving(arriving, node, i);
     };
-    for_groups<T>(leaving.shares, leaving.group, workspace, chores_, run);
+    for_groups<T>(leaving.shares, leaving.group, values + workspace, chores_, run);
 
     const Row sums = sum_images(gate_partial, int64_t(gates.size()));
     for (size_t k = 0; k < gates.size() && wanted_.gates; ++k) {

@@ -7,7 +7,6 @@
 #include "buffers.h"
 #include "convolver.h"
 #include "images.h"
-#include "kernels/batch_norm_math.h"
 
 namespace advnas {
 namespace {
@@ -78,29 +77,6 @@ void take_fixed_statistics(Convolution& convolution, double eps) {
   for (size_t c = 0; c < channels; ++c) convolution.rows.mean[c] -= convolution.rows.bias[c];
 }
 
-// What arrives at `node`, and the part of it that is the same at every pixel.
-template <class T>
-Gathered<T> gather(const Pass& pass, int64_t node, Row& bias) {
-  Gathered<T> sources;
-  for (const Term& term : pass.plan.into[node]) {
-    const double gate = pass.gate_of(term);
-    Row scale(bias.size(), gate);
-    if (term.convolution < 0) {
-      sources.add(pass.nodes[term.source], scale, term.piece.kind == Kind::kAvgPool);
-      continue;
-    }
-    const Convolution& convolution = pass.convolutions[term.convolution];
-    for (size_t c = 0; c < bias.size(); ++c) {
-      const ScaleShift map = batch_norm_forward(gate, convolution.rows.gamma[c], convolution.rows.beta[c],
-                                                convolution.rows.mean[c], convolution.rows.rstd[c]);
-      scale[c] = map.scale;
-      bias[c] += map.shift;
-    }
-    sources.add(pass.z[term.convolution], scale, false);
-  }
-  return sources;
-}
-
 // A convolution that leaves a node.
 template <class T>
 struct Leaving {
@@ -122,6 +98,7 @@ class Forward {
     }
     std::vector<Leaving<T>> leaving = convolutions_that_leave(live[0]);
     run_now(chores_);
+    find_made_again();
     for (size_t i = 0; i < live.size(); ++i) {
       std::vector<Leaving<T>> next;
       if (i + 1 < live.size()) next = convolutions_that_leave(live[i + 1]);
@@ -132,6 +109,15 @@ class Forward {
   }
 
  private:
+  void find_made_again() {
+    const auto is_convolution = [](const Term& term) { return term.convolution >= 0; };
+    pass_.made_again.assign(pass_.plan.num_nodes, false);
+    for (int64_t node = 1; node + 1 < pass_.plan.num_nodes; ++node) {
+      const auto& into = pass_.plan.into[node];
+      pass_.made_again[node] = !into.empty() && std::all_of(into.begin(), into.end(), is_convolution);
+    }
+  }
+
   std::vector<Leaving<T>> convolutions_that_leave(int64_t node) {
     std::vector<Leaving<T>> leaving;
     for (const Term& term : pass_.plan.out_of[node]) {
@@ -152,30 +138,37 @@ class Forward {
     Row bias(shape.channels);
     const Gathered<T> sources = gather<T>(pass_, node, bias);
     const auto typed_bias = cast<T>(bias);
-    if (node > 0) pass_.nodes[node] = empty_images(pass_.batch, shape, pass_.type);
+    // Where nothing reads the node later, its value stays in the workspace.
+    const bool passes = pass_.is_made_again(node) && leaving.size() == pass_.plan.out_of[node].size();
+    if (node > 0 && !passes) pass_.nodes[node] = empty_images(pass_.batch, shape, pass_.type);
     int64_t group = 1, workspace = sources.workspace(shape);
     for (const Leaving<T>& out : leaving) {
       group = std::max(group, out.convolver->group());
       pass_.z[out.term.convolution] = empty_images(pass_.batch, pass_.shapes[out.term.target], pass_.type);
     }
     for (const Leaving<T>& out : leaving) workspace = std::max(workspace, out.convolver->workspace(group));
+    const int64_t value = passes ? group * elements(shape) : 0;
 
-    for_groups<T>(cut(pass_.batch, group), group, workspace, chores_, [&](int64_t, int64_t first, int64_t images, T* space) {
-      for (int64_t i = first; node > 0 && i < first + images; ++i) {
-        sources.with_image(i, [&](const Sources<T>& of_image) {
-          kernels.node_forward(of_image, typed_bias.data(), mutable_image<T>(pass_.nodes[node], i), shape, space);
+    const auto run = [&](int64_t, int64_t first, int64_t images, T* values) {
+      T* const space = values + value;
+      T* const made = passes ? values : node > 0 ? mutable_image<T>(pass_.nodes[node], first) : nullptr;
+      for (int64_t i = 0; node > 0 && i < images; ++i) {
+        sources.with_image(first + i, [&](const Sources<T>& of_image) {
+          kernels.node_forward(of_image, typed_bias.data(), made + i * elements(shape), shape, space);
         });
       }
+      const T* const x = node > 0 ? made : image<T>(pass_.nodes[0], first);
       for (Leaving<T>& out : leaving) {
         const Tensor& z = pass_.z[out.term.convolution];
-        out.convolver->forward(image<T>(pass_.nodes[node], first), mutable_image<T>(z, first), images, space);
+        out.convolver->forward(x, mutable_image<T>(z, first), images, space);
         const int64_t channels = z.size(1);
         for (int64_t i = first; !out.moments.mean.empty() && i < first + images; ++i) {
           kernels.channel_moments(image<T>(z, i), z.size(2) * z.size(3), channels, out.moments.mean.data() + i * channels,
                                   out.moments.m2.data() + i * channels);
         }
       }
-    });
+    };
+    for_groups<T>(cut(pass_.batch, group), group, value + workspace, chores_, run);
 
     for (const Leaving<T>& out : leaving) {
       Convolution& convolution = pass_.convolutions[out.term.convolution];
