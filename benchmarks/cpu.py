@@ -42,6 +42,8 @@ class Settings:
     """Height and width; a multiple of 4."""
     paths: int = 40
     """Random paths."""
+    turns: int = 3
+    """Times that each path is run in the first table; the median counts, so that one hiccup does not make a worst path."""
     threads: int = 2
     seed: int = 0
     quick: bool = False
@@ -59,7 +61,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.quick:
-            self.paths, self.growth = min(self.paths, 4), False
+            self.paths, self.turns, self.growth = min(self.paths, 4), 1, False
         if self.image_size % 4:
             raise SystemExit(
                 f"cpu.py: image_size must be a multiple of 4, got {self.image_size}: xautodl rounds odd sizes down"
@@ -123,13 +125,16 @@ class Benchmark:
 
     def main_case(self) -> Comparison:
         names = self.settings.names(OURS, PLAIN, PLAIN_TO_INPUTS, XAUTODL, XAUTODL_CHANNELS_LAST, BARE)
-        return self.compare("times", self.case, names, self.paths, self.settings.threads)
+        return self.compare("times", self.case, names, self.paths, self.settings.threads, self.settings.turns)
 
-    def compare(self, what: str, case: Case, names: list[str], paths: Tensor, threads: int) -> Comparison:
+    def compare(
+        self, what: str, case: Case, names: list[str], paths: Tensor, threads: int, turns: int = 1
+    ) -> Comparison:
         title = f"{report.describe(case)}, {report.count(threads, 'thread')}, {report.count(len(paths), 'random path')}"
+        title += f", median of {turns} turns each" if turns > 1 else ""
         torch.set_num_threads(threads)
         with progress(self.console, report.describe(case), len(paths) + 1) as advance:
-            comparison = compare(case, names, paths, advance)
+            comparison = compare(case, names, paths, advance, turns)
         torch.set_num_threads(self.settings.threads)
         self.show(report.times(comparison, title))
         self.results[what] = {

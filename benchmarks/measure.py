@@ -44,25 +44,30 @@ class Times:
 Comparison = dict[tuple[str, bool], Times]  # side, to_gates
 
 
-def compare(case: Case, names: list[str], paths: Tensor, advance: Callable[[], None]) -> Comparison:
-    """Time a step of either kind of every side on every path.
+def compare(case: Case, names: list[str], paths: Tensor, advance: Callable[[], None], turns: int = 1) -> Comparison:
+    """Time a step of either kind of every side on every path, ``turns`` times, of which the median counts.
 
     ``advance`` is called after each path, and after the first one's extra turn, which warms up.
     """
     network, batch = sides.make_network(case)
-    return interleave({name: sides.make_side(name, network, batch, case) for name in names}, paths, advance)
+    return interleave({name: sides.make_side(name, network, batch, case) for name in names}, paths, advance, turns)
 
 
-def interleave(made: Mapping[str, Side], paths: Tensor, advance: Callable[[], None]) -> Comparison:
+def interleave(made: Mapping[str, Side], paths: Tensor, advance: Callable[[], None], turns: int = 1) -> Comparison:
     """The same with sides that are there; one of them is ours."""
     times: dict[tuple[str, bool], list[float]] = {}
     gc.collect()
     gc.disable()  # graphs are freed by reference counts; a collection would hit one side by chance
     try:
-        for turn, ops in enumerate([paths[0], *paths]):
-            for key, seconds in _one_path(made, ops, turn):
-                if turn > 0:  # the first one warms up
-                    times.setdefault(key, []).append(1e3 * seconds)
+        _one_path(made, paths[0], 0)  # warms up
+        advance()
+        for index, ops in enumerate(paths):
+            found: dict[tuple[str, bool], list[float]] = {}
+            for turn in range(turns):
+                for key, seconds in _one_path(made, ops, index + turn):
+                    found.setdefault(key, []).append(1e3 * seconds)
+            for key, ms in found.items():
+                times.setdefault(key, []).append(statistics.median(ms))
             advance()
     finally:
         gc.enable()

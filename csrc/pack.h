@@ -1,4 +1,5 @@
-// Weights [out, in, size, size] of any layout to and from the order of the kernels: the results are there when the chores are done.
+// Weights [out, in, size, size] of any layout to and from the order of the kernels: the results are there when the chores are
+// done.
 #pragma once
 
 #include <ATen/core/Tensor.h>

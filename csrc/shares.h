@@ -71,8 +71,8 @@ class Chores {
 
 inline int64_t num_workers(int64_t items) { return std::min<int64_t>(items, at::get_num_threads()); }
 
-// Calls body(worker, share) for every share and does the chores; workers run at once. Each worker begins with a share, chores come
-// next, and small shares last, so that all finish together.
+// Calls body(worker, share) for every share and does the chores; workers run at once. Each worker begins with a share, chores
+// come next, and small shares last, so that all finish together.
 template <class Body>
 void for_shares(int64_t shares, Chores& chores, const Body& body) {
   const int64_t all = shares + chores.num(), workers = num_workers(all), begun = std::min(workers, shares);

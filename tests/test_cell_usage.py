@@ -229,7 +229,7 @@ def test_double_backward_says_no(cell, x):
 
 def test_backward_twice_with_retained_graph(cell, x):
     path = Path.from_ops(OPS)
-    loss = cell(x, path).square().sum()
+    loss = (cell(x, path) * weight).sum()
     loss.backward(retain_graph=True)
     once = path.gates.grad.clone()
     loss.backward()
@@ -334,3 +334,36 @@ def test_wrong_construction():
     with pytest.raises(ValueError, match="ops must be names among"):
         OnePathCell(4, ops=("none", "conv_9x9"))
     assert NAS_BENCH_201 == ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+
+
+def test_weight_step_past_a_node_that_needs_no_gradient():
+    """Node 2 is a pooled input: nothing of it is wanted, but the convolution out of node 1, which comes before it, is."""
+    torch.manual_seed(0)
+    cell = OnePathCell(8)
+    path = Path.from_ops(torch.tensor([3, 4, 0, 0, 3, 1]), requires_grad=False)
+    x, weight = torch.randn(5, 8, 9, 9), torch.randn(5, 8, 9, 9)
+    picked = [cell.edges[edge][3].op[1].weight for edge in ("1<-0", "3<-1")]
+    native, plain = (torch.autograd.grad((y * weight).sum(), picked) for y in (cell(x, path), cell.plain(x, path)))
+    for ours, theirs in zip(native, plain, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("ops", [[3, 3, 2, 1, 4, 3], [2, 0, 3, 0, 0, 2], [3, 3, 3, 3, 3, 3]])
+def test_values_made_again(ops):
+    """Nodes that only convolutions feed are not kept: the backward pass is the same once more, and after a second forward pass."""
+    torch.manual_seed(0)
+    cell, x, weight = OnePathCell(8).double(), *torch.randn(2, 6, 8, 12, 12).double()
+    path = Path.from_ops(torch.tensor(ops), dtype=torch.double)
+    parameters = [p for p in cell.parameters() if p.dim() == 4]
+    loss = (cell(x, path) * weight).sum()
+    cell(torch.randn_like(x), path)
+    first = torch.autograd.grad(loss, [path.gates, *parameters], retain_graph=True, allow_unused=True)
+    again = torch.autograd.grad(loss, [path.gates, *parameters], allow_unused=True)
+    loss = (cell.plain(x, path) * weight).sum()
+    plain = torch.autograd.grad(loss, [path.gates, *parameters], allow_unused=True)
+    for one, two, theirs in zip(first, again, plain, strict=True):
+        assert (one is None) == (two is None)
+        if one is not None:
+            assert torch.equal(one, two)
+            assert theirs is not None
+            assert (one - theirs).abs().max() <= 1e-9 * theirs.abs().max()

@@ -26,6 +26,7 @@ template <class T>
 using Depthwise = void(const T* frames, const T* weight, T* y, const DepthwiseShape& shape, int64_t images);
 
 template <class T>
-using DepthwiseWeightGradient = void(const T* frames, const T* dy, T* dweight, const DepthwiseShape& shape, int64_t images, bool add);
+using DepthwiseWeightGradient = void(const T* frames, const T* dy, T* dweight, const DepthwiseShape& shape, int64_t images,
+                                     bool add);
 
 }  // namespace advnas

@@ -48,8 +48,8 @@ ADVNAS_HOST_DEVICE inline int64_t winograd_workspace(const ConvolutionShape& sha
   return 2 * kWinogradPlaces * place_stride(shape);
 }
 
-// From one place of a weight of `taps` = in * out values to the next. Usual numbers of channels are powers of two: without the last
-// term all places would meet in the same cache sets.
+// From one place of a weight of `taps` = in * out values to the next. Usual numbers of channels are powers of two: without the
+// last term all places would meet in the same cache sets.
 ADVNAS_HOST_DEVICE inline int64_t weight_place(int64_t taps) { return taps + 16; }
 
 // u [36, weight_place(in * out)] from the packed weight [3, 3, in, out]; `count` values of in * out, from `first` on.

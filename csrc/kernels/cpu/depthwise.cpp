@@ -47,8 +47,7 @@ void depthwise(const T* frames, const T* weight, T* y, const DepthwiseShape& sha
 }
 
 template <class T>
-void depthwise_weight_gradient(const T* frames, const T* dy, T* dweight, const DepthwiseShape& shape, int64_t images,
-                               bool add) {
+void depthwise_weight_gradient(const T* frames, const T* dy, T* dweight, const DepthwiseShape& shape, int64_t images, bool add) {
   const int64_t width = shape.image.width, channels = shape.image.channels;
   for_rows(frames, shape, images, [&](const T* in, int64_t begin) {
     for_channels<T>(channels, [&](int64_t c, auto zero) {

@@ -2,8 +2,8 @@
 //
 // A block of some pixels times kVectors vectors of output channels is kept in registers while all taps and input channels are
 // added to it. An input value is one broadcast for kVectors products, a weight vector one load for all of them. The weight
-// gradient keeps a block of input channels times output channels, over all pixels of an image. Blocks are not inlined: next to the
-// caller's values GCC runs out of registers.
+// gradient keeps a block of input channels times output channels, over all pixels of an image. Blocks are not inlined: next to
+// the caller's values GCC runs out of registers.
 #pragma once
 
 #include "channels.h"

@@ -230,7 +230,8 @@ template <class T>
   }
 }
 template <class T>
-[[gnu::noinline]] void weight_products(const T* v, const T* dm, T* du, int64_t tiles, int64_t in, int64_t out, int64_t place, bool add) {
+[[gnu::noinline]] void weight_products(const T* v, const T* dm, T* du, int64_t tiles, int64_t in, int64_t out, int64_t place,
+                                       bool add) {
   const Walk walk = matrix_walk(tiles, in, out);
   for (int64_t k = 0; k < kWinogradPlaces; ++k) {
     weight_product(v + k * place, dm + k * place, du + k * weight_place(in * out), walk, add);
@@ -284,8 +285,8 @@ void winograd_convolve(const T* frames, const T* u, T* y, const ConvolutionShape
 }
 
 template <class T>
-void winograd_weight_gradient(const T* frames, const T* dz_frames, T* du, const ConvolutionShape& shape, int64_t images,
-                              bool add, T* workspace) {
+void winograd_weight_gradient(const T* frames, const T* dz_frames, T* du, const ConvolutionShape& shape, int64_t images, bool add,
+                              T* workspace) {
   const int64_t side = frame_side(shape.width, 3), row = side * shape.in, dz_row = side * shape.out;
   const Grid from = grid_of(shape, shape.in, row, frame_elements(shape.input(), 3));
   const Grid of_dz = grid_of(shape, shape.out, dz_row, frame_elements(shape.output(), 3));
