@@ -55,13 +55,16 @@ class Dense final : public Convolver<T> {
     return images * (in_frame_ + out_frame_ + elements(shape_.input())) + strips;
   }
 
+  int64_t sum_elements() const override {
+    const int64_t taps = shape_.in * shape_.out;
+    return winograd_ ? kWinogradPlaces * weight_place(taps) : shape_.size * shape_.size * taps;
+  }
+
   void prepare_forward(Chores& chores) override { forward_ = pack_forward<T>(weight_, winograd_, chores); }
   void prepare_backward(bool input, bool weight, int64_t shares, Chores& chores) override {
     shares_ = shares;
     if (input) transposed_ = pack_transposed<T>(weight_, shape_.stride, winograd_, chores);
-    const int64_t taps = shape_.in * shape_.out;
-    const int64_t size = winograd_ ? kWinogradPlaces * weight_place(taps) : shape_.size * shape_.size * taps;
-    if (weight) sums_.allocate(shares, size, weight_.scalar_type());
+    if (weight) sums_.allocate(shares, sum_elements(), weight_.scalar_type());
   }
 
   void forward(const T* x, T* z, int64_t images, T* workspace) const override {
@@ -134,6 +137,8 @@ class Separable final : public Convolver<T> {
   int64_t workspace(int64_t images) const override {
     return images * (2 * frame_ + 2 * elements(pointwise_.input()) + elements(pointwise_.output()));
   }
+
+  int64_t sum_elements() const override { return weight_.numel() + depthwise_weight_.numel(); }
 
   void prepare_forward(Chores& chores) override {
     taps_ = pack_forward<T>(depthwise_weight_, false, chores);

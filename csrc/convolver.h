@@ -26,6 +26,9 @@ class Convolver {
   // Elements of workspace that so many images need, in either pass.
   virtual int64_t workspace(int64_t images) const = 0;
 
+  // Elements of a weight gradient's sum over some images.
+  virtual int64_t sum_elements() const = 0;
+
   // What these prepare is there when the chores are done.
   virtual void prepare_forward(Chores& chores) = 0;
   // Which gradients are wanted; shares: into how many the batch is cut.

@@ -160,13 +160,15 @@ class Backward {
 
   Leaving convolutions_that_leave(int64_t node) {
     Leaving leaving;
+    int64_t sums = 0;
     for (const Term& term : pass_.plan.out_of[node]) {
       if (term.convolution < 0 || !(needs_.of(node) || wanted_.weight[term.convolution])) continue;
       leaving.convolvers.push_back(make_convolver<T>(pass_.shapes[node], term.piece, of(term)));
       leaving.terms.push_back(term);
       leaving.group = std::max(leaving.group, leaving.convolvers.back()->group());
+      if (wanted_.weight[term.convolution]) sums += leaving.convolvers.back()->sum_elements();
     }
-    leaving.shares = cut(batch_, leaving.group);
+    leaving.shares = cut(batch_, leaving.group, sums * int64_t(sizeof(T)));
     for (size_t k = 0; k < leaving.terms.size(); ++k) {
       leaving.convolvers[k]->prepare_backward(needs_.of(node), wanted_.weight[leaving.terms[k].convolution],
                                               int64_t(leaving.shares.size()), chores_);

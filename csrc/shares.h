@@ -19,12 +19,13 @@ struct Share {
 
 // Cuts a batch into shares of whole groups. The first ones, one a thread and three quarters of the batch in all, are equal; the
 // rest are small and go to whoever is free: cores are never equally fast for long. What lies in which share depends on nothing
-// but the number of threads, and so do sums over them.
-inline std::vector<Share> cut(int64_t batch, int64_t group) {
-  constexpr int64_t kMostEach = 8;  // small shares a thread: sums of weights cost memory for each
+// but the number of threads, and so do sums over them. bytes: what each share needs for such sums; small ones must fit a cache.
+inline std::vector<Share> cut(int64_t batch, int64_t group, int64_t bytes = 0) {
+  constexpr int64_t kMostEach = 8, kMostBytes = 4 << 20;
   const int64_t threads = at::get_num_threads(), groups = (batch + group - 1) / group;
-  const int64_t equal = threads == 1 ? groups : groups * 3 / 4 / threads;
-  const int64_t left = groups - equal * threads, small = (left + kMostEach * threads - 1) / (kMostEach * threads);
+  const int64_t most = threads == 1 ? 0 : std::min(kMostEach * threads, kMostBytes / std::max<int64_t>(1, bytes));
+  const int64_t equal = most == 0 ? (groups + threads - 1) / threads : groups * 3 / 4 / threads;
+  const int64_t left = groups - equal * threads, small = most == 0 ? 1 : (left + most - 1) / most;
   std::vector<Share> shares;
   for (int64_t first = 0; first < groups;) {
     const bool is_equal = equal > 0 && int64_t(shares.size()) < threads;
