@@ -95,7 +95,7 @@ class Gathered {
 
 // What arrives at `node`; adds the part of it that is the same at every pixel to `bias`.
 template <class T>
-Gathered<T> gather(const Pass& pass, int64_t node, Row& bias) {
+Gathered<T> gather_value(const Pass& pass, int64_t node, Row& bias) {
   Gathered<T> sources;
   for (const Term& term : pass.plan.into[node]) {
     const double gate = pass.gate_of(term);

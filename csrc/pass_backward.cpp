@@ -98,7 +98,7 @@ class Backward {
     if (gather) gradient_[node] = empty_images(batch_, shape, pass_.type);
     const bool made_again = pass_.is_made_again(node) && (!leaving.terms.empty() || needs_.gates_out_of(node));
     Row bias(shape.channels);
-    const Gathered<T> parts = made_again ? ::advnas::gather<T>(pass_, node, bias) : Gathered<T>();
+    const Gathered<T> parts = made_again ? gather_value<T>(pass_, node, bias) : Gathered<T>();
     const auto typed_bias = cast<T>(bias);
     const Tensor& x = pass_.nodes[node];
     int64_t workspace = std::max(sources.workspace(shape), parts.workspace(shape));

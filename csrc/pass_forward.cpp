@@ -136,7 +136,7 @@ class Forward {
     const auto& kernels = cpu::kernels<T>();
     const ImageShape& shape = pass_.shapes[node];
     Row bias(shape.channels);
-    const Gathered<T> sources = gather<T>(pass_, node, bias);
+    const Gathered<T> sources = gather_value<T>(pass_, node, bias);
     const auto typed_bias = cast<T>(bias);
     // Where nothing reads the node later, its value stays in the workspace.
     const bool passes = pass_.is_made_again(node) && leaving.size() == pass_.plan.out_of[node].size();
