@@ -7,13 +7,12 @@
 //   forward, node s     gather what arrives at s (normalised, gated, pooled, added), then run the convolutions that leave s, and
 //                       sum their moments for batch norm, which the next nodes need complete;
 //   backward, node s    gather the gradient of s from the nodes that it feeds, run the gradients of the convolutions that leave
-//   s,
-//                       then sum what batch norm and the gates of the convolutions into s need.
+//                       it, then sum what batch norm and the gates of the convolutions into s need.
 //
 // A node's value, a convolution's output or a gradient is forgotten as soon as nothing reads it any more.
 //
-// On the host each thread has a range of images; sums over the images are taken in their order. On a GPU (cuda/pass.h) a node's
-// work is a launch over the whole batch.
+// On the host threads take shares of the batch (shares.h); sums over the images are taken in their order. On a GPU (cuda/pass.h)
+// a node's work is a launch over the whole batch.
 #pragma once
 
 #include <ATen/core/Tensor.h>
