@@ -45,15 +45,15 @@ def convolution(
     both have stride 1.
     """
     spatial = conv if depthwise is None else depthwise
-    weight, bias = _weight_and_bias(conv)
-    weights = (weight, None if depthwise is None else _weight_and_bias(depthwise)[0], bias)
+    weight, bias = weight_and_bias(conv)
+    weights = (weight, None if depthwise is None else weight_and_bias(depthwise)[0], bias)
     if norm is None:
         piece = _piece_of(before, False, spatial.stride[0], spatial.dilation[0])
         return Step(piece, False, (*weights, None, None, None, None, None))
     piece = _piece_of(before, True, spatial.stride[0], spatial.dilation[0], norm.eps, norm.momentum or 0.0)
-    statistics = _statistics(norm)
+    statistics = running_statistics(norm)
     running = statistics[0] is not None and not norm.training
-    return Step(piece, running, (*weights, *_weight_and_bias(norm), *statistics))
+    return Step(piece, running, (*weights, *weight_and_bias(norm), *statistics))
 
 
 _piece_of = functools.cache(functools.partial(_C.Piece, _C.Kind.CONVOLUTION))
@@ -63,14 +63,14 @@ _piece_of = functools.cache(functools.partial(_C.Piece, _C.Kind.CONVOLUTION))
 # or pruned a module has made its parameters something else.
 
 
-def _weight_and_bias(module: nn.Conv2d | nn.BatchNorm2d) -> tuple[Tensor | None, Tensor | None]:
+def weight_and_bias(module: nn.Conv2d | nn.BatchNorm2d) -> tuple[Tensor | None, Tensor | None]:
     try:
         return module._parameters["weight"], module._parameters["bias"]
     except KeyError:
         return module.weight, module.bias
 
 
-def _statistics(norm: nn.BatchNorm2d) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def running_statistics(norm: nn.BatchNorm2d) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     try:
         return norm._buffers["running_mean"], norm._buffers["running_var"], norm._buffers["num_batches_tracked"]
     except KeyError:
@@ -161,14 +161,14 @@ class Block(nn.Module, ABC):
 
 def run_blocks(blocks: Sequence[Block], x: Tensor, path: Path) -> Tensor:
     """The blocks, one after the other: as one graph where the executor runs all of them and no hook waits at one."""
-    if runs_natively(x) and not any(map(_has_hooks, blocks)) and all(block.is_native(path) for block in blocks):
+    if runs_natively(x) and not any(map(has_hooks, blocks)) and all(block.is_native(path) for block in blocks):
         return _run_graph(blocks, x, path)
     for block in blocks:
         x = block(x, path)
     return x
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks)
 

@@ -84,14 +84,14 @@ class Plain:
 
 
 def head(case: Case, dtype: torch.dtype, to_gates: bool) -> list[Work]:
-    """What follows the last cell, and the loss; both sides have it in plain PyTorch."""
+    """What follows the last cell, and the loss; on CUDA both sides have it in plain PyTorch."""
     network = sides.make_network(replace(case, batch_size=1, cells=1))[0].to("meta", dtype)
     size = case.image_size // 4
     x = torch.empty(case.batch_size, 4 * case.channels, size, size, dtype=dtype, device="meta")
     x = x.to(memory_format=torch.channels_last).requires_grad_()
     labels = torch.empty(case.batch_size, dtype=torch.int64, device="meta")
     with Operators() as operators:
-        loss = cross_entropy(network.classifier(network.lastact(x).mean((2, 3))), labels)
+        loss = cross_entropy(network.classifier(network.lastact(x)), labels)
         if to_gates:
             loss.backward(inputs=[x])
         else:

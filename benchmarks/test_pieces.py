@@ -144,7 +144,7 @@ def head(channels: int) -> Piece:
     ours, plain = networks(channels // 4)
     return Piece(
         (nn.ModuleList([ours.lastact, ours.classifier]), nn.ModuleList([plain.lastact, plain.classifier])),
-        lambda x, _: ours.classifier(ours.lastact(x).mean((2, 3))),
+        lambda x, _: ours.classifier(ours.lastact(x)),
         lambda x, _: plain.classifier(plain.lastact(x).mean((2, 3))),
     )
 

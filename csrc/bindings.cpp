@@ -8,6 +8,7 @@
 
 #include "cell.h"
 #include "device.h"
+#include "head.h"
 #include "kernels/cpu/isa.h"
 #include "recurrent.h"
 
@@ -32,6 +33,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("cell", &advnas::cell, py::arg("x"), py::arg("gates"), py::arg("gate_values"), py::arg("offsets"),
         py::arg("offset_targets"), py::arg("pieces"), py::arg("links"), py::arg("num_nodes"), py::arg("running"),
         py::arg("tensors"), py::call_guard<py::gil_scoped_release>());
+  m.def("head", &advnas::head, py::arg("x"), py::arg("gamma"), py::arg("beta"), py::arg("running_mean"), py::arg("running_var"),
+        py::arg("batches_tracked"), py::arg("use_running"), py::arg("eps"), py::arg("momentum"),
+        py::call_guard<py::gil_scoped_release>());
   m.attr("cuda") = advnas::kHasDevice;
   py::enum_<advnas::RecurrentOp>(m, "RecurrentOp", py::arithmetic(), py::module_local())
       .value("IDENTITY", advnas::kRecurrentIdentity)

@@ -1,6 +1,7 @@
 #include "buffers.h"
 
 #include <ATen/EmptyTensor.h>
+#include <ATen/ops/empty_like.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/impl/alloc_cpu.h>
 
@@ -68,9 +69,17 @@ class BufferAllocator final : public c10::Allocator {
 
 }  // namespace
 
+constexpr c10::DispatchKeySet kHost(c10::DispatchKey::CPU);
+
 at::Tensor empty_buffer(at::IntArrayRef sizes, at::ScalarType type) {
   const auto format = sizes.size() == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-  return at::detail::empty_generic(sizes, &BufferAllocator::get(), c10::DispatchKeySet(c10::DispatchKey::CPU), type, format);
+  return at::detail::empty_generic(sizes, &BufferAllocator::get(), kHost, type, format);
+}
+
+at::Tensor empty_buffer_like(const at::Tensor& tensor) {
+  if (!tensor.is_non_overlapping_and_dense()) return at::empty_like(tensor);
+  return at::detail::empty_strided_generic(tensor.sizes(), tensor.strides(), &BufferAllocator::get(), kHost,
+                                           tensor.scalar_type());
 }
 
 }  // namespace advnas

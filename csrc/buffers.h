@@ -10,4 +10,7 @@ namespace advnas {
 // a later tensor of the same size. What is kept unused never exceeds what was in use at one time.
 at::Tensor empty_buffer(at::IntArrayRef sizes, at::ScalarType type);
 
+// The same with the sizes, the type and, if it has no gaps, the layout of `tensor`.
+at::Tensor empty_buffer_like(const at::Tensor& tensor);
+
 }  // namespace advnas

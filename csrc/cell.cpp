@@ -132,17 +132,10 @@ Tensor cell(const Tensor& x, const Tensor& gates, const Tensor& gate_values, con
   for (size_t first = 0; first < tensors.size(); first += kNumConvolutionTensors) {
     const auto at = [&](ConvolutionTensor which) { return tensors[first + which].value_or(Tensor()); };
     const auto detached = [&](ConvolutionTensor which) { return at(which).defined() ? at(which).detach() : Tensor(); };
-    pass.convolutions.push_back({detached(kWeight),
-                                 detached(kDepthwise),
-                                 detached(kBias),
-                                 detached(kGamma),
-                                 detached(kBeta),
-                                 at(kRunningMean),
-                                 at(kRunningVar),
-                                 at(kBatchesTracked),
-                                 Statistics::kNone,
-                                 {},
-                                 {}});
+    pass.convolutions.push_back(
+        {{detached(kBias), detached(kGamma), detached(kBeta), at(kRunningMean), at(kRunningVar), at(kBatchesTracked)},
+         detached(kWeight),
+         detached(kDepthwise)});
     auto& place = call->place.emplace_back();
     place.fill(-1);
     for (const auto which : {kWeight, kDepthwise, kBias, kGamma, kBeta}) {

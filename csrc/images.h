@@ -4,7 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
-#include <functional>
+#include <type_traits>
 #include <vector>
 
 #include "buffers.h"
@@ -23,28 +23,26 @@ inline at::Tensor empty_images(int64_t batch, const ImageShape& shape, at::Scala
   return empty_buffer({batch, shape.channels, shape.height, shape.width}, type);
 }
 
+// Where the images of a tensor lie, nowhere if it is undefined; a tensor itself makes its checks at every access.
 template <class T>
-const T* image(const at::Tensor& x, int64_t index) {
-  return x.const_data_ptr<T>() + index * x.size(1) * x.size(2) * x.size(3);
-}
-template <class T>
-T* mutable_image(const at::Tensor& x, int64_t index) {
-  return x.mutable_data_ptr<T>() + index * x.size(1) * x.size(2) * x.size(3);
-}
-
-template <class T>
-std::vector<T> cast(const Row& row) {
-  return {row.begin(), row.end()};
-}
-
-// partial: [batch, width] -> [width], in the order of the images.
-inline Row sum_images(const Row& partial, int64_t width) {
-  Row sum(width);
-  for (auto image = partial.begin(); image != partial.end(); image += width) {
-    std::transform(sum.begin(), sum.end(), image, sum.begin(), std::plus<>());
+class Images {
+ public:
+  Images() = default;
+  explicit Images(const at::Tensor& x) {
+    if (!x.defined()) return;
+    size_ = x.size(1) * x.size(2) * x.size(3);
+    if constexpr (std::is_const_v<T>) {
+      data_ = x.const_data_ptr<std::remove_const_t<T>>();
+    } else {
+      data_ = x.mutable_data_ptr<T>();
+    }
   }
-  return sum;
-}
+  T* operator[](int64_t index) const { return data_ + index * size_; }
+
+ private:
+  T* data_ = nullptr;
+  int64_t size_ = 0;
+};
 
 // Takes the shares in groups of images, each worker with its own workspace: body(share, first, images, workspace).
 template <class T, class Body>
@@ -60,27 +58,29 @@ void for_groups(const std::vector<Share>& shares, int64_t group, int64_t workspa
   });
 }
 
-// The sources that a node gathers, for kernels that take one image of each.
+// Pointers for one image are on the stack, since kernels are called for every image; a node has no more sources than this.
+inline constexpr size_t kMostSources = 64;
+
+// The sources that a node gathers, for kernels that take one image of each. Their tensors must stay where they are.
 template <class T>
 class Gathered {
  public:
   void add(const at::Tensor& tensor, const Row& scale, bool pooled) {
-    tensors_.push_back(tensor);
+    TORCH_INTERNAL_ASSERT(images_.size() < kMostSources);
+    images_.emplace_back(tensor);
     scales_.push_back(cast<T>(scale));
     pooled_.push_back(pooled);
   }
-  int64_t num() const { return int64_t(tensors_.size()); }
+  int64_t num() const { return int64_t(images_.size()); }
   int64_t workspace(const ImageShape& shape) const { return node_workspace(shape, num()); }
 
   // Calls body(sources of one image).
   template <class Body>
   void with_image(int64_t index, const Body& body) const {
-    constexpr size_t kMost = 64;  // on the stack: this is called for every image
-    TORCH_INTERNAL_ASSERT(tensors_.size() <= kMost);
-    const T *images[kMost], *scales[kMost];
-    bool pooled[kMost];
-    for (size_t k = 0; k < tensors_.size(); ++k) {
-      images[k] = image<T>(tensors_[k], index);
+    const T *images[kMostSources], *scales[kMostSources];
+    bool pooled[kMostSources];
+    for (size_t k = 0; k < images_.size(); ++k) {
+      images[k] = images_[k][index];
       scales[k] = scales_[k].data();
       pooled[k] = pooled_[k];
     }
@@ -88,7 +88,7 @@ class Gathered {
   }
 
  private:
-  std::vector<at::Tensor> tensors_;
+  std::vector<Images<const T>> images_;
   std::vector<std::vector<T>> scales_;
   std::vector<bool> pooled_;
 };

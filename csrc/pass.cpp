@@ -1,8 +1,6 @@
 // Which device runs a pass, and what both sides need.
 #include "pass.h"
 
-#include <ATen/Dispatch.h>
-#include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -33,20 +31,6 @@ void check(const Term& term, const Convolution& convolution, const ImageShape& s
 }
 
 }  // namespace
-
-Row row_of(const Tensor& tensor) {
-  const Tensor dense = tensor.contiguous();
-  Row row(dense.numel());
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, dense.scalar_type(), "row_of",
-                                  [&] { std::copy_n(dense.const_data_ptr<scalar_t>(), row.size(), row.begin()); });
-  return row;
-}
-
-Tensor tensor_of(const Row& row) {
-  const Tensor tensor = at::empty({int64_t(row.size())}, at::kDouble);
-  std::copy(row.begin(), row.end(), tensor.mutable_data_ptr<double>());
-  return tensor;
-}
 
 void find_shapes(Pass& pass) {
   const auto shape_after = [&](const Term& term) {

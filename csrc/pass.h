@@ -19,29 +19,15 @@
 
 #include <vector>
 
+#include "normalisation.h"
 #include "plan.h"
 
 namespace advnas {
 
-using Row = std::vector<double>;  // a value a channel
-
-enum class Statistics { kBatch, kRunning, kNone };
-
-// Of one convolution on the host: parameters, and the statistics of its output without its bias.
-struct Rows {
-  Row bias, gamma, beta, mean, rstd;
-};
-
 // One picked convolution with its batch norm. Tensors are undefined where there are none.
-struct Convolution {
+struct Convolution : Normalisation {
   at::Tensor weight;     // [out, in, size, size]
   at::Tensor depthwise;  // [in, 1, size, size]; then the weight is 1x1 and comes after it
-  at::Tensor bias, gamma, beta;
-  at::Tensor running_mean, running_var, batches_tracked;
-  Statistics statistics;
-  // The forward pass leaves these for the backward pass: on the host, or on the device.
-  Rows rows;
-  at::Tensor device_rows;  // kernels/norm.h
 };
 
 struct Pass {
@@ -116,8 +102,5 @@ class Needs {
 
 // The lowest node that reads the gradient of each: afterwards it can be forgotten.
 std::vector<std::vector<int64_t>> gradients_read_last_at(const Plan& plan);
-
-Row row_of(const at::Tensor& tensor);
-at::Tensor tensor_of(const Row& row);
 
 }  // namespace advnas

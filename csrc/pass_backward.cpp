@@ -4,7 +4,6 @@
 
 #include "convolver.h"
 #include "images.h"
-#include "kernels/batch_norm_math.h"
 
 namespace advnas {
 namespace {
@@ -15,10 +14,6 @@ using at::Tensor;
 template <class T>
 struct Coefficients {
   std::vector<T> of_dy, of_z, constant;
-
-  OutputGradient<T> at(const Tensor& dy, const Tensor& z, int64_t index) const {
-    return {image<T>(dy, index), image<T>(z, index), of_dy.data(), of_z.data(), constant.data()};
-  }
 };
 
 template <class T>
@@ -72,9 +67,17 @@ class Backward {
     int64_t group = 1;
     std::vector<Share> shares;
   };
+  // What a convolution's gradient is made of.
+  struct Outgoing {
+    Images<const T> dy, z;
+    const Coefficients<T>& of;
+
+    OutputGradient<T> at(int64_t i) const { return {dy[i], z[i], of.of_dy.data(), of.of_z.data(), of.constant.data()}; }
+  };
   // Sums over one node's gradient for the convolutions that arrive there.
   struct Arriving {
     std::vector<Term> terms;
+    std::vector<Images<const T>> z;
     std::vector<std::vector<T>> means;
     Row partial;  // [batch, (1 + terms) * channels]
   };
@@ -100,7 +103,13 @@ class Backward {
     Row bias(shape.channels);
     const Gathered<T> parts = made_again ? gather_value<T>(pass_, node, bias) : Gathered<T>();
     const auto typed_bias = cast<T>(bias);
-    const Tensor& x = pass_.nodes[node];
+    const Images<const T> x(pass_.nodes[node]), gradient(gradient_[node]);
+    const Images<T> dx(gather ? gradient_[node] : Tensor());
+    std::vector<Outgoing> outgoing;
+    for (const Term& term : leaving.terms) {
+      outgoing.push_back(
+          {Images<const T>(gradient_[term.target]), Images<const T>(pass_.z[term.convolution]), coefficients_[term.convolution]});
+    }
     int64_t workspace = std::max(sources.workspace(shape), parts.workspace(shape));
     for (const auto& convolver : leaving.convolvers) workspace = std::max(workspace, convolver->workspace(leaving.group));
     const int64_t values = made_again ? leaving.group * elements(shape) : 0;
@@ -112,26 +121,19 @@ class Backward {
           kernels.node_forward(of_image, typed_bias.data(), made + i * elements(shape), shape, space);
         });
       }
-      const auto value = [&](int64_t i) -> const T* {
-        if (made_again) return made + (i - first) * elements(shape);
-        return x.defined() ? image<T>(x, i) : nullptr;
-      };
+      const auto value = [&](int64_t i) { return made_again ? made + (i - first) * elements(shape) : x[i]; };
       // Where no other operation leaves the node, its first convolution writes the gradient instead of adding to it.
       const bool zero = gather && sources.num() == 0 && leaving.terms.empty();
       for (int64_t i = first; (sources.num() > 0 || zero) && i < first + images; ++i) {
         double* const partial = gate_partial.empty() ? nullptr : gate_partial.data() + i * sources.num();
-        sources.with_image(i, [&](const Sources<T>& of_image) {
-          kernels.node_backward(of_image, value(i), mutable_image<T>(gradient_[node], i), partial, shape, space);
-        });
+        sources.with_image(
+            i, [&](const Sources<T>& of_image) { kernels.node_backward(of_image, value(i), dx[i], partial, shape, space); });
       }
       for (size_t k = 0; k < leaving.terms.size(); ++k) {
-        const auto [target, convolution] = std::pair(leaving.terms[k].target, leaving.terms[k].convolution);
-        const OutputGradient<T> dz = coefficients_[convolution].at(gradient_[target], pass_.z[convolution], first);
-        T* const dx = gather ? mutable_image<T>(gradient_[node], first) : nullptr;
-        leaving.convolvers[k]->backward(share, first > leaving.shares[share].first, value(first), dz, dx,
-                                        sources.num() > 0 || k > 0, images, space);
+        leaving.convolvers[k]->backward(share, first > leaving.shares[share].first, value(first), outgoing[k].at(first),
+                                        dx[first], sources.num() > 0 || k > 0, images, space);
       }
-      for (int64_t i = first; i < first + images; ++i) sum_arriving(arriving, node, i);
+      for (int64_t i = first; i < first + images; ++i) sum_arriving(arriving, gradient[i], shape, i);
     };
     for_groups<T>(leaving.shares, leaving.group, values + workspace, chores_, run);
 
@@ -181,6 +183,7 @@ class Backward {
     for (const Term& term : pass_.plan.into[node]) {
       if (term.convolution < 0 || !needs_.of(term)) continue;
       arriving.terms.push_back(term);
+      arriving.z.emplace_back(pass_.z[term.convolution]);
       arriving.means.push_back(cast<T>(of(term).rows.mean));
     }
     if (needs_.offset_into(node) || !arriving.terms.empty()) {
@@ -189,19 +192,18 @@ class Backward {
     return arriving;
   }
 
-  void sum_arriving(Arriving& arriving, int64_t node, int64_t i) const {
+  static void sum_arriving(Arriving& arriving, const T* gradient, const ImageShape& shape, int64_t i) {
     if (arriving.partial.empty()) return;
-    const ImageShape& shape = pass_.shapes[node];
-    std::vector<const T*> z, means;
-    std::vector<double*> s2;
-    double* const s1 = arriving.partial.data() + i * int64_t(1 + arriving.terms.size()) * shape.channels;
-    for (size_t k = 0; k < arriving.terms.size(); ++k) {
-      z.push_back(image<T>(pass_.z[arriving.terms[k].convolution], i));
-      means.push_back(arriving.means[k].data());
-      s2.push_back(s1 + int64_t(1 + k) * shape.channels);
+    const int64_t num = int64_t(arriving.terms.size());
+    const T *z[kMostSources], *means[kMostSources];
+    double* s2[kMostSources];
+    double* const s1 = arriving.partial.data() + i * (1 + num) * shape.channels;
+    for (int64_t k = 0; k < num; ++k) {
+      z[k] = arriving.z[k][i];
+      means[k] = arriving.means[k].data();
+      s2[k] = s1 + (1 + k) * shape.channels;
     }
-    cpu::kernels<T>().node_sums(image<T>(gradient_[node], i), z.data(), means.data(), int64_t(z.size()),
-                                shape.height * shape.width, shape.channels, s1, s2.data());
+    cpu::kernels<T>().node_sums(gradient, z, means, num, shape.height * shape.width, shape.channels, s1, s2);
   }
 
   // Offsets of the edges into `node`, and batch norm of the convolutions that arrive: gradients of gates and parameters, and what
@@ -215,30 +217,17 @@ class Backward {
         offsets_[k % offsets_.size()] += std::accumulate(sums.begin(), sums.begin() + channels, 0.0);
       }
     }
-    const double count = double(std::max<int64_t>(1, batch_ * shape.height * shape.width));
     for (size_t k = 0; k < arriving.terms.size(); ++k) {
-      const Term& term = arriving.terms[k];
-      const Convolution& convolution = of(term);
-      const double gate = pass_.gate_of(term);
-      const bool fixed = convolution.statistics != Statistics::kBatch;
-      Row of_dy(channels), of_z(channels), constant(channels), dgamma(channels), dbeta(channels), dbias(channels);
-      for (int64_t c = 0; c < channels; ++c) {
-        const double gamma = convolution.rows.gamma[c], rstd = convolution.rows.rstd[c], mean = convolution.rows.mean[c];
-        const double s1 = sums[c], s2 = sums[int64_t(1 + k) * channels + c], scale = gate * gamma * rstd;
-        const InputGradient map = fixed ? InputGradient{scale, 0, 0} : batch_norm_backward(scale, mean, rstd, s1, s2, count);
-        of_dy[c] = map.of_dy;
-        of_z[c] = map.of_z;
-        constant[c] = map.constant;
-        dgamma[c] = gate * rstd * s2;
-        dbeta[c] = gate * s1;
-        dbias[c] = scale * s1;
-        if (term.gate >= 0) gates_[term.gate] += gamma * rstd * s2 + convolution.rows.beta[c] * s1;
-      }
-      coefficients_[term.convolution] = {cast<T>(of_dy), cast<T>(of_z), cast<T>(constant)};
-      if (convolution.gamma.defined()) result_.gamma[term.convolution] = tensor_of(dgamma);
-      if (convolution.beta.defined()) result_.beta[term.convolution] = tensor_of(dbeta);
+      const auto [term, convolution] = std::pair(arriving.terms[k], arriving.terms[k].convolution);
+      const NormGradient gradient = gradient_of(of(term), pass_.gate_of(term), sums.data(),
+                                                sums.data() + int64_t(1 + k) * channels, batch_ * shape.height * shape.width);
+      coefficients_[convolution] = {cast<T>(gradient.of_dy), cast<T>(gradient.of_z), cast<T>(gradient.constant)};
+      if (term.gate >= 0) gates_[term.gate] += gradient.dgate;
+      if (of(term).gamma.defined()) result_.gamma[convolution] = tensor_of(gradient.dgamma);
+      if (of(term).beta.defined()) result_.beta[convolution] = tensor_of(gradient.dbeta);
       // Batch statistics cancel the convolution's bias: its gradient is 0 and is left out.
-      if (convolution.bias.defined() && fixed) result_.bias[term.convolution] = tensor_of(dbias);
+      const bool has_bias = of(term).bias.defined() && of(term).statistics != Statistics::kBatch;
+      if (has_bias) result_.bias[convolution] = tensor_of(gradient.dbias);
     }
   }
 

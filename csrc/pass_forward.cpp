@@ -1,8 +1,4 @@
 #include <ATen/Dispatch.h>
-#include <ATen/ops/lerp.h>
-#include <c10/util/Exception.h>
-
-#include <cmath>
 
 #include "buffers.h"
 #include "convolver.h"
@@ -13,76 +9,13 @@ namespace {
 
 using at::Tensor;
 
-// Sums of one convolution's output, an image at a time.
-struct Moments {
-  Row mean, m2;  // [batch, channels]
-};
-
-// Images are joined by the rule of Chan, Golub and LeVeque (1983): exact where the mean is large beside the spread.
-// Returns {mean, variance}, the biased one.
-std::pair<Row, Row> join(const Moments& moments, int64_t batch, int64_t channels, int64_t pixels) {
-  Row mean(channels), variance(channels);
-  for (int64_t i = 0; i < batch; ++i) {
-    const double share = 1 / double(i + 1), weight = double(pixels) * double(i) * share;
-    for (int64_t c = 0; c < channels; ++c) {
-      const double distance = moments.mean[i * channels + c] - mean[c];
-      mean[c] += distance * share;
-      variance[c] += moments.m2[i * channels + c] + distance * distance * weight;
-    }
-  }
-  for (double& v : variance) v /= double(std::max<int64_t>(1, batch * pixels));
-  return {mean, variance};
-}
-
-void update(const Tensor& running, const Row& current, double momentum) {
-  running.lerp_(tensor_of(current).to(running.scalar_type()), momentum);
-}
-
-void take_parameters(Convolution& convolution) {
-  const auto row_or = [&](const Tensor& tensor, double value) {
-    return tensor.defined() ? row_of(tensor) : Row(convolution.weight.size(0), value);
-  };
-  convolution.rows = {row_or(convolution.bias, 0), row_or(convolution.gamma, 1), row_or(convolution.beta, 0), {}, {}};
-}
-
-void take_batch_statistics(Convolution& convolution, const Piece& piece, const Tensor& z, const Moments& moments) {
-  const int64_t batch = z.size(0), channels = z.size(1), pixels = z.size(2) * z.size(3), count = batch * pixels;
-  auto [mean, variance] = join(moments, batch, channels, pixels);
-  convolution.rows.mean = mean;
-  convolution.rows.rstd = variance;
-  for (double& v : convolution.rows.rstd) v = 1 / std::sqrt(v + piece.eps);
-  if (!convolution.running_mean.defined() || count == 0) return;
-  for (int64_t c = 0; c < channels; ++c) {
-    mean[c] += convolution.rows.bias[c];
-    variance[c] *= double(count) / double(count - 1);
-  }
-  update(convolution.running_mean, mean, piece.momentum);
-  update(convolution.running_var, variance, piece.momentum);
-  convolution.batches_tracked.add_(1);
-}
-
-// Statistics that do not come from z; without batch norm its mean is 0 and its deviation 1.
-void take_fixed_statistics(Convolution& convolution, double eps) {
-  const size_t channels = convolution.rows.bias.size();
-  convolution.rows.mean.assign(channels, 0);
-  convolution.rows.rstd.assign(channels, 1);
-  if (convolution.statistics == Statistics::kRunning) {
-    const Tensor mean = convolution.running_mean.to(at::kDouble).contiguous();
-    const Tensor variance = convolution.running_var.to(at::kDouble).contiguous();
-    for (size_t c = 0; c < channels; ++c) {
-      convolution.rows.mean[c] = mean.const_data_ptr<double>()[c];
-      convolution.rows.rstd[c] = 1 / std::sqrt(variance.const_data_ptr<double>()[c] + eps);
-    }
-  }
-  for (size_t c = 0; c < channels; ++c) convolution.rows.mean[c] -= convolution.rows.bias[c];
-}
-
 // A convolution that leaves a node.
 template <class T>
 struct Leaving {
   std::unique_ptr<Convolver<T>> convolver;
   Term term;
   Moments moments;
+  Images<T> z;
 };
 
 template <class T>
@@ -127,7 +60,7 @@ class Forward {
       convolver->prepare_forward(chores_);
       const bool summed = convolution.statistics == Statistics::kBatch;
       const size_t sums = summed ? size_t(pass_.batch * pass_.shapes[term.target].channels) : 0;
-      leaving.push_back({std::move(convolver), term, {Row(sums), Row(sums)}});
+      leaving.push_back({std::move(convolver), term, {Row(sums), Row(sums)}, {}});
     }
     return leaving;
   }
@@ -141,29 +74,32 @@ class Forward {
     // Where nothing reads the node later, its value stays in the workspace.
     const bool passes = pass_.is_made_again(node) && leaving.size() == pass_.plan.out_of[node].size();
     if (node > 0 && !passes) pass_.nodes[node] = empty_images(pass_.batch, shape, pass_.type);
+    const Images<T> kept(node > 0 && !passes ? pass_.nodes[node] : Tensor());
+    const Images<const T> input(pass_.nodes[0]);
     int64_t group = 1, workspace = sources.workspace(shape);
-    for (const Leaving<T>& out : leaving) {
+    for (Leaving<T>& out : leaving) {
       group = std::max(group, out.convolver->group());
-      pass_.z[out.term.convolution] = empty_images(pass_.batch, pass_.shapes[out.term.target], pass_.type);
+      Tensor& z = pass_.z[out.term.convolution];
+      z = empty_images(pass_.batch, pass_.shapes[out.term.target], pass_.type);
+      out.z = Images<T>(z);
     }
     for (const Leaving<T>& out : leaving) workspace = std::max(workspace, out.convolver->workspace(group));
     const int64_t value = passes ? group * elements(shape) : 0;
 
     const auto run = [&](int64_t, int64_t first, int64_t images, T* values) {
       T* const space = values + value;
-      T* const made = passes ? values : node > 0 ? mutable_image<T>(pass_.nodes[node], first) : nullptr;
+      T* const made = passes ? values : kept[first];
       for (int64_t i = 0; node > 0 && i < images; ++i) {
         sources.with_image(first + i, [&](const Sources<T>& of_image) {
           kernels.node_forward(of_image, typed_bias.data(), made + i * elements(shape), shape, space);
         });
       }
-      const T* const x = node > 0 ? made : image<T>(pass_.nodes[0], first);
+      const T* const x = node > 0 ? made : input[first];
       for (Leaving<T>& out : leaving) {
-        const Tensor& z = pass_.z[out.term.convolution];
-        out.convolver->forward(x, mutable_image<T>(z, first), images, space);
-        const int64_t channels = z.size(1);
+        out.convolver->forward(x, out.z[first], images, space);
+        const auto [height, width, channels] = pass_.shapes[out.term.target];
         for (int64_t i = first; !out.moments.mean.empty() && i < first + images; ++i) {
-          kernels.channel_moments(image<T>(z, i), z.size(2) * z.size(3), channels, out.moments.mean.data() + i * channels,
+          kernels.channel_moments(out.z[i], height * width, channels, out.moments.mean.data() + i * channels,
                                   out.moments.m2.data() + i * channels);
         }
       }
@@ -173,7 +109,8 @@ class Forward {
     for (const Leaving<T>& out : leaving) {
       Convolution& convolution = pass_.convolutions[out.term.convolution];
       if (convolution.statistics == Statistics::kBatch) {
-        take_batch_statistics(convolution, out.term.piece, pass_.z[out.term.convolution], out.moments);
+        const auto [height, width, channels] = pass_.shapes[out.term.target];
+        take_batch_statistics(convolution, out.moments, pass_.batch, height * width, out.term.piece.eps, out.term.piece.momentum);
       } else {
         take_fixed_statistics(convolution, out.term.piece.eps);
       }
@@ -188,7 +125,7 @@ class Forward {
 
 void run_forward_cpu(Pass& pass) {
   pass.nodes[0] = pass.nodes[0].contiguous(at::MemoryFormat::ChannelsLast);
-  for (Convolution& convolution : pass.convolutions) take_parameters(convolution);
+  for (Convolution& convolution : pass.convolutions) take_parameters(convolution, convolution.weight.size(0));
   AT_DISPATCH_FLOATING_TYPES(pass.type, "cell_forward", [&] { Forward<scalar_t>(pass).run(); });
 }
 

@@ -47,8 +47,18 @@ template <class T>
 using NodeSums = void(const T* dy, const T* const* z, const T* const* mean, int64_t num, int64_t pixels, int64_t channels,
                       double* s1, double* const* s2);
 
+// Mean and (biased) variance [channels] of a batch from the moments of its images [images, channels], by the rule of Chan, Golub
+// and LeVeque (1983): exact where the mean is large beside the spread.
+template <class T>
+using JoinMoments = void(const double* means, const double* m2s, int64_t images, int64_t pixels, int64_t channels, double* mean,
+                         double* variance);
+
+// sum [width] of rows [images, width], in the order of the images.
+template <class T>
+using AddImages = void(const double* rows, int64_t images, int64_t width, double* sum);
+
 ADVNAS_HOST_DEVICE inline int64_t node_workspace(const ImageShape& shape, int64_t num_sources) {
-  return ((1 + num_sources) * shape.width + 2) * shape.channels;
+  return num_sources * shape.width * shape.channels;
 }
 
 }  // namespace advnas

@@ -1,38 +1,16 @@
 // Bound by memory, so each image is read once and written once, pixel by pixel in the order of the memory; pooled rows are made
-// in the first-level cache first. Sums over pixels are taken in T over a row or a run of kRun pixels and then in double, so that
-// the error does not grow with the image.
+// in the first-level cache first. Sums over pixels are taken in T over a row or a run of pixels (sums.h) and then in double.
 #include "../cell.h"
 
 #include "../pool_math.h"
 #include "channels.h"
 #include "isa.h"
+#include "sums.h"
 #include "vec.h"
 
 namespace advnas::cpu::ADVNAS_ISA {
 namespace {
 
-constexpr int64_t kRun = 64;
-constexpr int kWays = 4;  // sums side by side: one would wait for its own additions
-
-// value(i) for every i, added up in kWays sums: add(sums of a way, i).
-template <class V, int kSums, class Add>
-inline void add_up(int64_t first, int64_t last, V (&sum)[kSums], const Add& add) {
-  V ways[kWays][kSums] = {};
-  int64_t i = first;
-  for (; i + kWays <= last; i += kWays) {
-#pragma GCC unroll 4
-    for (int way = 0; way < kWays; ++way) add(ways[way], i + way);
-  }
-  for (; i < last; ++i) add(ways[0], i);
-  for (int k = 0; k < kSums; ++k) sum[k] = (ways[0][k] + ways[1][k]) + (ways[2][k] + ways[3][k]);
-}
-
-inline void add_to(double* sum, float v) { *sum += v; }
-inline void add_to(double* sum, double v) { *sum += v; }
-template <class V>
-inline void add_to(double* sum, V v) {
-  for (uint64_t i = 0; i < sizeof(V) / sizeof(v[0]); ++i) sum[i] += v[i];
-}
 inline double total(float v) { return v; }
 inline double total(double v) { return v; }
 template <class V>
@@ -41,6 +19,10 @@ inline double total(V v) {
   for (uint64_t i = 0; i < sizeof(V) / sizeof(v[0]); ++i) sum += v[i];
   return sum;
 }
+template <class T>
+inline double total(const Pair<T>& v) {
+  return total(v.first) + total(v.second);
+}
 
 template <class T>
 inline T window(int64_t i, int64_t size) {
@@ -48,11 +30,11 @@ inline T window(int64_t i, int64_t size) {
 }
 
 // One row of avg_pool_3x3 (mean over the pixels that exist), or of its transpose, into `out` [width, channels]. The count is a
-// product of a count of rows and one of columns, so both are separable: forward divides after each sum, the transpose before. All
-// pixels are divided by 3 columns, and then the two at the ends are corrected.
-// sums: [width + 2, channels] of vertical sums with a zero pixel at both ends.
+// product of a count of rows and one of columns, so both are separable: sums of three pixels down, and of three of those across
+// that stay in registers. Forward divides after each sum, the transpose before. All pixels are divided by 3 columns, and what
+// belongs to the two at the ends is corrected.
 template <class T, bool kTransposed>
-void pool_row(const T* in, int64_t h, const ImageShape& shape, T* sums, T* out) {
+void pool_row(const T* in, int64_t h, const ImageShape& shape, T* out) {
   const int64_t width = shape.width, channels = shape.channels, size = width * channels;
   T factor[3];  // of the rows above, here and below
   for (int64_t r = 0; r < 3; ++r) factor[r] = T(1) / (3 * window<T>(kTransposed ? h + r - 1 : h, shape.height));
@@ -61,28 +43,26 @@ void pool_row(const T* in, int64_t h, const ImageShape& shape, T* sums, T* out) 
   const T* const here = in + h * size;
   const T* const above = h == 0 ? here : here - size;
   const T* const below = h + 1 == shape.height ? here : here + size;
-  const auto correct_ends = [&](T* row) {
-    for (int64_t w = 0; w < width; w += width > 1 ? width - 1 : 1) {
-      const T correction = T(3) / window<T>(w, width);
-      for_channels<T>(channels, [&](int64_t c, auto zero) {
-        T* const at = row + w * channels + c;
-        store_as(at, load_as<decltype(zero)>(at) * correction);
-      });
+  const T end = T(3) / window<T>(0, width), before = kTransposed ? end : T(1), after = kTransposed ? T(1) : end;
+  for_lines<T>(channels, [&](int64_t c, auto zero) {
+    using V = decltype(zero);
+    const auto down = [&](int64_t i) {
+      return load_as<V>(above + i) * factor[0] + load_as<V>(here + i) * factor[1] + load_as<V>(below + i) * factor[2];
+    };
+    const int64_t last = size - channels + c;
+    V left = zero, middle = down(c) * before;
+    const auto add_right = [&](int64_t i, V right) {
+      store_as(out + i, left + middle + right);
+      left = middle;
+      middle = right;
+    };
+    for (int64_t i = c; i < last - channels; i += channels) add_right(i, down(i + channels));
+    if (width > 1) {
+      add_right(last - channels, down(last) * before);
+      store_as(out + c, load_as<V>(out + c) * after);
     }
-  };
-  std::memset(sums, 0, sizeof(T) * size_t(channels));
-  std::memset(sums + channels + size, 0, sizeof(T) * size_t(channels));
-  for_channels<T>(size, [&](int64_t i, auto zero) {
-    using V = decltype(zero);
-    store_as(sums + channels + i,
-             load_as<V>(above + i) * factor[0] + load_as<V>(here + i) * factor[1] + load_as<V>(below + i) * factor[2]);
+    store_as(out + last, (left + middle) * after);
   });
-  if (kTransposed) correct_ends(sums + channels);
-  for_channels<T>(size, [&](int64_t i, auto zero) {
-    using V = decltype(zero);
-    store_as(out + i, load_as<V>(sums + i) + load_as<V>(sums + channels + i) + load_as<V>(sums + 2 * channels + i));
-  });
-  if (!kTransposed) correct_ends(out);
 }
 
 // What a row of sources is added to: a bias for each channel, nothing, or what is in `out` already.
@@ -97,7 +77,7 @@ void combine(const T* const* in, const T* const* scale, const T* bias, T* out, i
     source[k] = in[k];
     factor[k] = scale[k];
   }
-  for_channels<T>(channels, [&](int64_t c, auto zero) {
+  const auto walk = [&](int64_t c, auto zero) {
     using V = decltype(zero);
     V times[kNum], products[kNum];
     for (int k = 0; k < kNum; ++k) {
@@ -116,7 +96,12 @@ void combine(const T* const* in, const T* const* scale, const T* bias, T* out, i
       store_as(out + at, sum);
     }
     for (int k = 0; kProducts && k < kNum; ++k) product[k] += total(products[k]);
-  });
+  };
+  if constexpr (kProducts && kNum > 2) {
+    for_channels<T>(channels, walk);  // no registers for more
+  } else {
+    for_lines<T>(channels, walk);
+  }
 }
 
 constexpr int kMost = 4;
@@ -125,14 +110,13 @@ constexpr int kMost = 4;
 template <class T>
 class Rows {
  public:
-  Rows(const Sources<T>& sources, const ImageShape& shape, T* workspace)
-      : sources_(sources), shape_(shape), sums_(workspace), pooled_(workspace + (shape.width + 2) * shape.channels) {}
+  Rows(const Sources<T>& sources, const ImageShape& shape, T* workspace) : sources_(sources), shape_(shape), pooled_(workspace) {}
 
   template <bool kTransposed>
   void go_to(int64_t h) {
     h_ = h;
     for (int64_t k = 0; k < sources_.num; ++k) {
-      if (sources_.pooled[k]) pool_row<T, kTransposed>(sources_.image[k], h, shape_, sums_, pooled_row(k));
+      if (sources_.pooled[k]) pool_row<T, kTransposed>(sources_.image[k], h, shape_, pooled_row(k));
     }
   }
 
@@ -195,7 +179,6 @@ class Rows {
 
   const Sources<T>& sources_;
   const ImageShape& shape_;
-  T* const sums_;
   T* const pooled_;
   int64_t h_ = 0;
 };
@@ -225,9 +208,8 @@ void node_backward(const Sources<T>& sources, const T* x, T* dx, double* gate_gr
 template <class T>
 void channel_moments(const T* z, int64_t pixels, int64_t channels, double* mean, double* m2) {
   for (int64_t c = 0; c < channels; ++c) mean[c] = m2[c] = 0;
-  for (int64_t first = 0; first < pixels; first += kRun) {
-    const int64_t last = first + kRun < pixels ? first + kRun : pixels;
-    for_channels<T>(channels, [&](int64_t c, auto zero) {
+  for_runs(pixels, [&](int64_t first, int64_t last) {
+    for_lines<T>(channels, [&](int64_t c, auto zero) {
       using V = decltype(zero);
       const V origin = load_as<V>(z + c);
       V sums[2];
@@ -239,7 +221,7 @@ void channel_moments(const T* z, int64_t pixels, int64_t channels, double* mean,
       add_to(mean + c, sums[0]);
       add_to(m2 + c, sums[1]);
     });
-  }
+  });
   for (int64_t c = 0; c < channels && pixels > 0; ++c) {
     const double offset = mean[c] / double(pixels);
     m2[c] -= offset * mean[c];
@@ -255,9 +237,8 @@ void node_sums(const T* dy, const T* const* z, const T* const* mean, int64_t num
   for (int64_t k = 0; k < num; ++k) {
     for (int64_t c = 0; c < channels; ++c) s2[k][c] = 0;
   }
-  for (int64_t first = 0; first < pixels; first += kRun) {
-    const int64_t last = first + kRun < pixels ? first + kRun : pixels;
-    for_channels<T>(channels, [&](int64_t c, auto zero) {
+  for_runs(pixels, [&](int64_t first, int64_t last) {
+    for_lines<T>(channels, [&](int64_t c, auto zero) {
       using V = decltype(zero);
       const auto gradient = [&](int64_t i) { return load_as<V>(dy + i * channels + c); };
       const auto distance = [&](int64_t k, V center, int64_t i) { return load_as<V>(z[k] + i * channels + c) - center; };
@@ -279,7 +260,34 @@ void node_sums(const T* dy, const T* const* z, const T* const* mean, int64_t num
         add_to(s2[k] + c, sum[0]);
       }
     });
-  }
+  });
+}
+
+template <class T>
+void join_moments(const double* means, const double* m2s, int64_t images, int64_t pixels, int64_t channels, double* mean,
+                  double* variance) {
+  const double count = images * pixels > 0 ? double(images * pixels) : 1;
+  for_channels<double>(channels, [&](int64_t c, auto zero) {
+    using V = decltype(zero);
+    V joined = zero, m2 = zero;
+    for (int64_t i = 0; i < images; ++i) {
+      const double share = 1 / double(i + 1), weight = double(pixels) * double(i) * share;
+      const V distance = load_as<V>(means + i * channels + c) - joined;
+      joined += distance * share;
+      m2 += load_as<V>(m2s + i * channels + c) + distance * distance * weight;
+    }
+    store_as(mean + c, joined);
+    store_as(variance + c, m2 / count);
+  });
+}
+
+template <class T>
+void add_images(const double* rows, int64_t images, int64_t width, double* sum) {
+  for_channels<double>(width, [&](int64_t c, auto zero) {
+    auto added = zero;
+    for (int64_t i = 0; i < images; ++i) added += load_as<decltype(zero)>(rows + i * width + c);
+    store_as(sum + c, added);
+  });
 }
 
 template <class T>
@@ -288,6 +296,8 @@ void fill_cell(Kernels<T>* table) {
   table->node_backward = node_backward<T>;
   table->channel_moments = channel_moments<T>;
   table->node_sums = node_sums<T>;
+  table->join_moments = join_moments<T>;
+  table->add_images = add_images<T>;
 }
 template void fill_cell(Kernels<float>*);
 template void fill_cell(Kernels<double>*);

@@ -20,15 +20,22 @@ template <class T, class Row>
 inline void frame_image(T* frame, const ImageShape& shape, int64_t size, const Row& value) {
   const int64_t row = shape.width * shape.channels, frame_row = frame_side(shape.width, size) * shape.channels;
   const int64_t above = size / 2, below = frame_side(shape.height, size) - above - shape.height;
-  const int64_t before = size / 2 * shape.channels, after = frame_row - before - row;
-  clear(frame, above * frame_row);
-  frame += above * frame_row;
+  const int64_t before = size / 2 * shape.channels, between = frame_row - row;  // from the end of a row to the next one's pixels
+  clear(frame, above * frame_row + before);
+  frame += above * frame_row + before;
   for (int64_t h = 0; h < shape.height; ++h, frame += frame_row) {
-    clear(frame, before);
-    value(h, frame + before);
-    clear(frame + before + row, after);
+    value(h, frame);
+    clear(frame + row, between);
   }
-  clear(frame, below * frame_row);
+  clear(frame, below * frame_row - before);
+}
+
+template <class T>
+[[gnu::noinline]] void relu_row(const T* x, T* out, int64_t size) {
+  for_channels<T>(size, [=](int64_t i, auto zero) {
+    const auto v = load_as<decltype(zero)>(x + i);
+    store_as(out + i, v < zero ? zero : v);  // a NaN stays
+  });
 }
 
 // The 2x2 pixels of x that mean pixel (h, w) takes; fewer at an odd border. Calls body(offset of each), returns their number.
@@ -120,10 +127,7 @@ void frame_input(const T* x, T* frames, const ImageShape& shape, int64_t images,
           std::memcpy(out, x + h * row, sizeof(T) * size_t(row));
           break;
         case Before::kRelu:
-          for_channels<T>(row, [&](int64_t i, auto zero) {
-            const auto v = load_as<decltype(zero)>(x + h * row + i);
-            store_as(out + i, v < zero ? zero : v);  // a NaN stays
-          });
+          relu_row(x + h * row, out, row);
           break;
         case Before::kMean2:
           mean_row(x, out, shape, h);
@@ -140,7 +144,7 @@ void frame_gradient(const OutputGradient<T>& gradient, T* frames, const ImageSha
   for (int64_t n = 0; n < images; ++n, frames += frame_elements(shape, size)) {
     frame_image(frames, shape, size, [=](int64_t h, T* out) {
       const int64_t offset = (n * shape.height + h) * row;
-      for_channels<T>(channels, [=](int64_t c, auto zero) {
+      for_lines<T>(channels, [=](int64_t c, auto zero) {
         using V = decltype(zero);
         const V a = load_as<V>(of_dy + c), b = load_as<V>(of_z + c), d = load_as<V>(constant + c);
         for (int64_t w = c; w < row; w += channels) {

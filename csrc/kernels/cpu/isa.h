@@ -11,11 +11,12 @@
 #include "../convolution.h"
 #include "../depthwise.h"
 #include "../gate.h"
+#include "../head.h"
 #include "../recurrent.h"
 #include "../winograd.h"
 
 #define ADVNAS_KERNEL_FAMILIES(family) \
-  family(gate) family(cell) family(convolution) family(depthwise) family(recurrent) family(winograd)
+  family(gate) family(cell) family(convolution) family(depthwise) family(head) family(recurrent) family(winograd)
 
 namespace advnas::cpu {
 
@@ -28,6 +29,8 @@ struct Kernels {
   NodeBackward<T>* node_backward;
   ChannelMoments<T>* channel_moments;
   NodeSums<T>* node_sums;
+  JoinMoments<T>* join_moments;
+  AddImages<T>* add_images;
 
   FrameInput<T>* frame_input;
   FrameGradient<T>* frame_gradient;
@@ -36,6 +39,10 @@ struct Kernels {
   ConvolveInputGradient<T>* convolve_input_gradient;
   ConvolveWeightGradient<T>* convolve_weight_gradient;
   AddShares<T>* add_shares;
+
+  HeadForward<T>* head_forward;
+  HeadSums<T>* head_sums;
+  HeadBackward<T>* head_backward;
 
   Depthwise<T>* depthwise;
   DepthwiseWeightGradient<T>* depthwise_weight_gradient;

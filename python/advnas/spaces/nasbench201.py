@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from advnas_ext import NAS_BENCH_201, OnePathCell, Path
+from advnas_ext.head import NormReluMean
 from advnas_ext.native import Before, Block, Graph, convolution, run_blocks
 from advnas_ext.operations import ReLUConvBN
 
@@ -153,7 +154,7 @@ class Network(nn.Module):
             if stage > 0:
                 self.cells.append(REDUCTIONS[reduction](width // 2))
             self.cells.extend(OnePathCell(width, ops, NUM_NODES, affine, track_running_stats) for _ in range(cells))
-        self.lastact = nn.Sequential(nn.BatchNorm2d(4 * channels), nn.ReLU())
+        self.lastact = NormReluMean(4 * channels)
         self.classifier = nn.Linear(4 * channels, num_classes)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -174,7 +175,7 @@ class Network(nn.Module):
         if x.dim() != 4 or x.shape[1] != in_channels:
             raise ValueError(f"Network: x must have shape [batch, {in_channels}, height, width], got {list(x.shape)}")
         x = run_blocks([self.stem, *self.cells], x, path)
-        return self.classifier(self.lastact(x).mean((2, 3)))
+        return self.classifier(self.lastact(x))
 
     def keep_only(self, ops: Tensor) -> None:
         """Discard the parameters of every candidate but ``ops`` (int64 [6], places among the candidates)."""

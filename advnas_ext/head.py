@@ -1,0 +1,65 @@
+"""What follows the last cell of a network: batch norm, ReLU, mean over the pixels."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from advnas_ext import _C, native
+
+
+class NormReluMean(nn.Sequential):
+    """Batch norm, ReLU and the mean over the pixels, fused.
+
+    float32 and float64 on the host run natively. The rest runs in plain PyTorch, and so does a batch norm that has hooks, is of
+    another class or averages its statistics cumulatively (``momentum=None``).
+
+    Args:
+        channels: of the input.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(nn.BatchNorm2d(channels), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run it.
+
+        Args:
+            x: [batch, channels, height, width], of the type of the parameters. channels_last is the native layout.
+
+        Returns:
+            [batch, channels].
+
+        Raises:
+            ValueError: ``x`` has another shape, or batch statistics would be of one value.
+            TypeError: ``x`` has another type than the parameters.
+            RuntimeError: in a double backward pass, which is not implemented.
+        """
+        norm: nn.BatchNorm2d = self[0]  # type: ignore[assignment]
+        if x.dim() != 4 or x.shape[1] != norm.num_features:
+            raise ValueError(
+                f"head: x must have shape [batch, {norm.num_features}, height, width], got {list(x.shape)}"
+            )
+        return self._native(x, norm) if self._is_native(x, norm) else self.plain(x)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The same in plain PyTorch."""
+        return super().forward(x).mean((2, 3))
+
+    def _is_native(self, x: Tensor, norm: nn.BatchNorm2d) -> bool:
+        usual = type(norm) is nn.BatchNorm2d and norm.momentum is not None and type(self[1]) is nn.ReLU
+        return usual and x.is_cpu and native.runs_natively(x) and not any(map(native.has_hooks, self))
+
+    def _native(self, x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+        weight, bias = native.weight_and_bias(norm)
+        mean, variance, tracked = native.running_statistics(norm)
+        if weight is not None and weight.dtype != x.dtype:
+            raise TypeError(
+                f"head: x is {x.dtype} and the parameters are {weight.dtype}; convert one of them with .to()"
+            )
+        use_running = mean is not None and not norm.training
+        if not use_running and x.numel() == norm.num_features:
+            raise ValueError(
+                "head: batch statistics need more than one value per channel, got one image of one pixel; use more or larger "
+                "images, or running statistics and eval()"
+            )
+        return _C.head(x, weight, bias, mean, variance, tracked, use_running, norm.eps, norm.momentum)
