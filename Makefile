@@ -35,13 +35,14 @@ test-python: $(VENV)/.built
 # The kernels without torch and under sanitizers: the CPU ones for each instruction set that this machine runs, the CUDA ones on the host.
 SANITIZED := $(CXX) -std=c++20 -O1 -g -fsanitize=address,undefined -Wall -Wextra -Wno-psabi
 ISAS := baseline $(shell grep -qw avx2 /proc/cpuinfo && echo avx2) $(shell grep -qw avx512vl /proc/cpuinfo && echo avx512)
+NATIVE_TESTS := $(wildcard tests/native/*)
 TESTED_KERNELS := $(filter-out %/isa.cpp %/gate.cpp,$(wildcard csrc/kernels/cpu/*.cpp))
 ISA_FLAGS_avx2 := -mavx2 -mfma
 ISA_FLAGS_avx512 := -mavx512f -mavx512bw -mavx512vl -mfma
 
-build/native/%: tests/native/test_kernels.cpp $(NATIVE)
+build/native/%: $(NATIVE_TESTS) $(NATIVE)
 	@mkdir -p $(@D)
-	$(SANITIZED) $(ISA_FLAGS_$*) -DADVNAS_ISA=$* $< $(TESTED_KERNELS) -o $@
+	$(SANITIZED) $(ISA_FLAGS_$*) -DADVNAS_ISA=$* $(filter %.cpp,$(NATIVE_TESTS)) $(TESTED_KERNELS) -o $@
 
 # The CUDA kernels on the host (tests/cuda_shim): kernels with g++'s instrumentation, the rest without, our own checker for its calls.
 SHIM := $(CXX) -std=c++20 -O1 -g -Wall -Wextra -Wno-psabi -Wno-unknown-pragmas -Itests/cuda_shim
@@ -83,10 +84,10 @@ isa-tools:
 	@for tool in $(ISA_TOOLS); do command -v $$tool > /dev/null || \
 	  { echo "make test-isa needs $$tool: install the Debian packages g++, g++-aarch64-linux-gnu and qemu-user" >&2; exit 1; }; done
 
-build/isa/%: tests/native/test_kernels.cpp $(NATIVE) | isa-tools
+build/isa/%: $(NATIVE_TESTS) $(NATIVE) | isa-tools
 	@mkdir -p $(@D)
 	$(or $(ISA_TARGET_$*),x86_64)-linux-gnu-g++ -std=c++20 -O2 -static -Wall -Wextra -Wno-psabi $(ISA_FLAGS_$*) -DADVNAS_ISA=$* \
-	  $< $(TESTED_KERNELS) -o $@
+	  $(filter %.cpp,$(NATIVE_TESTS)) $(TESTED_KERNELS) -o $@
 
 test-isa: $(ISA_BINARIES)  ## the kernels for CPUs that this machine is not, under qemu
 	@echo "kernels, baseline, x86-64 without AVX" && $(OLD_CPU) build/isa/baseline

@@ -46,7 +46,7 @@ class NormReluMean(nn.Sequential):
         return super().forward(x).mean((2, 3))
 
     def _is_native(self, x: Tensor, norm: nn.BatchNorm2d) -> bool:
-        usual = type(norm) is nn.BatchNorm2d and norm.momentum is not None and type(self[1]) is nn.ReLU
+        usual = [type(module) for module in self] == [nn.BatchNorm2d, nn.ReLU] and norm.momentum is not None
         return usual and x.is_cpu and native.runs_natively(x) and not any(map(native.has_hooks, self))
 
     def _native(self, x: Tensor, norm: nn.BatchNorm2d) -> Tensor:

@@ -71,6 +71,9 @@ def weight_and_bias(module: nn.Conv2d | nn.BatchNorm2d) -> tuple[Tensor | None, 
 
 
 def running_statistics(norm: nn.BatchNorm2d) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Mean, variance and the number of batches as batch norm takes them: in training none that it does not track."""
+    if norm.training and not norm.track_running_stats:
+        return None, None, None
     try:
         return norm._buffers["running_mean"], norm._buffers["running_var"], norm._buffers["num_batches_tracked"]
     except KeyError:

@@ -37,11 +37,25 @@ struct Sums {
   T* of(int64_t share) const { return data.mutable_data_ptr<T>() + share * size; }
 };
 
+// Packed weights, one for each convolution.
+template <class T>
+struct Packed {
+  std::vector<Tensor> kept;
+  std::vector<const T*> data;
+
+  void add(const Tensor& packed) {
+    kept.push_back(packed);
+    data.push_back(packed.const_data_ptr<T>());
+  }
+};
+
 template <class T>
 class Dense final : public Convolver<T> {
  public:
-  Dense(const ImageShape& x, const Piece& piece, const Tensor& weight) : x_(x), before_(piece.before), weight_(weight) {
+  Dense(const ImageShape& x, const Piece& piece, std::vector<Tensor> weights)
+      : x_(x), before_(piece.before), weights_(std::move(weights)), num_(int64_t(weights_.size())) {
     const ImageShape inner = shape_before(x, before_);
+    const Tensor& weight = weights_[0];
     shape_ = {inner.height, inner.width, weight.size(1), weight.size(0), weight.size(2), piece.stride};
     gradient_shape_ = {shape_.out_height(), shape_.out_width(), shape_.out, shape_.in, shape_.size, 1};
     winograd_ = takes_winograd(shape_);
@@ -52,73 +66,85 @@ class Dense final : public Convolver<T> {
   int64_t group() const override { return winograd_ ? strip_images(shape_) : 1; }
   int64_t workspace(int64_t images) const override {
     const int64_t strips = winograd_ ? std::max(winograd_workspace(shape_), winograd_workspace(gradient_shape_)) : 0;
-    return images * (in_frame_ + out_frame_ + elements(shape_.input())) + strips;
+    return images * (in_frame_ + num_ * out_frame_ + elements(shape_.input())) + strips;
   }
 
-  int64_t sum_elements() const override {
+  int64_t sum_elements() const override { return num_ * sum_size(); }
+
+  void prepare_forward(Chores& chores) override {
+    for (const Tensor& weight : weights_) forward_.add(pack_forward<T>(weight, winograd_, chores));
+  }
+  void prepare_backward(bool input, bool weight, int64_t shares, Chores& chores) override {
+    shares_ = shares;
+    for (const Tensor& w : weights_) {
+      if (input) transposed_.add(pack_transposed<T>(w, shape_.stride, winograd_, chores));
+      if (weight) sums_.emplace_back().allocate(shares, sum_size(), w.scalar_type());
+    }
+  }
+
+  void forward(const T* x, T* const* z, int64_t images, T* workspace) const override {
+    const auto& kernels = cpu::kernels<T>();
+    kernels.frame_input(x, workspace, x_, images, before_, shape_.size);
+    if (winograd_) {
+      kernels.winograd_convolve(workspace, forward_.data.data(), z, num_, shape_, images, workspace + images * in_frame_);
+    } else {
+      for (int64_t k = 0; k < num_; ++k) kernels.convolve(workspace, forward_.data[k], z[k], shape_, images);
+    }
+  }
+
+  void backward(int64_t share, bool add_weight, const T* x, const OutputGradient<T>* dz, T* dx, bool add, int64_t images,
+                T* workspace) override {
+    const auto& kernels = cpu::kernels<T>();
+    T* const frames = workspace;
+    T* const dp = frames + images * in_frame_;
+    T* const dz_frames = dp + images * elements(shape_.input());
+    T* const rest = dz_frames + num_ * images * out_frame_;
+    const T* of_dz[kMostSiblings];
+    for (int64_t k = 0; k < num_; ++k) {
+      T* const frame = dz_frames + k * images * out_frame_;
+      of_dz[k] = frame;
+      kernels.frame_gradient(dz[k], frame, shape_.output(), images, shape_.size);
+      if (transposed_.data.empty()) continue;
+      if (winograd_) {
+        kernels.winograd_convolve(frame, &transposed_.data[k], &dp, 1, gradient_shape_, images, rest);
+      } else {
+        kernels.convolve_input_gradient(frame, transposed_.data[k], dp, shape_, images);
+      }
+      kernels.input_gradient(dp, x, dx, x_, images, before_, add || k > 0);
+    }
+    if (sums_.empty()) return;
+    T* sums[kMostSiblings];
+    for (int64_t k = 0; k < num_; ++k) sums[k] = sums_[k].of(share);
+    kernels.frame_input(x, frames, x_, images, before_, shape_.size);
+    if (winograd_) {
+      kernels.winograd_weight_gradient(frames, of_dz, sums, num_, shape_, images, add_weight, rest);
+    } else {
+      for (int64_t k = 0; k < num_; ++k) {
+        kernels.convolve_weight_gradient(frames, of_dz[k], sums[k], shape_, images, add_weight);
+      }
+    }
+  }
+
+  std::pair<Tensor, Tensor> weight_gradients(size_t which, Chores& chores) const override {
+    if (sums_.empty()) return {};
+    return {unpack_gradient<T>(sums_[which].data, shares_, winograd_, weights_[which], chores), Tensor()};
+  }
+
+ private:
+  int64_t sum_size() const {
     const int64_t taps = shape_.in * shape_.out;
     return winograd_ ? kWinogradPlaces * weight_place(taps) : shape_.size * shape_.size * taps;
   }
 
-  void prepare_forward(Chores& chores) override { forward_ = pack_forward<T>(weight_, winograd_, chores); }
-  void prepare_backward(bool input, bool weight, int64_t shares, Chores& chores) override {
-    shares_ = shares;
-    if (input) transposed_ = pack_transposed<T>(weight_, shape_.stride, winograd_, chores);
-    if (weight) sums_.allocate(shares, sum_elements(), weight_.scalar_type());
-  }
-
-  void forward(const T* x, T* z, int64_t images, T* workspace) const override {
-    const auto& kernels = cpu::kernels<T>();
-    T* const rest = workspace + images * in_frame_;
-    kernels.frame_input(x, workspace, x_, images, before_, shape_.size);
-    const T* const weight = forward_.const_data_ptr<T>();
-    if (winograd_) {
-      kernels.winograd_convolve(workspace, weight, z, shape_, images, rest);
-    } else {
-      kernels.convolve(workspace, weight, z, shape_, images);
-    }
-  }
-
-  void backward(int64_t share, bool add_weight, const T* x, const OutputGradient<T>& dz, T* dx, bool add, int64_t images,
-                T* workspace) override {
-    const auto& kernels = cpu::kernels<T>();
-    T* const frames = workspace;
-    T* const dz_frames = frames + images * in_frame_;
-    T* const dp = dz_frames + images * out_frame_;
-    T* const rest = dp + images * elements(shape_.input());
-    kernels.frame_gradient(dz, dz_frames, shape_.output(), images, shape_.size);
-    if (transposed_.defined()) {
-      const T* const weight = transposed_.const_data_ptr<T>();
-      if (winograd_) {
-        kernels.winograd_convolve(dz_frames, weight, dp, gradient_shape_, images, rest);
-      } else {
-        kernels.convolve_input_gradient(dz_frames, weight, dp, shape_, images);
-      }
-      kernels.input_gradient(dp, x, dx, x_, images, before_, add);
-    }
-    if (sums_.wanted()) {
-      kernels.frame_input(x, frames, x_, images, before_, shape_.size);
-      if (winograd_) {
-        kernels.winograd_weight_gradient(frames, dz_frames, sums_.of(share), shape_, images, add_weight, rest);
-      } else {
-        kernels.convolve_weight_gradient(frames, dz_frames, sums_.of(share), shape_, images, add_weight);
-      }
-    }
-  }
-
-  std::pair<Tensor, Tensor> weight_gradients(Chores& chores) const override {
-    if (!sums_.wanted()) return {};
-    return {unpack_gradient<T>(sums_.data, shares_, winograd_, weight_, chores), Tensor()};
-  }
-
- private:
   ImageShape x_;
   Before before_;
-  Tensor weight_, forward_, transposed_;
+  std::vector<Tensor> weights_;
+  int64_t num_;
   ConvolutionShape shape_, gradient_shape_;
   bool winograd_;
   int64_t in_frame_, out_frame_, shares_ = 0;
-  Sums<T> sums_;
+  Packed<T> forward_, transposed_;
+  std::vector<Sums<T>> sums_;
 };
 
 // A depthwise convolution, possibly dilated, and the 1x1 convolution after it. Its output is made again in the backward pass.
@@ -156,12 +182,12 @@ class Separable final : public Convolver<T> {
     }
   }
 
-  void forward(const T* x, T* z, int64_t images, T* workspace) const override {
+  void forward(const T* x, T* const* z, int64_t images, T* workspace) const override {
     const T* const between = run_depthwise(x, images, workspace);
-    cpu::kernels<T>().convolve(between, packed_.const_data_ptr<T>(), z, pointwise_, images);
+    cpu::kernels<T>().convolve(between, packed_.const_data_ptr<T>(), z[0], pointwise_, images);
   }
 
-  void backward(int64_t share, bool add_weight, const T* x, const OutputGradient<T>& dz, T* dx, bool add, int64_t images,
+  void backward(int64_t share, bool add_weight, const T* x, const OutputGradient<T>* dz, T* dx, bool add, int64_t images,
                 T* workspace) override {
     const auto& kernels = cpu::kernels<T>();
     T* const frames = workspace;
@@ -169,7 +195,7 @@ class Separable final : public Convolver<T> {
     T* const gradient_frames = frames + images * (frame_ + elements(pointwise_.input()));
     T* const dbetween = gradient_frames + images * frame_;
     T* const dz_images = dbetween + images * elements(pointwise_.input());
-    kernels.frame_gradient(dz, dz_images, pointwise_.output(), images, 1);
+    kernels.frame_gradient(dz[0], dz_images, pointwise_.output(), images, 1);
     kernels.convolve_input_gradient(dz_images, transposed_.const_data_ptr<T>(), dbetween, pointwise_, images);
     if (sums_.wanted()) {
       kernels.convolve_weight_gradient(between, dz_images, sums_.of(share), pointwise_, images, add_weight);
@@ -182,7 +208,7 @@ class Separable final : public Convolver<T> {
     }
   }
 
-  std::pair<Tensor, Tensor> weight_gradients(Chores& chores) const override {
+  std::pair<Tensor, Tensor> weight_gradients(size_t, Chores& chores) const override {
     if (!sums_.wanted()) return {};
     return {unpack_gradient<T>(sums_.data, shares_, false, weight_, chores),
             unpack_gradient<T>(depthwise_sums_.data, shares_, false, depthwise_weight_, chores)};
@@ -206,15 +232,40 @@ class Separable final : public Convolver<T> {
   Sums<T> sums_, depthwise_sums_;
 };
 
+bool are_alike(const Pass& pass, const Term& one, const Term& other) {
+  const Convolution &a = pass.convolutions[one.convolution], &b = pass.convolutions[other.convolution];
+  return !a.depthwise.defined() && !b.depthwise.defined() && one.piece.before == other.piece.before &&
+         one.piece.stride == other.piece.stride && a.weight.sizes() == b.weight.sizes();
+}
+
+template <class T>
+std::unique_ptr<Convolver<T>> make_convolver(const Pass& pass, int64_t node, const std::vector<Term>& terms) {
+  const Convolution& first = pass.convolutions[terms[0].convolution];
+  if (first.depthwise.defined()) return std::make_unique<Separable<T>>(pass.shapes[node], terms[0].piece, first);
+  std::vector<Tensor> weights;
+  for (const Term& term : terms) weights.push_back(pass.convolutions[term.convolution].weight);
+  return std::make_unique<Dense<T>>(pass.shapes[node], terms[0].piece, std::move(weights));
+}
+
 }  // namespace
 
 template <class T>
-std::unique_ptr<Convolver<T>> make_convolver(const ImageShape& x, const Piece& piece, const Convolution& convolution) {
-  if (convolution.depthwise.defined()) return std::make_unique<Separable<T>>(x, piece, convolution);
-  return std::make_unique<Dense<T>>(x, piece, convolution.weight);
+std::vector<Siblings<T>> siblings_that_leave(const Pass& pass, int64_t node, const std::function<int(const Term&)>& kind) {
+  std::vector<Siblings<T>> all;
+  for (const Term& term : pass.plan.out_of[node]) {
+    if (term.convolution < 0 || kind(term) < 0) continue;
+    const auto joins = [&](const Siblings<T>& siblings) {
+      const Term& first = siblings.terms[0];
+      return siblings.terms.size() < kMostSiblings && kind(first) == kind(term) && are_alike(pass, first, term);
+    };
+    const auto place = std::find_if(all.begin(), all.end(), joins);
+    (place == all.end() ? all.emplace_back() : *place).terms.push_back(term);
+  }
+  for (Siblings<T>& siblings : all) siblings.convolver = make_convolver<T>(pass, node, siblings.terms);
+  return all;
 }
 
-template std::unique_ptr<Convolver<float>> make_convolver(const ImageShape&, const Piece&, const Convolution&);
-template std::unique_ptr<Convolver<double>> make_convolver(const ImageShape&, const Piece&, const Convolution&);
+template std::vector<Siblings<float>> siblings_that_leave(const Pass&, int64_t, const std::function<int(const Term&)>&);
+template std::vector<Siblings<double>> siblings_that_leave(const Pass&, int64_t, const std::function<int(const Term&)>&);
 
 }  // namespace advnas

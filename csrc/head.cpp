@@ -110,8 +110,7 @@ class Head : public torch::autograd::Function<Head> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    TORCH_CHECK(!at::GradMode::is_enabled(),
-                "advnas_ext.norm_relu_mean: double backward is not implemented; call backward without create_graph");
+    TORCH_CHECK(!at::GradMode::is_enabled(), "head: double backward is not implemented; call backward without create_graph");
     const auto call = c10::static_intrusive_pointer_cast<Call>(ctx->saved_data["call"].toCapsule());
     const Tensor x = ctx->get_saved_variables()[0];
     const Gradients gradients = AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "head_backward", [&] {

@@ -69,14 +69,15 @@ void take_batch_statistics(Normalisation& norm, const Moments& moments, int64_t 
   norm.rows.mean = mean;
   norm.rows.rstd = variance;
   for (double& v : norm.rows.rstd) v = 1 / std::sqrt(v + eps);
-  if (!norm.running_mean.defined() || count == 0) return;
+  if (!norm.running_mean.defined()) return;
+  norm.batches_tracked.add_(1);
+  if (count == 0) return;
   for (int64_t c = 0; c < channels; ++c) {
     mean[c] += norm.rows.bias[c];
     variance[c] *= double(count) / double(count - 1);
   }
   update(norm.running_mean, mean, momentum);
   update(norm.running_var, variance, momentum);
-  norm.batches_tracked.add_(1);
 }
 
 NormGradient gradient_of(const Normalisation& norm, double gate, const double* s1, const double* s2, int64_t count) {

@@ -62,8 +62,7 @@ class Backward {
  private:
   // The convolutions that leave a node, and how they take the batch.
   struct Leaving {
-    std::vector<std::unique_ptr<Convolver<T>>> convolvers;
-    std::vector<Term> terms;
+    std::vector<Siblings<T>> siblings;
     int64_t group = 1;
     std::vector<Share> shares;
   };
@@ -99,19 +98,16 @@ class Backward {
     Row gate_partial(wanted_.gates ? batch_ * sources.num() : 0);
     Arriving arriving = convolutions_that_arrive(node);
     if (gather) gradient_[node] = empty_images(batch_, shape, pass_.type);
-    const bool made_again = pass_.is_made_again(node) && (!leaving.terms.empty() || needs_.gates_out_of(node));
+    const bool made_again = pass_.is_made_again(node) && (!leaving.siblings.empty() || needs_.gates_out_of(node));
     Row bias(shape.channels);
     const Gathered<T> parts = made_again ? gather_value<T>(pass_, node, bias) : Gathered<T>();
     const auto typed_bias = cast<T>(bias);
     const Images<const T> x(pass_.nodes[node]), gradient(gradient_[node]);
     const Images<T> dx(gather ? gradient_[node] : Tensor());
-    std::vector<Outgoing> outgoing;
-    for (const Term& term : leaving.terms) {
-      outgoing.push_back(
-          {Images<const T>(gradient_[term.target]), Images<const T>(pass_.z[term.convolution]), coefficients_[term.convolution]});
-    }
+    std::vector<std::vector<Outgoing>> outgoing;
+    for (const Siblings<T>& siblings : leaving.siblings) outgoing.push_back(outgoing_of(siblings));
     int64_t workspace = std::max(sources.workspace(shape), parts.workspace(shape));
-    for (const auto& convolver : leaving.convolvers) workspace = std::max(workspace, convolver->workspace(leaving.group));
+    for (const auto& siblings : leaving.siblings) workspace = std::max(workspace, siblings.convolver->workspace(leaving.group));
     const int64_t values = made_again ? leaving.group * elements(shape) : 0;
 
     const auto run = [&](int64_t share, int64_t first, int64_t images, T* made) {
@@ -123,15 +119,17 @@ class Backward {
       }
       const auto value = [&](int64_t i) { return made_again ? made + (i - first) * elements(shape) : x[i]; };
       // Where no other operation leaves the node, its first convolution writes the gradient instead of adding to it.
-      const bool zero = gather && sources.num() == 0 && leaving.terms.empty();
+      const bool zero = gather && sources.num() == 0 && leaving.siblings.empty();
       for (int64_t i = first; (sources.num() > 0 || zero) && i < first + images; ++i) {
         double* const partial = gate_partial.empty() ? nullptr : gate_partial.data() + i * sources.num();
         sources.with_image(
             i, [&](const Sources<T>& of_image) { kernels.node_backward(of_image, value(i), dx[i], partial, shape, space); });
       }
-      for (size_t k = 0; k < leaving.terms.size(); ++k) {
-        leaving.convolvers[k]->backward(share, first > leaving.shares[share].first, value(first), outgoing[k].at(first),
-                                        dx[first], sources.num() > 0 || k > 0, images, space);
+      for (size_t k = 0; k < outgoing.size(); ++k) {
+        OutputGradient<T> dz[kMostSiblings];
+        std::transform(outgoing[k].begin(), outgoing[k].end(), dz, [&](const Outgoing& out) { return out.at(first); });
+        leaving.siblings[k].convolver->backward(share, first > leaving.shares[share].first, value(first), dz, dx[first],
+                                                sources.num() > 0 || k > 0, images, space);
       }
       for (int64_t i = first; i < first + images; ++i) sum_arriving(arriving, gradient[i], shape, i);
     };
@@ -141,9 +139,11 @@ class Backward {
     for (size_t k = 0; k < gates.size() && wanted_.gates; ++k) {
       if (gates[k] >= 0) gates_[gates[k]] += sums[k];
     }
-    for (size_t k = 0; k < leaving.terms.size(); ++k) {
-      const int64_t convolution = leaving.terms[k].convolution;
-      std::tie(result_.weight[convolution], result_.depthwise[convolution]) = leaving.convolvers[k]->weight_gradients(chores_);
+    for (const Siblings<T>& siblings : leaving.siblings) {
+      for (size_t k = 0; k < siblings.terms.size(); ++k) {
+        const int64_t convolution = siblings.terms[k].convolution;
+        std::tie(result_.weight[convolution], result_.depthwise[convolution]) = siblings.convolver->weight_gradients(k, chores_);
+      }
     }
     if (!arriving.partial.empty()) finish_arriving(arriving, node);
   }
@@ -161,21 +161,29 @@ class Backward {
   }
 
   Leaving convolutions_that_leave(int64_t node) {
+    const auto kind = [&](const Term& term) { return wanted_.weight[term.convolution] ? 1 : needs_.of(node) ? 0 : -1; };
     Leaving leaving;
+    leaving.siblings = siblings_that_leave<T>(pass_, node, kind);
     int64_t sums = 0;
-    for (const Term& term : pass_.plan.out_of[node]) {
-      if (term.convolution < 0 || !(needs_.of(node) || wanted_.weight[term.convolution])) continue;
-      leaving.convolvers.push_back(make_convolver<T>(pass_.shapes[node], term.piece, of(term)));
-      leaving.terms.push_back(term);
-      leaving.group = std::max(leaving.group, leaving.convolvers.back()->group());
-      if (wanted_.weight[term.convolution]) sums += leaving.convolvers.back()->sum_elements();
+    for (const Siblings<T>& siblings : leaving.siblings) {
+      leaving.group = std::max(leaving.group, siblings.convolver->group());
+      if (kind(siblings.terms[0]) == 1) sums += siblings.convolver->sum_elements();
     }
     leaving.shares = cut(batch_, leaving.group, sums * int64_t(sizeof(T)));
-    for (size_t k = 0; k < leaving.terms.size(); ++k) {
-      leaving.convolvers[k]->prepare_backward(needs_.of(node), wanted_.weight[leaving.terms[k].convolution],
-                                              int64_t(leaving.shares.size()), chores_);
+    for (const Siblings<T>& siblings : leaving.siblings) {
+      siblings.convolver->prepare_backward(needs_.of(node), kind(siblings.terms[0]) == 1, int64_t(leaving.shares.size()),
+                                           chores_);
     }
     return leaving;
+  }
+
+  std::vector<Outgoing> outgoing_of(const Siblings<T>& siblings) const {
+    std::vector<Outgoing> outgoing;
+    for (const Term& term : siblings.terms) {
+      outgoing.push_back(
+          {Images<const T>(gradient_[term.target]), Images<const T>(pass_.z[term.convolution]), coefficients_[term.convolution]});
+    }
+    return outgoing;
   }
 
   Arriving convolutions_that_arrive(int64_t node) const {

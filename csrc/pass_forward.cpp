@@ -9,13 +9,12 @@ namespace {
 
 using at::Tensor;
 
-// A convolution that leaves a node.
 template <class T>
 struct Leaving {
-  std::unique_ptr<Convolver<T>> convolver;
-  Term term;
-  Moments moments;
-  Images<T> z;
+  Siblings<T> of;
+  // Of each of them.
+  std::vector<Moments> moments;
+  std::vector<Images<T>> z;
 };
 
 template <class T>
@@ -53,14 +52,14 @@ class Forward {
 
   std::vector<Leaving<T>> convolutions_that_leave(int64_t node) {
     std::vector<Leaving<T>> leaving;
-    for (const Term& term : pass_.plan.out_of[node]) {
-      if (term.convolution < 0) continue;
-      const Convolution& convolution = pass_.convolutions[term.convolution];
-      auto convolver = make_convolver<T>(pass_.shapes[node], term.piece, convolution);
-      convolver->prepare_forward(chores_);
-      const bool summed = convolution.statistics == Statistics::kBatch;
-      const size_t sums = summed ? size_t(pass_.batch * pass_.shapes[term.target].channels) : 0;
-      leaving.push_back({std::move(convolver), term, {Row(sums), Row(sums)}, {}});
+    for (Siblings<T>& siblings : siblings_that_leave<T>(pass_, node, [](const Term&) { return 0; })) {
+      siblings.convolver->prepare_forward(chores_);
+      auto& out = leaving.emplace_back(Leaving<T>{std::move(siblings), {}, {}});
+      for (const Term& term : out.of.terms) {
+        const bool summed = pass_.convolutions[term.convolution].statistics == Statistics::kBatch;
+        const size_t sums = summed ? size_t(pass_.batch * pass_.shapes[term.target].channels) : 0;
+        out.moments.push_back({Row(sums), Row(sums)});
+      }
     }
     return leaving;
   }
@@ -72,18 +71,21 @@ class Forward {
     const Gathered<T> sources = gather_value<T>(pass_, node, bias);
     const auto typed_bias = cast<T>(bias);
     // Where nothing reads the node later, its value stays in the workspace.
-    const bool passes = pass_.is_made_again(node) && leaving.size() == pass_.plan.out_of[node].size();
+    const auto& out_of = pass_.plan.out_of[node];
+    const bool passes = pass_.is_made_again(node) &&
+                        std::all_of(out_of.begin(), out_of.end(), [](const Term& term) { return term.convolution >= 0; });
     if (node > 0 && !passes) pass_.nodes[node] = empty_images(pass_.batch, shape, pass_.type);
     const Images<T> kept(node > 0 && !passes ? pass_.nodes[node] : Tensor());
     const Images<const T> input(pass_.nodes[0]);
     int64_t group = 1, workspace = sources.workspace(shape);
     for (Leaving<T>& out : leaving) {
-      group = std::max(group, out.convolver->group());
-      Tensor& z = pass_.z[out.term.convolution];
-      z = empty_images(pass_.batch, pass_.shapes[out.term.target], pass_.type);
-      out.z = Images<T>(z);
+      group = std::max(group, out.of.convolver->group());
+      for (const Term& term : out.of.terms) {
+        pass_.z[term.convolution] = empty_images(pass_.batch, pass_.shapes[term.target], pass_.type);
+        out.z.emplace_back(pass_.z[term.convolution]);
+      }
     }
-    for (const Leaving<T>& out : leaving) workspace = std::max(workspace, out.convolver->workspace(group));
+    for (const Leaving<T>& out : leaving) workspace = std::max(workspace, out.of.convolver->workspace(group));
     const int64_t value = passes ? group * elements(shape) : 0;
 
     const auto run = [&](int64_t, int64_t first, int64_t images, T* values) {
@@ -96,25 +98,33 @@ class Forward {
       }
       const T* const x = node > 0 ? made : input[first];
       for (Leaving<T>& out : leaving) {
-        out.convolver->forward(x, out.z[first], images, space);
-        const auto [height, width, channels] = pass_.shapes[out.term.target];
-        for (int64_t i = first; !out.moments.mean.empty() && i < first + images; ++i) {
-          kernels.channel_moments(out.z[i], height * width, channels, out.moments.mean.data() + i * channels,
-                                  out.moments.m2.data() + i * channels);
-        }
+        T* z[kMostSiblings];
+        for (size_t k = 0; k < out.z.size(); ++k) z[k] = out.z[k][first];
+        out.of.convolver->forward(x, z, images, space);
+        for (size_t k = 0; k < out.z.size(); ++k)
+          sum(out.z[k], pass_.shapes[out.of.terms[k].target], first, images, out.moments[k]);
       }
     };
     for_groups<T>(cut(pass_.batch, group), group, value + workspace, chores_, run);
 
     for (const Leaving<T>& out : leaving) {
-      Convolution& convolution = pass_.convolutions[out.term.convolution];
-      if (convolution.statistics == Statistics::kBatch) {
-        const auto [height, width, channels] = pass_.shapes[out.term.target];
-        take_batch_statistics(convolution, out.moments, pass_.batch, height * width, out.term.piece.eps, out.term.piece.momentum);
-      } else {
-        take_fixed_statistics(convolution, out.term.piece.eps);
-      }
+      for (size_t k = 0; k < out.z.size(); ++k) take_statistics(out.of.terms[k], out.moments[k]);
     }
+  }
+
+  static void sum(const Images<T>& z, const ImageShape& shape, int64_t first, int64_t images, Moments& moments) {
+    const int64_t channels = shape.channels;
+    for (int64_t i = first; !moments.mean.empty() && i < first + images; ++i) {
+      cpu::kernels<T>().channel_moments(z[i], shape.height * shape.width, channels, moments.mean.data() + i * channels,
+                                        moments.m2.data() + i * channels);
+    }
+  }
+
+  void take_statistics(const Term& term, const Moments& moments) {
+    Convolution& convolution = pass_.convolutions[term.convolution];
+    if (convolution.statistics != Statistics::kBatch) return take_fixed_statistics(convolution, term.piece.eps);
+    const auto [height, width, channels] = pass_.shapes[term.target];
+    take_batch_statistics(convolution, moments, pass_.batch, height * width, term.piece.eps, term.piece.momentum);
   }
 
   Pass& pass_;

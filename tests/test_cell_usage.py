@@ -367,3 +367,28 @@ def test_values_made_again(ops):
             assert torch.equal(one, two)
             assert theirs is not None
             assert (one - theirs).abs().max() <= 1e-9 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("frozen", [(), (0,), (1, 4), tuple(range(6))], ids=str)
+@pytest.mark.parametrize("ops", [(3, 3, 3, 3, 3, 3), (3, 2, 3, 3, 2, 2), (2, 2, 2, 1, 2, 3)], ids=str)
+@pytest.mark.parametrize(("size", "channels"), [(12, 8), (5, 3)])
+def test_convolutions_that_leave_one_node_together(ops, frozen, size, channels):
+    """Six convolutions leave the first of seven nodes; some weights want no gradient."""
+    torch.manual_seed(0)
+    cell = OnePathCell(channels, num_nodes=7).double()
+    x, weight = torch.randn(2, 3, channels, size, size, dtype=torch.double)
+    x.requires_grad_()
+    picked = torch.tensor(
+        [op for target, op in zip(range(1, 7), ops, strict=True) for op in [op, *[1, 3, 4, 1, 2][: target - 1]]]
+    )
+    path = Path.from_ops(picked, dtype=torch.double)
+    for k in frozen:
+        for parameter in cell.edges[f"{k + 1}<-0"].parameters():
+            parameter.requires_grad_(False)
+    wanted = [x, path.gates, *(p for p in cell.parameters() if p.requires_grad and p.dim() == 4)]
+    ours = torch.autograd.grad((cell(x, path) * weight).sum(), wanted, allow_unused=True)
+    plain = torch.autograd.grad((cell.plain(x, path) * weight).sum(), wanted, allow_unused=True)
+    for one, theirs in zip(ours, plain, strict=True):
+        assert (one is None) == (theirs is None)
+        if one is not None:
+            assert (one - theirs).abs().max() <= 1e-9 * theirs.abs().max()

@@ -1,7 +1,7 @@
 // What follows the last cell of a network: batch norm, ReLU and the mean over the pixels, for one image [pixels, channels].
 //
 //   forward    h = mean over the pixels of max(0, scale x + shift)
-//   backward   g = dh / pixels where scale x + shift > 0, else 0,      s1 = sum g,   s2 = sum g (x - mean)
+//   backward   g = 0 where scale x + shift <= 0, else dh / pixels,      s1 = sum g,   s2 = sum g (x - mean)
 //              dx = of_dy g + of_z x + constant
 //
 // All coefficients are rows of [channels]; batch_norm_math.h has them. Only x is kept for the backward pass.

@@ -56,14 +56,15 @@ ADVNAS_HOST_DEVICE inline int64_t weight_place(int64_t taps) { return taps + 16;
 template <class T>
 using WinogradWeight = void(const T* weight, T* u, int64_t taps, int64_t first, int64_t count);
 
-// y [images, height, width, out].
+// y[k] [images, height, width, out] with the weight u[k], of each of `num` convolutions of the same frames.
 template <class T>
-using WinogradConvolve = void(const T* frames, const T* u, T* y, const ConvolutionShape& shape, int64_t images, T* workspace);
+using WinogradConvolve = void(const T* frames, const T* const* u, T* const* y, int64_t num, const ConvolutionShape& shape,
+                              int64_t images, T* workspace);
 
-// du [36, weight_place(in * out)] = the sums over both frames, or += with `add`.
+// du[k] [36, weight_place(in * out)] = the sums over `frames` and dz_frames[k], or += with `add`.
 template <class T>
-using WinogradWeightGradient = void(const T* frames, const T* dz_frames, T* du, const ConvolutionShape& shape, int64_t images,
-                                    bool add, T* workspace);
+using WinogradWeightGradient = void(const T* frames, const T* const* dz_frames, T* const* du, int64_t num,
+                                    const ConvolutionShape& shape, int64_t images, bool add, T* workspace);
 
 // dweight [3, 3, in, out] = G^T du G; `count` values of in * out, from `first` on.
 template <class T>

@@ -36,7 +36,7 @@ void head_sums(const T* x, const T* dh, const HeadMap<T>& map, const T* mean, in
     for_runs(pixels, [&](int64_t first, int64_t last) {
       V sums[2];
       add_up(first, last, sums, [&](V(&s)[2], int64_t i) {
-        const V v = load_as<V>(x + i * channels + c), g = scale * v + shift > zero ? share : zero;
+        const V v = load_as<V>(x + i * channels + c), g = scale * v + shift <= zero ? zero : share;
         s[0] += g;
         s[1] += g * (v - center);
       });
@@ -56,7 +56,7 @@ void head_backward(const T* x, const T* dh, const HeadMap<T>& map, const HeadGra
     const V of_z = load_as<V>(gradient.of_z + c), constant = load_as<V>(gradient.constant + c);
     for (int64_t at = c; at < pixels * channels; at += channels) {
       const V v = load_as<V>(x + at);
-      store_as(dx + at, (scale * v + shift > zero ? active : zero) + of_z * v + constant);
+      store_as(dx + at, (scale * v + shift <= zero ? zero : active) + of_z * v + constant);
     }
   });
 }

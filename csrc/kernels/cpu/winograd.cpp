@@ -267,7 +267,8 @@ void winograd_weight(const T* weight, T* u, int64_t taps, int64_t first, int64_t
 }
 
 template <class T>
-void winograd_convolve(const T* frames, const T* u, T* y, const ConvolutionShape& shape, int64_t images, T* workspace) {
+void winograd_convolve(const T* frames, const T* const* u, T* const* y, int64_t num, const ConvolutionShape& shape,
+                       int64_t images, T* workspace) {
   const int64_t row = frame_side(shape.width, 3) * shape.in, y_row = shape.width * shape.out;
   const Grid from = grid_of(shape, shape.in, row, frame_elements(shape.input(), 3));
   const Grid to = grid_of(shape, shape.out, y_row, shape.height * y_row);
@@ -278,15 +279,17 @@ void winograd_convolve(const T* frames, const T* u, T* y, const ConvolutionShape
     for_strips(shape, images, [&](const Strip& strip) {
       transform(frames, v, strip, from, shape.in, row, place);
       const int64_t output = size * strip.first / all, part = size * strip.tiles / all;
-      products(v, u, m, strip.tiles, shape.in, shape.out, place, y + output, part);
-      transform_back(m, y, strip, to, shape.output(), place);
+      for (int64_t k = 0; k < num; ++k) {
+        products(v, u[k], m, strip.tiles, shape.in, shape.out, place, y[k] + output, part);
+        transform_back(m, y[k], strip, to, shape.output(), place);
+      }
     });
   });
 }
 
 template <class T>
-void winograd_weight_gradient(const T* frames, const T* dz_frames, T* du, const ConvolutionShape& shape, int64_t images, bool add,
-                              T* workspace) {
+void winograd_weight_gradient(const T* frames, const T* const* dz_frames, T* const* du, int64_t num,
+                              const ConvolutionShape& shape, int64_t images, bool add, T* workspace) {
   const int64_t side = frame_side(shape.width, 3), row = side * shape.in, dz_row = side * shape.out;
   const Grid from = grid_of(shape, shape.in, row, frame_elements(shape.input(), 3));
   const Grid of_dz = grid_of(shape, shape.out, dz_row, frame_elements(shape.output(), 3));
@@ -295,8 +298,10 @@ void winograd_weight_gradient(const T* frames, const T* dz_frames, T* du, const 
     T* const dm = workspace + kWinogradPlaces * place;
     for_strips(shape, images, [&](const Strip& strip) {
       transform(frames, v, strip, from, shape.in, row, place);
-      transform_gradient(dz_frames + dz_row + shape.out, dm, strip, of_dz, shape.out, dz_row, place);
-      weight_products(v, dm, du, strip.tiles, shape.in, shape.out, place, add || strip.first > 0);
+      for (int64_t k = 0; k < num; ++k) {
+        transform_gradient(dz_frames[k] + dz_row + shape.out, dm, strip, of_dz, shape.out, dz_row, place);
+        weight_products(v, dm, du[k], strip.tiles, shape.in, shape.out, place, add || strip.first > 0);
+      }
     });
   });
 }
