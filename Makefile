@@ -69,7 +69,8 @@ build/shim/test_checker: $(addprefix build/shim/,checker_cases.cu.o test_checker
 
 .PRECIOUS: build/shim/%.o build/shim/%.cu.o
 
-test-native: $(ISAS:%=build/native/%) $(SHIM_TESTS)  ## the kernels alone: the CPU's under sanitizers, the GPU's on the host
+test-native:  ## the kernels alone: the CPU's under sanitizers, the GPU's on the host
+	$(MAKE) --no-print-directory -j $$(nproc) $(ISAS:%=build/native/%) $(SHIM_TESTS)
 	for isa in $(ISAS); do echo "kernels, $$isa" && ./build/native/$$isa || exit 1; done
 	for test in $(SHIM_TESTS); do echo "CUDA on the host, $$(basename $$test)" && ./$$test || exit 1; done
 

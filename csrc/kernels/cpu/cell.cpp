@@ -263,31 +263,33 @@ void node_sums(const T* dy, const T* const* z, const T* const* mean, int64_t num
   });
 }
 
+// Image by image, as they lie in memory: other threads wrote them.
 template <class T>
 void join_moments(const double* means, const double* m2s, int64_t images, int64_t pixels, int64_t channels, double* mean,
                   double* variance) {
+  for (int64_t c = 0; c < channels; ++c) mean[c] = variance[c] = 0;
+  for (int64_t i = 0; i < images; ++i, means += channels, m2s += channels) {
+    const double share = 1 / double(i + 1), weight = double(pixels) * double(i) * share;
+    for_channels<double>(channels, [=](int64_t c, auto zero) {
+      using V = decltype(zero);
+      const V joined = load_as<V>(mean + c), distance = load_as<V>(means + c) - joined;
+      store_as(mean + c, joined + distance * share);
+      store_as(variance + c, load_as<V>(variance + c) + load_as<V>(m2s + c) + distance * distance * weight);
+    });
+  }
   const double count = images * pixels > 0 ? double(images * pixels) : 1;
-  for_channels<double>(channels, [&](int64_t c, auto zero) {
-    using V = decltype(zero);
-    V joined = zero, m2 = zero;
-    for (int64_t i = 0; i < images; ++i) {
-      const double share = 1 / double(i + 1), weight = double(pixels) * double(i) * share;
-      const V distance = load_as<V>(means + i * channels + c) - joined;
-      joined += distance * share;
-      m2 += load_as<V>(m2s + i * channels + c) + distance * distance * weight;
-    }
-    store_as(mean + c, joined);
-    store_as(variance + c, m2 / count);
-  });
+  for (int64_t c = 0; c < channels; ++c) variance[c] /= count;
 }
 
 template <class T>
 void add_images(const double* rows, int64_t images, int64_t width, double* sum) {
-  for_channels<double>(width, [&](int64_t c, auto zero) {
-    auto added = zero;
-    for (int64_t i = 0; i < images; ++i) added += load_as<decltype(zero)>(rows + i * width + c);
-    store_as(sum + c, added);
-  });
+  for (int64_t c = 0; c < width; ++c) sum[c] = 0;
+  for (int64_t i = 0; i < images; ++i, rows += width) {
+    for_channels<double>(width, [=](int64_t c, auto zero) {
+      using V = decltype(zero);
+      store_as(sum + c, load_as<V>(sum + c) + load_as<V>(rows + c));
+    });
+  }
 }
 
 template <class T>
