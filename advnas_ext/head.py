@@ -10,8 +10,8 @@ from advnas_ext import _C, native
 class NormReluMean(nn.Sequential):
     """Batch norm, ReLU and the mean over the pixels, fused.
 
-    float32 and float64 on the host run natively. The rest runs in plain PyTorch, and so does a batch norm that has hooks, is of
-    another class or averages its statistics cumulatively (``momentum=None``).
+    float32 and float64 on the host run natively. The rest runs in plain PyTorch, and so do modules that have hooks or are of
+    another class, and a batch norm that averages its statistics cumulatively (``momentum=None``).
 
     Args:
         channels: of the input.
@@ -32,24 +32,24 @@ class NormReluMean(nn.Sequential):
         Raises:
             ValueError: ``x`` has another shape, or batch statistics would be of one value.
             TypeError: ``x`` has another type than the parameters.
-            RuntimeError: in a double backward pass, which is not implemented.
+            RuntimeError: in a double backward pass or in forward mode, which are not implemented.
         """
-        norm: nn.BatchNorm2d = self[0]  # type: ignore[assignment]
-        if x.dim() != 4 or x.shape[1] != norm.num_features:
-            raise ValueError(
-                f"head: x must have shape [batch, {norm.num_features}, height, width], got {list(x.shape)}"
-            )
-        return self._native(x, norm) if self._is_native(x, norm) else self.plain(x)
+        return self._native(x) if self._is_native(x) else self.plain(x)
 
     def plain(self, x: Tensor) -> Tensor:
         """The same in plain PyTorch."""
         return super().forward(x).mean((2, 3))
 
-    def _is_native(self, x: Tensor, norm: nn.BatchNorm2d) -> bool:
-        usual = [type(module) for module in self] == [nn.BatchNorm2d, nn.ReLU] and norm.momentum is not None
+    def _is_native(self, x: Tensor) -> bool:
+        usual = [type(module) for module in self] == [nn.BatchNorm2d, nn.ReLU] and self[0].momentum is not None
         return usual and x.is_cpu and native.runs_natively(x) and not any(map(native.has_hooks, self))
 
-    def _native(self, x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+    def _native(self, x: Tensor) -> Tensor:
+        norm: nn.BatchNorm2d = self[0]  # type: ignore[assignment]
+        if x.dim() != 4 or x.shape[1] != norm.num_features:
+            raise ValueError(
+                f"head: x must have shape [batch, {norm.num_features}, height, width], got {list(x.shape)}"
+            )
         weight, bias = native.weight_and_bias(norm)
         mean, variance, tracked = native.running_statistics(norm)
         if weight is not None and weight.dtype != x.dtype:

@@ -65,12 +65,12 @@ Tensor run_forward(const Tensor& x, Call& call) {
   return h;
 }
 
-struct Gradients {
+struct HeadGradients {
   Tensor x, gamma, beta;
 };
 
 template <class T>
-Gradients run_backward(const Tensor& x, const Tensor& dh, const Call& call, bool wants_x) {
+HeadGradients run_backward(const Tensor& x, const Tensor& dh, const Call& call, bool wants_x) {
   const auto& kernels = cpu::kernels<T>();
   const Images<const T> images(x);
   const int64_t batch = x.size(0), channels = x.size(1), pixels = x.size(2) * x.size(3);
@@ -85,7 +85,7 @@ Gradients run_backward(const Tensor& x, const Tensor& dh, const Call& call, bool
   });
   const Row sums = sum_images(partial, 2 * channels);
   const NormGradient norm = gradient_of(call.norm, 1, sums.data(), sums.data() + channels, batch * pixels);
-  Gradients result{Tensor(), tensor_of(norm.dgamma).to(x.scalar_type()), tensor_of(norm.dbeta).to(x.scalar_type())};
+  HeadGradients result{Tensor(), tensor_of(norm.dgamma).to(x.scalar_type()), tensor_of(norm.dbeta).to(x.scalar_type())};
   if (!wants_x) return result;
   const auto of_dy = cast<T>(norm.of_dy), of_z = cast<T>(norm.of_z), constant = cast<T>(norm.constant);
   result.x = empty_images(batch, shape_of(x), x.scalar_type());
@@ -113,7 +113,7 @@ class Head : public torch::autograd::Function<Head> {
     TORCH_CHECK(!at::GradMode::is_enabled(), "head: double backward is not implemented; call backward without create_graph");
     const auto call = c10::static_intrusive_pointer_cast<Call>(ctx->saved_data["call"].toCapsule());
     const Tensor x = ctx->get_saved_variables()[0];
-    const Gradients gradients = AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "head_backward", [&] {
+    const HeadGradients gradients = AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "head_backward", [&] {
       return run_backward<scalar_t>(x, grads[0].contiguous(), *call, ctx->needs_input_grad(0));
     });
     const auto put = [](const Tensor& parameter, const Tensor& gradient) { return parameter.defined() ? gradient : Tensor(); };
@@ -137,6 +137,7 @@ Tensor head(const Tensor& x, const std::optional<Tensor>& gamma, const std::opti
                 use_running ? Statistics::kRunning : Statistics::kBatch,
                 {},
                 {}};
+  check_rows(call->norm, x.size(1), x.device());
   call->eps = eps;
   call->momentum = momentum;
   return Head::apply(x, gamma, beta, call);

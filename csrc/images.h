@@ -66,7 +66,7 @@ template <class T>
 class Gathered {
  public:
   void add(const at::Tensor& tensor, const Row& scale, bool pooled) {
-    TORCH_INTERNAL_ASSERT(images_.size() < kMostSources);
+    TORCH_INTERNAL_ASSERT(images_.size() < kMostSources);  // run_forward_cpu() has refused more
     images_.emplace_back(tensor);
     scales_.push_back(cast<T>(scale));
     pooled_.push_back(pooled);

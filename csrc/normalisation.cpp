@@ -3,6 +3,7 @@
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/lerp.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <cmath>
@@ -41,6 +42,16 @@ Row sum_images(const Row& rows, int64_t width) {
   return sum;
 }
 
+void check_rows(const Normalisation& norm, int64_t channels, at::Device device) {
+  for (const Tensor& row : {norm.bias, norm.gamma, norm.beta, norm.running_mean, norm.running_var}) {
+    if (!row.defined()) continue;
+    TORCH_CHECK_VALUE(row.numel() == channels, "advnas_ext: bias and batch norm must have ", channels,
+                      " values, one a channel, got ", row.numel());
+    TORCH_CHECK_VALUE(row.device() == device, "advnas_ext: the images are on ", device, " and batch norm on ", row.device(),
+                      "; move one of them with .to()");
+  }
+}
+
 void take_parameters(Normalisation& norm, int64_t channels) {
   const auto row_or = [&](const Tensor& tensor, double value) {
     return tensor.defined() ? row_of(tensor) : Row(channels, value);
@@ -70,7 +81,7 @@ void take_batch_statistics(Normalisation& norm, const Moments& moments, int64_t 
   norm.rows.rstd = variance;
   for (double& v : norm.rows.rstd) v = 1 / std::sqrt(v + eps);
   if (!norm.running_mean.defined()) return;
-  norm.batches_tracked.add_(1);
+  if (norm.batches_tracked.defined()) norm.batches_tracked.add_(1);
   if (count == 0) return;
   for (int64_t c = 0; c < channels; ++c) {
     mean[c] += norm.rows.bias[c];

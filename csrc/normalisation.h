@@ -28,6 +28,9 @@ struct Normalisation {
   at::Tensor device_rows;  // kernels/norm.h
 };
 
+// Refuses rows of another length than `channels` or elsewhere than on `device`.
+void check_rows(const Normalisation& norm, int64_t channels, at::Device device);
+
 void take_parameters(Normalisation& norm, int64_t channels);
 
 // Statistics that do not come from the batch; without batch norm the mean is 0 and the deviation 1.

@@ -96,7 +96,7 @@ template <class T>
 at::Tensor unpack_gradient(const at::Tensor& sums, int64_t shares, bool winograd, const at::Tensor& weight, Chores& chores) {
   if (shares == 0) return at::zeros_like(weight);
   const at::Tensor gradient = empty_buffer_like(weight);
-  const auto view = view_forward<T>(weight);
+  const auto view = view_forward<T>(gradient);  // its layout is another one if the weight has gaps
   const int64_t taps = view.size * view.size, places = winograd ? kWinogradPlaces : taps, place = view.rows * view.columns;
   const at::Tensor finished = winograd ? empty_buffer({taps * place}, weight.scalar_type()) : sums;
   // In pieces of many rows: adding goes through each share's rows, and long runs are twice as fast as short ones.

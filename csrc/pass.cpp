@@ -15,15 +15,14 @@ namespace {
 
 using at::Tensor;
 
-void check(const Term& term, const Convolution& convolution, const ImageShape& source, const ImageShape& target, int64_t batch) {
+void check(const Term& term, const Convolution& convolution, const ImageShape& source, const ImageShape& target,
+           const Tensor& x) {
   const int64_t in = convolution.depthwise.defined() ? convolution.depthwise.size(0) : convolution.weight.size(1);
   TORCH_CHECK_VALUE(source.channels == in, "advnas_ext: a convolution takes ", in, " channels, got ", source.channels);
-  for (const Tensor& row : {convolution.bias, convolution.gamma, convolution.beta}) {
-    TORCH_CHECK_VALUE(!row.defined() || row.numel() == target.channels,
-                      "advnas_ext: bias and batch norm after a convolution must have ", target.channels, " values, got ",
-                      row.numel());
-  }
-  TORCH_CHECK_VALUE(convolution.statistics != Statistics::kBatch || batch * target.height * target.width != 1,
+  TORCH_CHECK_VALUE(convolution.weight.device() == x.device(), "advnas_ext: the images are on ", x.device(),
+                    " and a convolution on ", convolution.weight.device(), "; move one of them with .to()");
+  check_rows(convolution, target.channels, x.device());
+  TORCH_CHECK_VALUE(convolution.statistics != Statistics::kBatch || x.size(0) * target.height * target.width != 1,
                     "OnePathCell: batch statistics need more than one value per channel, got one image of ", source.height, "x",
                     source.width, "; use more or larger images, or running statistics and eval()");
   TORCH_CHECK_VALUE(!convolution.depthwise.defined() || (term.piece.stride == 1 && convolution.weight.size(2) == 1),
@@ -38,6 +37,8 @@ void find_shapes(Pass& pass) {
     return term.convolution < 0 ? source : output_shape(source, term.piece, pass.convolutions[term.convolution].weight.size(0));
   };
   pass.shapes.assign(pass.plan.num_nodes, shape_of(pass.nodes[0]));
+  TORCH_CHECK_VALUE(pass.shapes[0].height > 0 && pass.shapes[0].width > 0, "advnas_ext: images must have pixels, got ",
+                    pass.shapes[0].height, "x", pass.shapes[0].width);
   for (int64_t node = 1; node < pass.plan.num_nodes; ++node) {
     const auto& terms = pass.plan.into[node];
     ImageShape& expected = pass.shapes[node];
@@ -45,7 +46,7 @@ void find_shapes(Pass& pass) {
     for (const Term& term : terms) {
       const ImageShape shape = shape_after(term);
       if (term.convolution >= 0) {
-        check(term, pass.convolutions[term.convolution], pass.shapes[term.source], shape, pass.nodes[0].size(0));
+        check(term, pass.convolutions[term.convolution], pass.shapes[term.source], shape, pass.nodes[0]);
       }
       TORCH_CHECK_VALUE(shape.height == expected.height && shape.width == expected.width && shape.channels == expected.channels,
                         "advnas_ext: operations into one node differ in the shapes of their outputs, ", shape.channels, "x",

@@ -134,6 +134,11 @@ class Forward {
 }  // namespace
 
 void run_forward_cpu(Pass& pass) {
+  for (int64_t node = 0; node < pass.plan.num_nodes; ++node) {
+    const size_t most = std::max(pass.plan.into[node].size(), pass.plan.out_of[node].size());
+    TORCH_CHECK_VALUE(most <= kMostSources, "advnas_ext: at most ", kMostSources,
+                      " operations may arrive at a node or leave it, got ", most, " at node ", node);
+  }
   pass.nodes[0] = pass.nodes[0].contiguous(at::MemoryFormat::ChannelsLast);
   for (Convolution& convolution : pass.convolutions) take_parameters(convolution, convolution.weight.size(0));
   AT_DISPATCH_FLOATING_TYPES(pass.type, "cell_forward", [&] { Forward<scalar_t>(pass).run(); });

@@ -373,7 +373,7 @@ def test_values_made_again(ops):
 @pytest.mark.parametrize("ops", [(3, 3, 3, 3, 3, 3), (3, 2, 3, 3, 2, 2), (2, 2, 2, 1, 2, 3)], ids=str)
 @pytest.mark.parametrize(("size", "channels"), [(12, 8), (5, 3)])
 def test_convolutions_that_leave_one_node_together(ops, frozen, size, channels):
-    """Six convolutions leave the first of seven nodes; some weights want no gradient."""
+    """Five or six convolutions leave the first of seven nodes; some weights want no gradient."""
     torch.manual_seed(0)
     cell = OnePathCell(channels, num_nodes=7).double()
     x, weight = torch.randn(2, 3, channels, size, size, dtype=torch.double)

@@ -345,3 +345,34 @@ def test_a_longer_sequence_is_run_as_it_is():
     head = NormReluMean(6)
     head.append(nn.Dropout(1.0))
     assert not head(torch.randn(4, 6, 5, 5)).any()
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
+def test_rows_of_another_length_are_refused(name):
+    """The kernels would read past their end."""
+    head = NormReluMean(4096).eval()
+    row = torch.ones(4)
+    setattr(head[0], name, nn.Parameter(row) if name in ("weight", "bias") else row)
+    with pytest.raises(ValueError, match="must have 4096 values, one a channel, got 4"):
+        head(torch.randn(2, 4096, 1, 2))
+
+
+@pytest.mark.parametrize("module", [nn.GroupNorm(2, 8), nn.Identity()], ids=str)
+def test_another_norm_is_run_as_it_is(module):
+    head, x = NormReluMean(8), torch.randn(4, 8, 5, 5)
+    head[0] = module
+    assert torch.equal(head(x), head.plain(x))
+
+
+def test_batches_need_not_be_counted():
+    head, x = NormReluMean(8), torch.randn(4, 8, 5, 5)
+    head[0].num_batches_tracked = None
+    plain = copy.deepcopy(head).double()
+    head(x)
+    plain.plain(x.double())
+    assert (head[0].running_var - plain[0].running_var).abs().max() < 1e-5
+
+
+def test_an_empty_batch_counts(head):
+    head(torch.randn(0, 8, 5, 5))
+    assert head[0].num_batches_tracked == NormReluMean(8)[0].num_batches_tracked + 1

@@ -95,3 +95,35 @@ def test_a_hand_computed_graph():
     graph.node([([convolution(Before.NOTHING, conv)], pooled, -1), ([IDENTITY], 0, -1)])
     x = torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]])
     assert graph.run(x).tolist() == [[[[11.0, 12.0], [13.0, 16.0]]]]
+
+
+def test_a_weight_with_gaps_gets_its_gradient(close):
+    conv = nn.Conv2d(8, 8, 3, padding=1, bias=False).double()
+    conv.weight = nn.Parameter(torch.randn(8, 24, 3, 3).double()[:, ::3])
+    x, dy = torch.randn(2, 2, 8, 9, 9).double()
+    (graph_of(convolution(Before.NOTHING, conv)).run(x) * dy).sum().backward()
+    found, conv.weight.grad = conv.weight.grad, None
+    (conv(x) * dy).sum().backward()
+    close(found, conv.weight.grad)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
+def test_batch_norm_of_another_length_is_refused(name):
+    conv, norm = nn.Conv2d(2, 4096, 1), nn.BatchNorm2d(4096).eval()
+    row = torch.ones(4)
+    setattr(norm, name, nn.Parameter(row) if name in ("weight", "bias") else row)
+    with pytest.raises(ValueError, match="must have 4096 values, one a channel, got 4"):
+        graph_of(convolution(Before.NOTHING, conv, norm)).run(torch.randn(1, 2, 3, 3))
+
+
+@pytest.mark.parametrize("size", [(0, 4), (4, 0)], ids=str)
+@pytest.mark.parametrize("step", [AVG_POOL, IDENTITY], ids=["pool", "skip"])
+def test_images_without_pixels_are_refused(step, size):
+    with pytest.raises(ValueError, match=f"images must have pixels, got {size[0]}x{size[1]}"):
+        graph_of(step).run(torch.randn(2, 8, *size))
+
+
+def test_more_operations_at_a_node_than_the_kernels_take():
+    assert torch.equal(graph_of(*[IDENTITY] * 64).run(torch.ones(1, 1, 1, 1)), torch.full((1, 1, 1, 1), 64.0))
+    with pytest.raises(ValueError, match="at most 64 operations may arrive at a node or leave it, got 65 at node 0"):
+        graph_of(*[IDENTITY] * 65).run(torch.ones(1, 1, 1, 1))
