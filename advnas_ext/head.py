@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from advnas_ext import _C, native
 
+_DEVICES = ("cpu",)  # with kernels for it
+
 
 class NormReluMean(nn.Sequential):
     """Batch norm, ReLU and the mean over the pixels, fused.
@@ -42,7 +44,7 @@ class NormReluMean(nn.Sequential):
 
     def _is_native(self, x: Tensor) -> bool:
         usual = [type(module) for module in self] == [nn.BatchNorm2d, nn.ReLU] and self[0].momentum is not None
-        return usual and x.is_cpu and native.runs_natively(x) and not any(map(native.has_hooks, self))
+        return usual and x.device.type in _DEVICES and native.runs_natively(x) and not any(map(native.has_hooks, self))
 
     def _native(self, x: Tensor) -> Tensor:
         norm: nn.BatchNorm2d = self[0]  # type: ignore[assignment]

@@ -15,7 +15,7 @@ import torch
 from cuda_shapes import Launch
 
 import advnas_ext
-from advnas_ext import OnePathCell, Path, native
+from advnas_ext import OnePathCell, Path, head, native
 
 
 def load() -> ModuleType:
@@ -57,10 +57,12 @@ class Launches:
         found: Counter[Launch] = Counter()
         host, types = native._run, native._TYPES
         native._run, native._TYPES = self.module.cell, {"cpu": types["cuda"]}
+        heads, head._DEVICES = head._DEVICES, ()
         self.module.clear_launch_counts()
         try:
             yield found
         finally:
             native._run, native._TYPES = host, types
+            head._DEVICES = heads
         for (kernel, grid, block, shared), count in self.module.launch_counts().items():
             found[Launch(kernel.strip("()").split("<")[0], grid, block, shared)] += count

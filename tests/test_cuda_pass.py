@@ -10,7 +10,7 @@ import torch
 from comparison import compare
 
 from advnas.spaces import nasbench201
-from advnas_ext import NAS_BENCH_201, OnePathCell, OnePathRecurrentCell, Path, native, recurrent, reference
+from advnas_ext import NAS_BENCH_201, OnePathCell, OnePathRecurrentCell, Path, head, native, recurrent, reference
 from advnas_ext.operations import OPERATIONS
 
 NORMS = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
@@ -27,6 +27,7 @@ def shim(extension, monkeypatch):
     assert extension.cuda
     monkeypatch.setattr(native, "_run", extension.cell)
     monkeypatch.setattr(native, "_TYPES", {"cpu": native._TYPES["cuda"]})
+    monkeypatch.setattr(head, "_DEVICES", ())
     monkeypatch.setattr(recurrent, "_run", extension.recurrent)
     torch.set_num_threads(1)
 
