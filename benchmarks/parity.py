@@ -204,7 +204,7 @@ def train(state: SearchState, side: Side, settings: Settings, advance: Callable[
         train_loss = state.train_loss / state.step
         losses = []
         for ops in VALID_PATHS:
-            losses.append(evaluate(state, ops)[0])
+            losses.append(evaluate(state, ops, state.config.valid_batches)[0])
             advance()
         valid_loss = statistics.fmean(losses)
         state.epoch, state.step, state.train_loss = state.epoch + 1, 0, 0.0

@@ -1,6 +1,8 @@
 import copy
 import json
+import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -118,3 +120,37 @@ def test_figure_of_growth(tmp_path):
     growth.draw(curves, tmp_path / "growth.svg")
     assert "<svg" in (tmp_path / "growth.svg").read_text()
     assert [row[-1] for row in growth.sheet(curves).rows] == ["yes"] * 4
+
+
+@pytest.fixture
+def cifar10(tmp_path):
+    """500 random images to train with."""
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": [b"%d" % i for i in range(10)]}, 2))
+    rng = np.random.default_rng(0)
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        content = {
+            b"data": rng.integers(0, 256, (100, 3072), dtype=np.uint8),
+            b"labels": rng.integers(0, 10, 100).tolist(),
+        }
+        (folder / name).write_bytes(pickle.dumps(content, 2))
+    return folder
+
+
+def test_parity_from_end_to_end(cifar10, tmp_path, monkeypatch, capsys):
+    """Two small runs of each side; from the same weights, images and paths the first losses are nearly equal."""
+    import parity
+
+    monkeypatch.setattr(parity, "VALID_PATHS", parity.VALID_PATHS[:2])
+    settings = parity.Settings(cifar10, seeds=2, epochs=1, out=tmp_path, images=256)
+    parity.main(settings)
+    runs = parity.Store(tmp_path / "parity.csv", settings).runs()
+    assert runs.keys() == {(seed, side) for seed in range(2) for side in ("plain", "engine")}
+    for seed in range(2):
+        plain, engine = (runs[seed, side][0] for side in ("plain", "engine"))
+        assert plain.train_loss == pytest.approx(engine.train_loss, rel=1e-3)
+        assert plain.valid_loss == pytest.approx(engine.valid_loss, rel=1e-2)
+    assert runs[0, "engine"] != runs[1, "engine"]
+    assert "parity.svg" in capsys.readouterr().out.replace("\n", "")
+    assert (tmp_path / "parity.svg").stat().st_size > 0
