@@ -42,12 +42,15 @@ class Forward {
 
  private:
   void find_made_again() {
-    const auto is_convolution = [](const Term& term) { return term.convolution >= 0; };
     pass_.made_again.assign(pass_.plan.num_nodes, false);
     for (int64_t node = 1; node + 1 < pass_.plan.num_nodes; ++node) {
       const auto& into = pass_.plan.into[node];
-      pass_.made_again[node] = !into.empty() && std::all_of(into.begin(), into.end(), is_convolution);
+      pass_.made_again[node] = !into.empty() && are_convolutions(into);
     }
+  }
+
+  static bool are_convolutions(const std::vector<Term>& terms) {
+    return std::all_of(terms.begin(), terms.end(), [](const Term& term) { return term.convolution >= 0; });
   }
 
   std::vector<Leaving<T>> convolutions_that_leave(int64_t node) {
@@ -71,9 +74,7 @@ class Forward {
     const Gathered<T> sources = gather_value<T>(pass_, node, bias);
     const auto typed_bias = cast<T>(bias);
     // Where nothing reads the node later, its value stays in the workspace.
-    const auto& out_of = pass_.plan.out_of[node];
-    const bool passes = pass_.is_made_again(node) &&
-                        std::all_of(out_of.begin(), out_of.end(), [](const Term& term) { return term.convolution >= 0; });
+    const bool passes = pass_.is_made_again(node) && are_convolutions(pass_.plan.out_of[node]);
     if (node > 0 && !passes) pass_.nodes[node] = empty_images(pass_.batch, shape, pass_.type);
     const Images<T> kept(node > 0 && !passes ? pass_.nodes[node] : Tensor());
     const Images<const T> input(pass_.nodes[0]);
