@@ -148,4 +148,4 @@ paper-nb201: $(VENV)/.built  ## all estimators side by side on CIFAR-10 (hours; 
 	$(BIN)/python benchmarks/paper_nb201.py --data-dir $(DATA_DIR) --table $(TABLE)
 
 clean:  ## remove .venv and everything built
-	rm -rf $(VENV) $(CUDA_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks .coverage advnas_ext/_C*.so advnas_ext/_build.json
+	rm -rf $(VENV) $(CUDA_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks .coverage python/advnas_ext/_C*.so python/advnas_ext/_build.json

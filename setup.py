@@ -127,7 +127,7 @@ class Build(build_ext):
 
     def copy_extensions_to_source(self) -> None:
         super().copy_extensions_to_source()
-        self.copy_file(str(Path(self.build_lib, "advnas_ext", INFO)), str(ROOT / "advnas_ext" / INFO))
+        self.copy_file(str(Path(self.build_lib, "advnas_ext", INFO)), str(ROOT / "python" / "advnas_ext" / INFO))
 
     def get_outputs(self) -> list[str]:
         return [*super().get_outputs(), str(Path(self.build_lib, "advnas_ext", INFO))]

@@ -23,8 +23,8 @@ enum ConvolutionTensor {
   kNumConvolutionTensors
 };
 
-// A graph of nodes on one path, with autograd: advnas_ext/reference.py has the formula, advnas_ext/native.py the checks of shapes
-// and types.
+// A graph of nodes on one path, with autograd: python/advnas_ext/reference.py has the formula, python/advnas_ext/native.py the
+// checks of shapes and types.
 //
 // x: [batch, channels, height, width], float32 or float64 on the host, float32, float16 or bfloat16 on the device. gates: any
 // shape; Link::gate is a place in it, flattened; their gradient goes to the device where they are. gate_values: the same values,

@@ -1,4 +1,4 @@
-// torch.ops.advnas_ext.gate and gate_backward: documented in advnas_ext/gate.py, formula in kernels/gate.h.
+// torch.ops.advnas_ext.gate and gate_backward: documented in python/advnas_ext/gate.py, formula in kernels/gate.h.
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>

@@ -6,7 +6,7 @@
 
 namespace advnas {
 
-// Batch norm, ReLU and the mean over the pixels, with autograd; advnas_ext/head.py has the checks.
+// Batch norm, ReLU and the mean over the pixels, with autograd; python/advnas_ext/head.py has the checks.
 //
 // x: [batch, channels, height, width], float32 or float64 on the host. gamma, beta: [channels] of its type, or none.
 // running_mean, running_var, batches_tracked: [channels] and one int64, or none. use_running: whether batch norm takes them, not

@@ -1,5 +1,5 @@
 // One forward and one backward pass of a graph of nodes on one path, without autograd: a cell, a stem, or all blocks of a
-// supernet. Formula: advnas_ext/reference.py.
+// supernet. Formula: python/advnas_ext/reference.py.
 //
 // Both passes go node by node, and at each node once over the images of the batch, a few images at a time while they are in the
 // cache:

@@ -7,8 +7,8 @@
 
 namespace advnas {
 
-// A sequence through the recurrent cell on one path, with autograd: advnas_ext/reference.py has the formula,
-// advnas_ext/recurrent.py the checks of what users pass.
+// A sequence through the recurrent cell on one path, with autograd: python/advnas_ext/reference.py has the formula,
+// python/advnas_ext/recurrent.py the checks of what users pass.
 //
 // x: [length, batch, units]. h: [batch, units]. gates: [num_edges, picks], on the host. offsets: zeros [num_edges] on the host,
 // or none. ops: of every pick, in the order of the gates, a RecurrentOp, or kNumRecurrentOps for an operation that contributes
