@@ -1,4 +1,4 @@
-"""Settings of a search and of a retraining. The defaults are NAS-Bench-201's protocols (Dong & Yang, ICLR 2020).
+"""Settings that every search and every retraining has; a task adds its own, and its defaults.
 
 Precedence, lowest first: defaults, preset, YAML file, command line. A setting is checked where the configuration object is made, so
 that Python code, YAML files and flags all get the same message.
@@ -19,11 +19,10 @@ from pydantic_core import to_jsonable_python
 from typing_extensions import Self
 
 from advnas.spaces import SPACES
-from advnas.spaces.nasbench201 import REDUCTIONS
 from advnas_ext import ESTIMATORS
 
 
-def _one_of(names: Mapping[str, object]) -> Callable[[str], str]:
+def one_of(names: Mapping[str, object]) -> Callable[[str], str]:
     def check(name: str) -> str:
         if name not in names:
             raise ValueError(f"must be one of {', '.join(names)}")
@@ -32,28 +31,23 @@ def _one_of(names: Mapping[str, object]) -> Callable[[str], str]:
     return check
 
 
-def _available(task: str) -> str:
-    if task == "language":
-        raise ValueError("language is not available yet: use image")
-    return task
-
-
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PositiveRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Task = Annotated[Literal["image", "language"], AfterValidator(_available)]
-Space = Annotated[str, AfterValidator(_one_of(SPACES)), tyro.conf.arg(metavar="|".join(SPACES))]
-EstimatorName = Annotated[str, AfterValidator(_one_of(ESTIMATORS)), tyro.conf.arg(metavar="|".join(ESTIMATORS))]
-Reduction = Annotated[str, AfterValidator(_one_of(REDUCTIONS)), tyro.conf.arg(metavar="|".join(REDUCTIONS))]
+TaskName = Annotated[Literal["image", "language"], tyro.conf.arg(metavar="image|language")]
+Amp = Annotated[Literal["bfloat16", "float16"] | None, tyro.conf.arg(metavar="bfloat16|float16")]
+Space = Annotated[str, AfterValidator(one_of(SPACES)), tyro.conf.arg(metavar="|".join(SPACES))]
+EstimatorName = Annotated[str, AfterValidator(one_of(ESTIMATORS)), tyro.conf.arg(metavar="|".join(ESTIMATORS))]
 Operations = Annotated[tuple[str, ...], tyro.conf.arg(metavar="OP ...")]
 OptionalFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 OptionalFolder = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
 OptionalCount = Annotated[Count | None, tyro.conf.arg(metavar="INT")]
 EstimatorSettings = Annotated[dict[str, int | float | bool | str | None], tyro.conf.arg(metavar="NAME VALUE ...")]
-Data = Annotated[str, Field(min_length=1), tyro.conf.arg(metavar="digits|cifar10|cifar100|FOLDER")]
+Name = Annotated[str, Field(min_length=1)]
+Device = Annotated[str | None, tyro.conf.arg(metavar="cpu|cuda|cuda:N")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,53 +116,44 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(Settings):
-    """Settings of the search. A YAML file has the same names, with _ for -."""
+    """Settings of a search. A YAML file has the same names, with _ for -."""
 
-    task: Task = "image"
-    """What the cell is for."""
-    space: Space = "nasbench201"
+    task: TaskName
+    """What the cell is for. It decides which other settings there are."""
+    space: Space
     """Search space."""
-    data: Data = "digits"
-    """Data set, or a folder with an image folder for each class."""
+    data: Name
+    """Data set."""
     data_dir: OptionalFolder = None
-    """Where the data set lies, for CIFAR the folder that holds cifar-10-batches-py or cifar-100-python."""
+    """Where the data set lies."""
     estimator: EstimatorName = "advantage"
     """How the gradient of the logits is estimated. See the README for what each one is."""
     estimator_settings: EstimatorSettings = field(default_factory=dict)
     """Settings of the estimator's own, as NAME VALUE pairs."""
     without: Operations = ()
     """Operations of the space that are left out, such as none."""
-    epochs: Count = 250
-    """Passes over the weights' half of the training set."""
+    epochs: Count
+    """Passes over the weights' part of the training set."""
     warmup_epochs: Index = 0
     """First epochs that train the weights on uniform paths and leave the logits alone."""
     warm_start: OptionalFolder = None
     """Run folder of a search with the same data, network, seed and settings of the weights that ended with its warm-up: go on from
     there, as if the warm-up had been this search's own."""
     steps_per_epoch: OptionalCount = None
-    """Batches in an epoch; None: as many as the half holds."""
-    channels: Count = 16
-    """Channels of the first stage; the second and third have twice and four times as many."""
-    cells: Count = 5
-    """Cells in each of the three stages."""
-    reduction: Reduction = "residual"
-    """Block between the stages: NAS-Bench-201's residual one, or a light one (mean, 1x1 convolution), which leaves the work to the
-    cells."""
-    image_size: OptionalCount = None
-    """Images with more pixels a side are shrunk to that many; None: they stay as they are."""
-    batch_size: Count = 64
-    """Images in a batch."""
-    lr: PositiveRate = 0.025
+    """Batches in an epoch; None: as many as a pass has."""
+    batch_size: Count
+    """Examples in a batch."""
+    lr: PositiveRate
     """Learning rate of the weights (SGD), at the start."""
-    lr_min: Rate = 0.001
+    lr_min: Rate
     """Learning rate of the weights at the end of its cosine."""
-    momentum: Fraction = 0.9
+    momentum: Fraction
     """Momentum of the weights."""
-    nesterov: bool = True
+    nesterov: bool
     """Nesterov's form of momentum."""
-    weight_decay: Rate = 5e-4
+    weight_decay: Rate
     """L2 penalty on the weights."""
-    grad_clip: PositiveRate = 5.0
+    grad_clip: PositiveRate
     """Largest norm of the weights' gradient."""
     arch_init: Rate = 1e-3
     """Standard deviation of the logits at the start. It decides between operations that are still equal."""
@@ -178,78 +163,60 @@ class SearchConfig(Settings):
     """Adam's two averages, for the logits."""
     arch_weight_decay: Rate = 1e-3
     """L2 penalty on the logits."""
-    valid_batches: Count = 16
-    """Batches of the architecture's half on which the current best cell is measured after each epoch."""
-    judge_cells: Index = 0
-    """Cells in each of the three stages of the networks in which, at the end, the best cell and those that differ from it on one
-    edge are trained and compared; 0: the best cell is the result as it is."""
-    judge_steps: Count = 150
+    arch_grad_clip: Annotated[PositiveRate | None, tyro.conf.arg(metavar="FLOAT")] = None
+    """Largest norm of the logits' gradient; None: any."""
+    valid_batches: Count
+    """Held-out batches on which the current best cell is measured after each epoch."""
+    halving_cells: Index = 0
+    """Depth (cells a stage, where a network has stages) of the networks in which, at the end, the best cell and those that differ
+    from it on one edge are trained and compared; 0: the best cell is the result as it is."""
+    halving_steps: Count = 150
     """Steps before the first comparison there. Each comparison leaves half of the cells, with twice the steps behind them."""
     table: OptionalFile = None
-    """NAS-Bench-201 table (CSV): looks up the current best cell after each epoch. It never steers."""
+    """Table of the space's cells (CSV): looks up the current best cell after each epoch. It never steers."""
     tensorboard: bool = False
     """Also write TensorBoard event files."""
     seed: Seed = 0
     """The same seed gives the same history on the same machine with the same number of threads."""
     threads: OptionalCount = None
     """CPU threads; None: as many as torch takes."""
+    device: Device = None
+    """Where to run; None: the GPU where there is one and the build has CUDA, else the CPU."""
+    amp: Amp = None
+    """Automatic mixed precision on a GPU; None: float32 throughout."""
     out: OptionalFolder = None
     """Run folder to make; None: a new one, runs/DATA-ESTIMATOR-seedSEED."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrainConfig(Settings):
-    """Settings of the retraining: NAS-Bench-201's for its 200-epoch accuracies. A YAML file has the same names, with _ for -."""
+    """Settings of a retraining. A YAML file has the same names, with _ for -."""
 
     arch: Annotated[str | None, tyro.conf.arg(metavar="CELL")] = None
-    """The cell, such as "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|skip_connect~0|none~1|none~2|"; None: the one that RUN found."""
-    space: Space = "nasbench201"
+    """The cell, as a search prints it, such as "|op~0|+|op~0|op~1|+|op~0|op~1|op~2|"; None: the one that RUN found."""
+    task: TaskName
+    """What the cell is for. It decides which other settings there are."""
+    space: Space
     """Search space of the cell."""
-    data: Data = "digits"
-    """Data set, or a folder with an image folder for each class."""
+    data: Name
+    """Data set."""
     data_dir: OptionalFolder = None
-    """Where the data set lies, for CIFAR the folder that holds cifar-10-batches-py or cifar-100-python."""
-    epochs: Count = 200
+    """Where the data set lies."""
+    epochs: Count
     """Passes over the training set."""
-    channels: Count = 16
-    """Channels of the first stage; the second and third have twice and four times as many."""
-    cells: Count = 5
-    """Cells in each of the three stages."""
-    batch_size: Count = 256
-    """Images in a batch."""
-    lr: PositiveRate = 0.1
-    """Learning rate (SGD), at the start; its cosine ends at 0."""
-    momentum: Fraction = 0.9
-    """Momentum."""
-    nesterov: bool = True
-    """Nesterov's form of momentum."""
-    weight_decay: Rate = 5e-4
+    batch_size: Count
+    """Examples in a batch."""
+    lr: PositiveRate
+    """Learning rate (SGD), at the start."""
+    weight_decay: Rate
     """L2 penalty on the weights."""
     seed: Seed = 0
-    """Of the initial weights, the order of the images and their augmentation."""
+    """Of the initial weights and of the order of the data."""
     threads: OptionalCount = None
     """CPU threads; None: as many as torch takes."""
+    device: Device = None
+    """Where to run; None: the GPU where there is one and the build has CUDA, else the CPU."""
+    amp: Amp = None
+    """Automatic mixed precision on a GPU; None: float32 throughout."""
     out: OptionalFolder = None
     """Folder for retrain.json; None: RUN, and without one a new folder, runs/DATA-retrain-seedSEED."""
-
-
-# What differs from the defaults.
-PRESETS: dict[str, dict[str, object]] = {
-    "paper": {},
-    "fast": {
-        "estimator": "rloo",
-        "without": ("none",),
-        "epochs": 14,
-        "warmup_epochs": 8,
-        "channels": 8,
-        "cells": 1,
-        "reduction": "light",
-        "image_size": 16,
-        "lr": 0.1,
-        "arch_lr": 0.01,
-        "arch_weight_decay": 0.0,
-        "valid_batches": 32,
-        "judge_cells": 3,
-        "judge_steps": 120,
-    },
-}

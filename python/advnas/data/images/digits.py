@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from advnas.data.images import Augment, ImageData, Images, pixel_statistics
+from advnas.data.images.base import Augment, ImageData, Images, pixel_statistics
 
 TEST_SHARE = 1 / 3
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from sklearn.model_selection import train_test_split
 
-from advnas.data.images import Augment, ImageData, Images, pixel_statistics
+from advnas.data.images.base import Augment, ImageData, Images, pixel_statistics
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
 TEST_FOLDERS = ("test", "val", "valid")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advnas.data.images import Augment, ImageData, Images
+from advnas.data.images.base import Augment, ImageData, Images
 
 SHAPE = (3, 32, 32)
 # Means and standard deviations of NAS-Bench-201.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advnas.data.images import Augment, Images, normalise
+from advnas.data.images.base import Augment, Images, normalise
 
 
 def split_halves(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:

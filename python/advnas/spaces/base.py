@@ -1,0 +1,109 @@
+"""What a search space is: nodes, edges, operations, and how a cell is written."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """A cell of ``num_nodes`` nodes, an edge from every node to every later one, one operation on each edge.
+
+    Edges are in the order 1<-0, 2<-0, 2<-1, 3<-0, ... A cell as a string has, for each node but the first, the operations on its edges
+    from all earlier nodes: ``|op~0|+|op~0|op~1|+|op~0|op~1|op~2|``.
+
+    Attributes:
+        name: in the registry.
+        task: that it is for.
+        ops: names of the candidate operations.
+        num_nodes: the input included.
+        network: the supernet's class; its arguments are those that the task gives.
+        zero_op: name of the operation that contributes nothing, if there is one.
+        labels: short names of operations, for pictures; the others stand as they are.
+        node_names: of the nodes, for pictures.
+        bends: of an edge (target, source) that is no straight line in pictures: how high its curve reaches and how far its ends are
+            from the middle of their nodes, in pixels; negative heights are upwards.
+        columns: of a benchmark table, worth showing; the first one says which cells are best. Empty: no table knows the space.
+    """
+
+    name: str
+    task: str
+    ops: tuple[str, ...]
+    num_nodes: int
+    network: Callable[..., nn.Module]
+    zero_op: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    node_names: tuple[str, ...] = ()
+    bends: Mapping[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
+
+    @cached_property
+    def edges(self) -> tuple[tuple[int, int], ...]:
+        """(target, source) of every edge."""
+        return tuple((target, source) for target in range(1, self.num_nodes) for source in range(target))
+
+    @property
+    def num_edges(self) -> int:
+        return len(self.edges)
+
+    @property
+    def edge_names(self) -> tuple[str, ...]:
+        return tuple(f"{target}<-{source}" for target, source in self.edges)
+
+    def kept(self, without: Sequence[str]) -> tuple[str, ...]:
+        """The operations that are searched.
+
+        Raises:
+            ValueError: one that is left out is none of the space, or fewer than two remain.
+        """
+        if unknown := [op for op in without if op not in self.ops]:
+            raise ValueError(f"without: must be operations among {', '.join(self.ops)}, got {unknown[0]!r}")
+        remaining = tuple(op for op in self.ops if op not in without)
+        if len(remaining) < 2:
+            raise ValueError(f"without: must leave at least two operations, got {list(without)}")
+        return remaining
+
+    def parse(self, arch: str) -> Tensor:
+        """The operations of a cell given as a string.
+
+        Returns:
+            int64 [num_edges], places in ``ops``.
+
+        Raises:
+            ValueError: the string is malformed or names an unknown operation.
+        """
+        form = "+".join("|" + "".join(f"op~{s}|" for s in range(t)) for t in range(1, self.num_nodes))
+        if not isinstance(arch, str) or not re.fullmatch(re.escape(form).replace("op", "[^|~+]+"), arch):
+            raise ValueError(f"architecture: must have the form {form}, got {arch!r}")
+        names = re.findall(r"([^|~+]+)~", arch)
+        for op in names:
+            if op not in self.ops:
+                close = difflib.get_close_matches(op, self.ops, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"choose among {', '.join(self.ops)}"
+                raise ValueError(f"architecture: unknown operation {op!r}; {hint}")
+        return torch.tensor([self.ops.index(op) for op in names])
+
+    def format(self, ops: Tensor) -> str:
+        """The string of a cell: the inverse of :meth:`parse`.
+
+        Args:
+            ops: integers [num_edges], places in ``ops``.
+
+        Raises:
+            ValueError: the shape is another or a place out of range.
+        """
+        count = len(self.ops)
+        if ops.shape != (self.num_edges,) or ops.is_floating_point() or not all(0 <= op < count for op in ops.tolist()):
+            raise ValueError(
+                f"architecture: needs {self.num_edges} integers from 0 to {count - 1}, got {ops.tolist()}"
+            )
+        names = {edge: self.ops[op] for edge, op in zip(self.edges, ops.tolist(), strict=True)}
+        nodes = ["".join(f"{names[t, s]}~{s}|" for s in range(t)) for t in range(1, self.num_nodes)]
+        return "+".join(f"|{node}" for node in nodes)
