@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-FORMAT = 1  # raised when a checkpoint of an earlier version could no longer be read
+import advnas_ext
+
+FORMAT = 2  # raised when a checkpoint of an earlier version could no longer be read
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -42,7 +44,8 @@ def save(path: Path, kind: str, config: Mapping[str, Any], state: Mapping[str, A
         config: the settings on which the state depends.
     """
     buffer = io.BytesIO()
-    torch.save({"kind": kind, "format": FORMAT, "config": dict(config), "state": dict(state)}, buffer)
+    made_by = {"kind": kind, "format": FORMAT, "version": f"advnas-ext {advnas_ext.__version__}"}
+    torch.save({**made_by, "config": dict(config), "state": dict(state)}, buffer)
     write_atomic(path, buffer.getvalue())
 
 
@@ -74,8 +77,14 @@ def load(path: Path, kind: str, config: Mapping[str, Any], only: Collection[str]
         ) from None
     if damaged is not None:
         raise ValueError(f"{path}: the checkpoint is damaged at {damaged}; start the run again")
-    if not isinstance(payload, dict) or payload.get("kind") != kind or payload.get("format") != FORMAT:
-        raise ValueError(f"{path}: not a checkpoint of an advnas {kind}, format {FORMAT}; choose the folder of one")
+    if not isinstance(payload, dict) or payload.get("kind") != kind:
+        raise ValueError(f"{path}: not a checkpoint of an advnas {kind}; choose the folder of one")
+    if payload.get("format") != FORMAT:
+        maker = payload.get("version", "an advnas-ext without a version")
+        raise ValueError(
+            f"{path}: must have format {FORMAT}, got {payload.get('format')!r}, made by {maker}; go on with that version, "
+            "or start again"
+        )
     names = {**config, **payload["config"]} if only is None else only
     other = [name for name in names if config.get(name) != payload["config"].get(name)]
     if other:

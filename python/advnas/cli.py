@@ -1,4 +1,4 @@
-"""The command line: ``advnas search | retrain | query | lab | info``."""
+"""The command line: ``advnas search | retrain | query | analysis | info``."""
 
 from __future__ import annotations
 
@@ -6,23 +6,20 @@ import contextlib
 import difflib
 import io
 import itertools
-import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 from pydantic import Field
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
-from advnas import report
 from advnas.checkpoint import write_atomic
 from advnas.config import (
-    PRESETS,
     Count,
     OptionalCount,
     OptionalFile,
@@ -30,14 +27,20 @@ from advnas.config import (
     RetrainConfig,
     SearchConfig,
     Settings,
+    Space,
 )
-from advnas.watch import Interrupted
+from advnas.report.console import Rounds, console, facts, print_table
+from advnas.report.numbers import duration, interval
+from advnas.run.folder import RunFolder, task_named_in, write_csv
+from advnas.run.watch import Interrupted
+from advnas.spaces import SPACES
+from advnas.tasks import TASKS, Task
 
 T = TypeVar("T")
+SearchSettings = TypeVar("SearchSettings", bound=SearchConfig)
+RetrainSettings = TypeVar("RetrainSettings", bound=RetrainConfig)
 Several = Annotated[int, Field(ge=4)]  # enough for two halves with a spread, and for a rank correlation
-
-# Columns of a table that query --top shows, where it has them.
-QUERIED = ("cifar10_test_200", "cifar100_test_200", "imagenet16_120_test_200", "params_m", "flops_m")
+Preset = Literal["paper", "fast"]
 
 USAGE = """usage: advnas COMMAND [OPTIONS]
 
@@ -45,44 +48,44 @@ Neural architecture search with one-path estimators.
 
   advnas search     search a cell
   advnas retrain    train a cell from scratch and test it
-  advnas query      look cells up in a NAS-Bench-201 table
-  advnas lab        measure what the estimators' gradients are worth, or how well a supernet ranks cells
+  advnas query      look cells up in a benchmark table
+  advnas analysis   measure what the estimators' gradients are worth, or how well a supernet ranks cells
   advnas info       what was built, and what this machine offers
 
-advnas COMMAND --help explains the options of each.
+advnas COMMAND --help explains the options of each; with --task language those of the other task.
 """
 
-LAB_USAGE = """usage: advnas lab MEASUREMENT CHECKPOINT [OPTIONS]
+ANALYSIS_USAGE = """usage: advnas analysis MEASUREMENT CHECKPOINT [OPTIONS]
 
 Measurements at the fixed weights of a search.
 
-  advnas lab signal   every estimator's gradient beside the exact one: bias, noise, cost
-  advnas lab rank     how well the shared weights rank cells, against a NAS-Bench-201 table
+  advnas analysis signal   every estimator's gradient beside the exact one: bias, noise, cost
+  advnas analysis rank     how well the shared weights rank cells, against a benchmark table
 
-advnas lab MEASUREMENT --help explains the options of each.
+advnas analysis MEASUREMENT --help explains the options of each. advnas lab is the same command.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchArguments:
+class SearchArguments(Generic[SearchSettings]):
     """Search a cell: train a supernet and its architecture in turns.
 
-    For example: advnas search --preset fast --data cifar10 --data-dir DIR
+    For example: advnas search --preset fast --data cifar10 --data-dir DIR, or advnas search --task language --data tiny
 
     Everything goes to a run folder: settings, history, the cell found, figures. Ctrl-C saves and stops after the step.
     """
 
     config: OptionalFile = None
     """YAML file of settings, such as another run's config.yaml. Flags count more."""
-    preset: Literal[tuple(PRESETS)] = "paper"  # type: ignore[valid-type]
-    """paper: NAS-Bench-201's protocol. fast: a small supernet, about seven minutes for CIFAR-10 on two cores."""
+    preset: Preset = "paper"
+    """paper: the protocol of the literature. fast: what finds a good cell in some minutes on two cores."""
     resume: OptionalFolder = None
     """Run folder of an interrupted search: go on as if it had not stopped. Takes no other flag."""
-    settings: OmitArgPrefixes[SearchConfig] = field(default_factory=SearchConfig)
+    settings: OmitArgPrefixes[SearchSettings]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrainArguments:
+class RetrainArguments(Generic[RetrainSettings]):
     """Train a cell from scratch on the whole training set and test it.
 
     For example: advnas retrain RUN, or advnas retrain --arch "|nor_conv_3x3~0|+|...|" --data cifar10 --data-dir DIR
@@ -94,12 +97,12 @@ class RetrainArguments:
     """YAML file of settings. Flags count more."""
     resume: FlagCreatePairsOff[bool] = False
     """Go on with a retraining that was interrupted: add this to the same command."""
-    settings: OmitArgPrefixes[RetrainConfig] = field(default_factory=RetrainConfig)
+    settings: OmitArgPrefixes[RetrainSettings]
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueryArguments:
-    """Look cells up in a NAS-Bench-201 table."""
+    """Look cells up in a benchmark table."""
 
     file: Positional[Annotated[Path, arg(metavar="FILE")]]
     """The table (CSV)."""
@@ -107,8 +110,10 @@ class QueryArguments:
     """The cell, such as "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|skip_connect~0|none~1|none~2|"."""
     top: Annotated[int | None, arg(metavar="INT")] = None
     """Print that many of the best cells."""
-    by: str = "cifar10_test_200"
-    """Column that says which cells are best."""
+    by: str | None = None
+    """Column that says which cells are best; None: the table's usual one."""
+    space: Space = "nasbench201"
+    """Search space of the table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +145,9 @@ class RankArguments(Settings):
     run: Positional[Annotated[Path, arg(metavar="CHECKPOINT")]]
     """Run folder of a search, or the checkpoint in it."""
     table: Annotated[Path, arg(metavar="FILE")]
-    """The NAS-Bench-201 table (CSV)."""
-    column: str = "cifar10_test_200"
-    """Column of the table."""
+    """The table of the space (CSV)."""
+    column: str | None = None
+    """Column of the table; None: its usual one."""
     cells: Several = 200
     """Cells drawn from all, and as many again from the best 5%."""
     batches: Count = 16
@@ -157,99 +162,142 @@ class InfoArguments:
 
 
 def search(args: Sequence[str]) -> None:
-    from advnas import run
+    from advnas.run import search as run
 
-    given = parse(SearchArguments, args, "advnas search", SearchArguments())
+    task = task_asked_for(args)
+    kind = SearchArguments[task.search_config]  # type: ignore[name-defined]
+    given = parse(kind, args, "advnas search", kind(settings=task.search_defaults()))
     if given.resume is not None:
         if len(args) > 2 or (len(args) == 2 and args[0] != "--resume"):
             raise ValueError("--resume takes every setting from the run folder; leave the other flags out")
-        folder = run.resume(given.resume, report.console())
+        folder = run.resume(given.resume, console())
     else:
-        settings = SearchConfig().with_settings(PRESETS[given.preset], f"preset {given.preset}")
+        settings = task.search_defaults().with_settings(task.presets[given.preset], f"preset {given.preset}")
         if given.config is not None:
             settings = settings.with_file(given.config)
-        given = parse(SearchArguments, args, "advnas search", replace(given, settings=settings))
-        folder = run.start(given.settings, report.console())
-    result = json.loads((folder / "result.json").read_text())
-    looked_up = {name: f"{value:g}" for name, value in (result["table"] or {}).items() if name in QUERIED}
-    report.facts(
+        given = parse(kind, args, "advnas search", replace(given, settings=settings))
+        folder = run.start(given.settings, console())
+    result, config = RunFolder(folder).result(), RunFolder(folder).config()
+    shown = SPACES[config.space].columns
+    looked_up = {name: f"{value:g}" for name, value in (result["table"] or {}).items() if name in shown}
+    task_flag = "" if task is TASKS["image"] else f" --task {task.name}"
+    facts(
         {
             "cell": result["arch"],
             **looked_up,
-            "search time": report.duration(result["seconds"]),
+            "search time": duration(result["seconds"]),
             "run folder": str(folder),
-            "go on with": f"advnas retrain {shlex.quote(str(folder))}",
+            "go on with": f"advnas retrain {shlex.quote(str(folder))}{task_flag}",
         }
     )
 
 
 def retrain(args: Sequence[str]) -> None:
-    from advnas import retrain as retraining
+    from advnas.run import retrain as run
 
-    given = parse(RetrainArguments, args, "advnas retrain", RetrainArguments())
-    settings = RetrainConfig() if given.run is None else retraining.settings_of(given.run)
+    task = task_asked_for(args)
+    kind = RetrainArguments[task.retrain_config]  # type: ignore[name-defined]
+    given = parse(kind, args, "advnas retrain", kind(settings=task.retrain_defaults()))
+    settings = task.retrain_defaults() if given.run is None else run.settings_of(given.run)
+    if settings.task != task.name:
+        raise ValueError(f"{given.run}: is a search of the task {settings.task}; add --task {settings.task}")
     if given.config is not None:
         settings = settings.with_file(given.config)
-    given = parse(RetrainArguments, args, "advnas retrain", replace(given, settings=settings))
+    given = parse(kind, args, "advnas retrain", replace(given, settings=settings))
     command = shlex.join(["advnas", "retrain", *(a for a in args if a != "--resume"), "--resume"])
-    folder = retraining.start(given.settings, given.resume, command, report.console())
-    result = json.loads((folder / retraining.RESULT).read_text())
-    report.facts(
+    folder = RunFolder(run.start(given.settings, given.resume, command, console()))
+    result = folder.retrained()
+    facts(
         {
             "cell": result["arch"],
-            "test accuracy": report.accuracy(result["test_accuracy"], result["test_accuracy_95"]),
+            **{f"test {name}": value for name, value in tested(task, result).items()},
             "parameters": f"{result['params']:,}",
             "FLOPs": f"{result['flops']:,}",
-            "training time": report.duration(result["seconds"]),
-            "written to": str(folder / retraining.RESULT),
+            "training time": duration(result["seconds"]),
+            "written to": str(folder / "retrain.json"),
         }
     )
 
 
+def tested(task: type[Task], result: Mapping[str, Any]) -> dict[str, str]:
+    """Test metrics in the task's formats, with their intervals where there are any."""
+    metrics = {}
+    for name, form in task.shown.items():
+        if (value := result.get(f"test_{name}")) is not None:
+            bounds = result.get(f"test_{name}_95")
+            metrics[name] = f"{value:{form}}" if bounds is None else interval(value, bounds)
+    return metrics
+
+
+def task_asked_for(args: Sequence[str]) -> type[Task]:
+    """The task of ``--task``, else that of the file of ``--config``, else that of the run folder, else image classification."""
+    values = {name: option(args, name) for name in ("--task", "--config", "--resume")}
+    name = values["--task"]
+    if name is None and values["--config"] is not None:
+        name = task_named_in(Path(values["--config"]))
+    folders = [values["--resume"], args[0] if args and not args[0].startswith("-") else None]
+    for folder in filter(None, folders):
+        name = name or task_named_in(Path(folder) / "config.yaml")
+    return TASKS.get(name or "image", TASKS["image"])  # whoever parses the arguments refuses another one
+
+
+def option(args: Sequence[str], name: str) -> str | None:
+    """The last value of an option in the arguments, as ``--name value`` or ``--name=value``."""
+    value = None
+    for place, word in enumerate(args):
+        if word == name and place + 1 < len(args):
+            value = args[place + 1]
+        elif word.startswith(f"{name}="):
+            value = word.removeprefix(f"{name}=")
+    return value
+
+
 def query(args: Sequence[str]) -> None:
-    from advnas.tables.nasbench201 import Table
+    from advnas.tables import Table
 
     given = parse(QueryArguments, args, "advnas query")
     if (given.arch is None) == (given.top is None):
         raise ValueError("give one of --arch and --top")
-    table = Table.load(given.file)
+    space = SPACES[given.space]
+    table = Table.load(given.file, space)
     if given.arch is not None:
-        report.facts({"cell": given.arch, **{name: f"{value:g}" for name, value in table.lookup(given.arch).items()}})
+        facts({"cell": given.arch, **{name: f"{value:g}" for name, value in table.lookup(given.arch).items()}})
         return
-    columns = [name for name in dict.fromkeys([given.by, *QUERIED]) if name in table.columns]
-    rows = [[arch, *(f"{row[name]:g}" for name in columns)] for arch, row in table.top(given.top or 0, given.by)]
-    report.console().print(report.table(f"the best by {given.by}", ["cell", *columns], rows))
+    by = given.by or space.columns[0]
+    columns = [name for name in dict.fromkeys([by, *space.columns]) if name in table.columns]
+    rows = [[arch, *(f"{row[name]:g}" for name in columns)] for arch, row in table.top(given.top or 0, by)]
+    print_table(f"the best by {by}", ["cell", *columns], rows)
 
 
-def lab(args: Sequence[str]) -> None:
+def analysis(args: Sequence[str]) -> None:
     measurement, *rest = args or [""]
     if measurement in ("-h", "--help"):
-        print(LAB_USAGE, end="")
+        print(ANALYSIS_USAGE, end="")
         return
-    if measurement not in LAB:
+    if measurement not in MEASUREMENTS:
         got = f", got {measurement!r}" if measurement else ""
-        raise ValueError(f"choose a measurement: {' or '.join(f'advnas lab {name}' for name in LAB)}{got}")
-    LAB[measurement](rest)
+        choices = " or ".join(f"advnas analysis {name}" for name in MEASUREMENTS)
+        raise ValueError(f"choose a measurement: {choices}{got}")
+    MEASUREMENTS[measurement](rest)
 
 
 def signal(args: Sequence[str]) -> None:
     import torch
 
-    from advnas import lab
-    from advnas.lab import signal as measurement
-    from advnas.run import Files, write_csv
+    from advnas import analysis
+    from advnas.analysis import signal as measurement
 
-    given = parse(SignalArguments, args, "advnas lab signal")
-    folder, state = lab.searched(given.run, given.threads)
-    edges, _ = Files(state, None, folder).names()
-    with report.Rounds("measuring gradients", given.samples + given.exact_samples, report.console()) as rounds:
-        exact, signals = measurement.measure(state, given.samples, given.exact_samples, given.uniform, rounds.advance)
+    given = parse(SignalArguments, args, "advnas analysis signal")
+    folder, run = analysis.searched(given.run, given.threads)
+    edges = run.task.space.edge_names
+    with Rounds("measuring gradients", given.samples + given.exact_samples, console()) as rounds:
+        exact, signals = measurement.measure(run, given.samples, given.exact_samples, given.uniform, rounds.advance)
     write_csv(folder / "signal.csv", measurement.records(signals, edges))
     write_atomic(folder / "signal.svg", measurement.figure(signals))
     where = "uniform logits" if given.uniform else "the logits of the checkpoint"
     title = f"gradients at {where} beside the exact one, by time to correlation {measurement.REACHED[0]}"
-    report.console().print(report.table(title, measurement.columns(edges), measurement.rows(signals)))
-    report.facts(
+    print_table(title, measurement.columns(edges), measurement.rows(signals))
+    facts(
         {
             "reliability": f"{exact.reliability:.3f}, the correlation of two halves of the exact gradient",
             "threads": str(torch.get_num_threads()),
@@ -259,21 +307,21 @@ def signal(args: Sequence[str]) -> None:
 
 
 def rank(args: Sequence[str]) -> None:
-    from advnas import lab
-    from advnas.lab import rank as measurement
-    from advnas.run import write_csv
-    from advnas.tables.nasbench201 import Table
+    from advnas import analysis
+    from advnas.analysis import rank as measurement
+    from advnas.tables import Table
 
-    given = parse(RankArguments, args, "advnas lab rank")
-    table = Table.load(given.table)
-    folder, state = lab.searched(given.run, given.threads)
-    with report.Rounds("measuring cells", 2 * given.cells, report.console()) as rounds:
-        results = measurement.measure(state, table, given.column, given.cells, given.batches, rounds.advance)
-    write_csv(folder / "rank.csv", measurement.records(results, given.column))
-    write_atomic(folder / "rank.svg", measurement.figure(results, given.column))
-    title = f"rank correlation of -loss with {given.column}"
-    report.console().print(report.table(title, measurement.COLUMNS, measurement.rows(results)))
-    report.facts({"written to": f"{folder / 'rank.csv'}, {folder / 'rank.svg'}"})
+    given = parse(RankArguments, args, "advnas analysis rank")
+    space = SPACES[RunFolder.of(given.run).config().space]
+    table = Table.load(given.table, space)
+    folder, run = analysis.searched(given.run, given.threads)
+    column = given.column or space.columns[0]
+    with Rounds("measuring cells", 2 * given.cells, console()) as rounds:
+        results = measurement.measure(run, table, column, given.cells, given.batches, rounds.advance)
+    write_csv(folder / "rank.csv", measurement.records(results, column))
+    write_atomic(folder / "rank.svg", measurement.figure(results, column))
+    print_table(f"rank correlation of -loss with {column}", measurement.COLUMNS, measurement.rows(results))
+    facts({"written to": f"{folder / 'rank.csv'}, {folder / 'rank.svg'}"})
 
 
 def info(args: Sequence[str]) -> None:
@@ -287,11 +335,12 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "search": search,
     "retrain": retrain,
     "query": query,
-    "lab": lab,
+    "analysis": analysis,
+    "lab": analysis,
     "info": info,
 }
 
-LAB: dict[str, Callable[[Sequence[str]], None]] = {"signal": signal, "rank": rank}
+MEASUREMENTS: dict[str, Callable[[Sequence[str]], None]] = {"signal": signal, "rank": rank}
 
 
 def parse(kind: type[T], args: Sequence[str], prog: str, default: T | None = None) -> T:

@@ -31,6 +31,9 @@ def one_of(names: Mapping[str, object]) -> Callable[[str], str]:
     return check
 
 
+# Settings of files that were written before these had other names.
+RENAMED = {"judge_cells": "halving_cells", "judge_steps": "halving_steps"}
+
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -102,7 +105,9 @@ class Settings:
             settings = yaml.safe_load(path.read_text())
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
-        if not isinstance(settings, dict):
+        if isinstance(settings, dict):
+            settings = {RENAMED.get(name, name): value for name, value in settings.items()}
+        else:
             raise ValueError(f"{path}: must be a YAML mapping such as 'epochs: 50', got {type(settings).__name__}")
         return self.with_settings(settings, str(path))
 

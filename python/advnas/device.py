@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from advnas_ext import _C
 
 AMP = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+SCALE = (
+    1024.0  # of a float16 loss for gradients of gates, which are sums: they overflow later than the weights' underflow
+)
 Module = TypeVar("Module", bound=nn.Module)
+
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Placement:
         amp: torch.bfloat16 or torch.float16 on a GPU; None: everything is float32.
     """
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     amp: torch.dtype | None = None
 
     @classmethod
@@ -62,6 +68,14 @@ class Placement:
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """What a forward pass runs in."""
         return contextlib.nullcontext() if self.amp is None else torch.autocast(self.device.type, self.amp)
+
+    def backward(self, loss: Tensor, inputs: list[Tensor]) -> None:
+        """Fills ``grad`` of the inputs, tensors on the host, whatever the precision."""
+        scale = SCALE if self.amp == torch.float16 else 1.0
+        (loss * scale if scale != 1 else loss).backward(inputs=inputs)
+        for tensor in inputs:
+            if scale != 1 and tensor.grad is not None:
+                tensor.grad.div_(scale)
 
     def scaler(self) -> torch.amp.GradScaler:
         """Of the loss, for float16, whose smallest gradients would be 0; elsewhere it does nothing."""

@@ -1,54 +1,66 @@
-"""The end of a search: the best cell and its neighbours, each trained for a while in a network of its own.
+"""The end of a search: successive halving among the best cell and its neighbours, each trained in a network of its own.
 
 Shared weights know what an operation is worth on average over the cells that they were trained with. They know little of how one
 change to the best cell works together with the rest of it, and a shallow supernet cannot know what only depth brings out, such as
 a skip connection from the input to the output of every cell. So the cells that differ from the best one on a single edge are
 trained beside it, in deeper networks, on the same batches from the same initial weights, by successive halving (Jamieson &
-Talwalkar, AISTATS 2016): each comparison on held-out images leaves the better half, which trains until it has twice the steps.
+Talwalkar, AISTATS 2016): each comparison on held-out data leaves the better half, which trains until it has twice the steps.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
-from advnas.search import SearchState, measure
-from advnas.training import Training, endless, finite, generators, seeded
-from advnas.watch import Watch
+from advnas.run.watch import Watch
+from advnas.state import SearchState, sgd
+from advnas.tasks import Task
+from advnas.training import Training, check_finite, endless, generators, seeded
 from advnas_ext import Path
 
 
-def judge(state: Judging, watch: Watch) -> None:
+def halve(task: Task, state: Halving, watch: Watch) -> None:
     """Train and halve until one cell is left, from wherever ``state`` is.
 
     Raises:
         FloatingPointError: a loss is not finite.
-        advnas.watch.Interrupted: someone asked to stop; the state is saved.
+        advnas.run.watch.Interrupted: someone asked to stop; the state is saved.
     """
     while len(state.left) > 1:
         while state.step < state.steps:
-            train_step(state)
+            train_step(task, state)
             state.step += 1
             watch.after_step()
-        state.halve()
+        state.keep_better_half(compare(task, state))
         watch.after_epoch()
 
 
-def train_step(state: Judging) -> None:
+def train_step(task: Task, state: Halving) -> None:
     """A step of every network that is left, all on the same batch."""
-    x, y = next(state.endless)
+    batch = next(state.batches)
     for place in state.left:
         network = state.networks[place]
-        loss = cross_entropy(network(x, state.paths[place]), y)
-        finite(f"training loss of {state.archs[place]}", loss)
-        loss.backward()
-        clip_grad_norm_(network.parameters(), state.config.grad_clip)
-    state.optimizer.step()
+        loss = task.loss(network, batch, state.paths[place])
+        check_finite(f"training loss of {state.archs[place]}", loss)
+        state.scaler.scale(loss).backward()
+    state.scaler.unscale_(state.optimizer)
+    for place in state.left:
+        clip_grad_norm_(state.networks[place].parameters(), state.config.grad_clip)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
     state.optimizer.zero_grad()
     state.schedule.step()
     state.work += len(state.left)
+
+
+def compare(task: Task, state: Halving) -> dict[int, float]:
+    """The loss of every cell that is left, on the same held-out data."""
+    batches = state.config.valid_batches
+    return {
+        place: task.measure(state.networks[place], state.paths[place], state.held_out(batches))["loss"]
+        for place in state.left
+    }
 
 
 def neighbourhood(ops: Tensor, num_ops: int) -> Tensor:
@@ -62,7 +74,7 @@ def neighbourhood(ops: Tensor, num_ops: int) -> Tensor:
     return torch.stack(cells)
 
 
-class Judging(Training):
+class Halving(Training):
     """The networks of the cells that are compared.
 
     Attributes:
@@ -71,30 +83,33 @@ class Judging(Training):
         epoch: comparisons so far.
     """
 
-    kind = "judge"
+    kind = "halving"
     unit = "comparison"
-    parts = ("networks", "optimizer", "schedule", "batches")
+    parts = ("networks", "optimizer", "schedule", "scaler", "stream")
     values = (*Training.values, "left")
 
-    def __init__(self, search: SearchState) -> None:
+    def __init__(self, search: SearchState, task: Task) -> None:
         config = self.config = search.config
-        self.search = search
         cells = neighbourhood(search.best[0], len(search.ops))
         self.archs = [search.arch(ops) for ops in cells]
         self.paths = [Path.from_ops(ops, requires_grad=False) for ops in cells]
         self.left = list(range(len(cells)))
         # Each comparison comes after twice the steps: the last one after total.
-        total = config.judge_steps << (self.rounds - 1)
+        total = config.halving_steps << (self.rounds - 1)
         work = sum((len(cells) >> done) * self.steps_of(done) for done in range(self.rounds))
         super().__init__(total_work=work)
         init, order = generators(config.seed + 1, 2)
-        self.networks = nn.ModuleList(seeded(init, lambda: search.make_network(config.judge_cells)) for _ in cells)
-        for network, ops in zip(self.networks, cells, strict=True):
-            network.keep_only(ops)  # type: ignore[operator]
-        self.optimizer = search.make_optimizer(self.networks.parameters())
+        self.networks = nn.ModuleList(
+            seeded(init, lambda: task.supernet(config.halving_cells)).fix(ops)  # type: ignore[operator]
+            for ops in cells
+        )
+        task.placement.place(self.networks)
+        self.optimizer = sgd(self.networks.parameters(), config)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, total, config.lr_min)
-        self.batches = search.make_batches(search.weight_index, order)
-        self.endless = endless(self.batches)
+        self.scaler = task.placement.scaler()
+        self.stream = task.weight_stream(order)
+        self.batches = endless(self.stream)
+        self.held_out = search.held_out
 
     @property
     def rounds(self) -> int:
@@ -108,15 +123,11 @@ class Judging(Training):
 
     def steps_of(self, round: int) -> int:
         """As many as before it; in the first one those of the settings."""
-        return self.config.judge_steps << max(round - 1, 0)
+        return self.config.halving_steps << max(round - 1, 0)
 
-    def halve(self) -> None:
-        """Compare on held-out images, and keep the better half."""
-        batches = self.config.valid_batches
-        losses = {
-            p: measure(self.networks[p], self.paths[p], self.search.held_out_batches(batches))[0] for p in self.left
-        }
+    def keep_better_half(self, losses: dict[int, float]) -> None:
         ranked = sorted(self.left, key=lambda place: losses[place])
+        check_finite(f"loss of {self.archs[ranked[0]]}", losses[ranked[0]])
         self.epoch += 1
         self.history.append(
             {

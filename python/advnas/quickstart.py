@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import random
 import sys
 from dataclasses import replace
@@ -13,17 +12,21 @@ from typing import Any
 import torch
 import tyro
 
-from advnas import report, retrain, run
 from advnas.cli import message
-from advnas.config import RetrainConfig, SearchConfig
-from advnas.spaces import nasbench201
-from advnas.watch import Interrupted
+from advnas.report.console import console as new_console
+from advnas.report.console import table
+from advnas.report.numbers import duration, interval
+from advnas.run import retrain, search
+from advnas.run.folder import RunFolder
+from advnas.run.watch import Interrupted
+from advnas.spaces import SPACES
+from advnas.tasks.image import ImageRetrainConfig, ImageSearchConfig
 
 # Chosen on held-out training images; the test set only judges.
-SEARCH = SearchConfig(
+SEARCH = ImageSearchConfig(
     epochs=120, warmup_epochs=60, channels=8, cells=3, batch_size=32, arch_lr=0.02, arch_weight_decay=0.0
 )
-RETRAIN = RetrainConfig(epochs=20, channels=8, cells=3, batch_size=64)
+RETRAIN = ImageRetrainConfig(epochs=20, channels=8, cells=3, batch_size=64)
 RANDOM_CELLS = 5
 
 
@@ -35,37 +38,36 @@ def main(out: Path = Path("runs/digits"), seed: int = 0, threads: int = 1) -> No
         seed: of the search, of the random cells and of the training.
         threads: CPU threads. A second one hardly helps with images of 8x8 pixels.
     """
-    console = report.console()
+    console = new_console()
     names = itertools.chain([out], (out.with_name(f"{out.name}-{number}") for number in itertools.count(2)))
     folder = next(path for path in names if not path.exists())
-    run.start(replace(SEARCH, out=folder, seed=seed, threads=threads), console)
-    search = json.loads((folder / "result.json").read_text())
+    search.start(replace(SEARCH, out=folder, seed=seed, threads=threads), console)
+    searched = RunFolder(folder).result()
 
     def train(arch: str, where: Path) -> dict[str, Any]:
         console.print(f"training {arch}")
         settings = replace(RETRAIN, arch=arch, out=where, seed=seed, threads=threads)
         retrain.start(settings, command="make search", console=console)
-        return json.loads((where / retrain.RESULT).read_text())
+        return RunFolder(where).retrained()
 
-    found = train(search["arch"], folder)
+    found = train(searched["arch"], folder)
     draw = random.Random(seed)
-    cells = [[draw.randrange(len(nasbench201.OPS)) for _ in range(nasbench201.NUM_EDGES)] for _ in range(RANDOM_CELLS)]
-    drawn = [
-        train(nasbench201.format_arch(torch.tensor(ops)), folder / f"random-{i + 1}") for i, ops in enumerate(cells)
-    ]
+    space = SPACES[SEARCH.space]
+    cells = [[draw.randrange(len(space.ops)) for _ in space.edges] for _ in range(RANDOM_CELLS)]
+    drawn = [train(space.format(torch.tensor(ops)), folder / f"random-{i + 1}") for i, ops in enumerate(cells)]
     drawn.sort(key=lambda trained: trained["test_accuracy"])
 
     def row(name: str, trained: dict[str, Any], search_time: str) -> list[str]:
-        accuracy = report.accuracy(trained["test_accuracy"], trained["test_accuracy_95"])
+        accuracy = interval(trained["test_accuracy"], trained["test_accuracy_95"])
         return [name, accuracy, f"{trained['params']:,}", f"{trained['flops']:,}", search_time]
 
     rows = [
-        row("found cell", found, report.duration(search["seconds"])),
+        row("found cell", found, duration(searched["seconds"])),
         row(f"median of {RANDOM_CELLS} random cells", drawn[RANDOM_CELLS // 2], "-"),
         row(f"best of {RANDOM_CELLS} random cells", drawn[-1], "-"),
     ]
     columns = ["trained from scratch", "test accuracy", "parameters", "FLOPs", "search time"]
-    console.print(report.table(search["arch"], columns, rows))
+    console.print(table(searched["arch"], columns, rows))
     console.print(f"run folder: {folder}")
 
 

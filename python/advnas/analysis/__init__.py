@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from advnas.run import CHECKPOINT, restore
-from advnas.search import SearchState
+from advnas.run.folder import RunFolder
+from advnas.run.search import Search, restore
 
 
-def searched(checkpoint: Path, threads: int | None = None) -> tuple[Path, SearchState]:
-    """The run folder of a search, and its state as it was saved last.
+def searched(checkpoint: Path, threads: int | None = None) -> tuple[RunFolder, Search]:
+    """The run folder of a search, and the search as its checkpoint has it.
 
     Args:
         checkpoint: a run folder, or the checkpoint in it.
@@ -21,12 +21,8 @@ def searched(checkpoint: Path, threads: int | None = None) -> tuple[Path, Search
         FileNotFoundError: there is no search.
         ValueError: its checkpoint is damaged or does not fit its settings or its data, or ``checkpoint`` is another file.
     """
-    folder = checkpoint
-    if checkpoint.is_file():
-        folder = checkpoint.absolute().parent.parent
-        if checkpoint.absolute() != folder / CHECKPOINT:
-            raise ValueError(f"{checkpoint}: must be the run folder of a search or the {CHECKPOINT} in one")
-    state, _ = restore(folder, with_table=False)
+    folder = RunFolder.of(checkpoint)
+    run = restore(folder, with_table=False)
     if threads is not None:
         torch.set_num_threads(threads)
-    return folder, state
+    return folder, run

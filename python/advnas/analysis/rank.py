@@ -18,9 +18,10 @@ import torch
 from scipy.stats import ConstantInputWarning, spearmanr
 from torch import Tensor
 
-from advnas import report
-from advnas.search import SearchState, evaluate
-from advnas.tables.nasbench201 import Table
+from advnas.report.figures import plain, svg
+from advnas.run.search import Search
+from advnas.search import evaluate
+from advnas.tables import Table
 
 TOP = 0.05  # share of the searched cells that counts as the best ones
 CHOSEN = 10  # cells of the smallest loss whose accuracies are averaged
@@ -65,12 +66,12 @@ class Ranked:
 
 
 def measure(
-    state: SearchState, table: Table, column: str, cells: int, batches: int, advance: Callable[[], None] = lambda: None
+    run: Search, table: Table, column: str, cells: int, batches: int, advance: Callable[[], None] = lambda: None
 ) -> list[Ranked]:
     """``cells`` cells drawn from all that the search can find, and as many from the best ``TOP`` of them; all where they are fewer.
 
     Args:
-        state: a search; its weights and logits are not changed.
+        run: a search; its weights and logits are not changed.
         column: of the table.
         batches: held-out batches for each cell.
         advance: called after each cell.
@@ -80,8 +81,9 @@ def measure(
     """
     if column not in table.columns:
         raise ValueError(f"{table.path}: has no column {column!r}; choose among {', '.join(table.columns)}")
-    places = torch.tensor([state.space.OPS.index(op) for op in state.ops])  # of the searched operations, ascending
-    parsed = {arch: state.space.parse_arch(arch) for arch in table.rows}
+    task, space = run.task, run.task.space
+    places = torch.tensor([space.ops.index(op) for op in task.ops])  # of the searched operations, ascending
+    parsed = {arch: space.parse(arch) for arch in table.rows}
     every = [arch for arch, ops in parsed.items() if torch.isin(ops, places).all()]
     every.sort(key=lambda arch: -table.rows[arch][column])
     best = every[: math.ceil(TOP * len(every))]
@@ -95,7 +97,8 @@ def measure(
         drawn = [archs[pick] for pick in torch.randperm(len(archs), generator=generator)[:cells].tolist()]
         losses = []
         for arch in drawn:
-            losses.append(evaluate(state, torch.searchsorted(places, parsed[arch]), batches)[0])
+            metrics = evaluate(task, run.state, torch.searchsorted(places, parsed[arch]), batches)
+            losses.append(metrics["loss"])
             advance()
         accuracies = [table.rows[arch][column] for arch in drawn]
         return Ranked(population, drawn, *torch.tensor([losses, accuracies], dtype=torch.float64))
@@ -138,9 +141,8 @@ def figure(results: Sequence[Ranked], column: str) -> bytes:
         axes.scatter(ranked.losses, ranked.accuracies, s=10, color="#0072B2", alpha=0.6, linewidths=0)
         axes.set_title(f"{len(ranked.archs)} cells, {ranked.population}: Spearman {_interval(ranked)}", fontsize=10)
         axes.set(xlabel="loss with the shared weights", ylabel=column)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    return report.svg(drawing, "rank")
+        plain(axes)
+    return svg(drawing, "rank")
 
 
 def _interval(ranked: Ranked) -> str:

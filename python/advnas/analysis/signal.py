@@ -21,17 +21,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from advnas import report
-from advnas.report import COLOURS, duration
-from advnas.search import SearchState, estimate
-from advnas_ext import ESTIMATORS, Estimator, RandomEstimator, RlooEstimator
+from advnas.report.figures import COLOURS, plain, svg
+from advnas.report.numbers import duration
+from advnas.run.search import Search
+from advnas.search import estimate
+from advnas_ext import ESTIMATORS, Estimator, RlooEstimator
 
 PATHS = 16  # measured on one batch for the exact gradient
 RESAMPLES = 1000
@@ -85,37 +86,36 @@ class Exact:
 
 
 def measure(
-    state: SearchState, samples: int, exact_samples: int, uniform: bool, advance: Callable[[], None] = lambda: None
+    run: Search, samples: int, exact_samples: int, uniform: bool, advance: Callable[[], None] = lambda: None
 ) -> tuple[Exact, list[Signal]]:
     """Every registered estimator beside the exact gradient; that which is fastest to a correlation of ``REACHED[0]`` comes first.
 
     Estimators have their default settings, that of the search its own ones.
 
     Args:
-        state: a search, whose weights and logits are not changed; batches are taken from its architecture half.
+        run: a search, whose weights and logits are not changed; batches are taken from its architecture half.
         samples: gradients of each estimator, at least 4. They are drawn in turns, so that slow moments of the machine hit
             all alike.
         exact_samples: batches for the exact gradient, with ``PATHS`` paths on each; at least 4.
-        uniform: measure at uniform logits, where a search starts; otherwise at those of ``state``.
+        uniform: measure at uniform logits, where a search starts; otherwise at those of the search.
         advance: called after each of the ``samples + exact_samples`` rounds.
     """
-    logits = torch.zeros_like(state.estimator.logits) if uniform else state.estimator.logits.detach()
-    batches = state.arch_batches
-    generator = state.path_generator
+    found = run.state.estimator.logits.detach()
+    logits = torch.zeros_like(found) if uniform else found
 
     truth = _at(logits, RlooEstimator(*logits.shape, num_samples=PATHS, stratified=False))
     exact = []
     for _ in range(exact_samples):
-        exact.append(_sample(state, truth, batches, generator))
+        exact.append(_sample(run, truth))
         advance()
-    names = [name for name, kind in ESTIMATORS.items() if kind is not RandomEstimator]
-    estimators = [_at(logits, _halfway(state, name)) for name in names]
+    names = [name for name, kind in ESTIMATORS.items() if kind.learns]
+    estimators = [_at(logits, _halfway(run, name)) for name in names]
     gradients: list[list[Tensor]] = [[] for _ in names]
     seconds: list[list[float]] = [[] for _ in names]
     for _ in range(samples):
         for estimator, drawn, took in zip(estimators, gradients, seconds, strict=True):
             started = time.perf_counter()
-            drawn.append(_sample(state, estimator, batches, generator))
+            drawn.append(_sample(run, estimator))
             took.append(time.perf_counter() - started)
         advance()
     known = Exact(torch.stack(exact), _reliability(torch.stack(exact)))
@@ -215,11 +215,10 @@ def figure(signals: Sequence[Signal]) -> bytes:
         axes.plot(times, reached, style, color=COLOURS[(place + 1) % len(COLOURS)], label=signal.name)
     axes.set(xscale="log", xlabel="seconds of averaging", ylabel="correlation with the exact gradient", ylim=(None, 1))
     axes.axhline(0, color="#999999", linewidth=0.8)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)
     if shown:
         drawing.legend(loc="outside right upper", frameon=False)
-    return report.svg(drawing, "signal")
+    return svg(drawing, "signal")
 
 
 def _at(logits: Tensor, estimator: Estimator) -> Estimator:
@@ -227,24 +226,22 @@ def _at(logits: Tensor, estimator: Estimator) -> Estimator:
     return estimator
 
 
-def _halfway(state: SearchState, name: str) -> Estimator:
+def _halfway(run: Search, name: str) -> Estimator:
     """A new estimator, with its temperature, if it has one, as in the middle of a search."""
-    num_edges, num_ops = state.estimator.logits.shape
-    own = state.config.estimator_settings if name == state.config.estimator else {}
-    settings: dict[str, Any] = {"zero_op": state.estimator.zero_op, "total_steps": 1000, **own}
+    num_edges, num_ops = run.state.estimator.logits.shape
+    own = run.config.estimator_settings if name == run.config.estimator else {}
+    settings: dict[str, Any] = {"zero_op": run.state.estimator.zero_op, "total_steps": 1000, **own}
     estimator = ESTIMATORS[name](num_edges, num_ops, **settings)
-    if "step" in dict(estimator.named_buffers()):
-        estimator.get_buffer("step").fill_(settings["total_steps"] // 2)
+    estimator.advance_to(settings["total_steps"] // 2)
     return estimator
 
 
-def _sample(
-    state: SearchState, estimator: Estimator, batches: Iterator[tuple[Tensor, Tensor]], generator: torch.Generator
-) -> Tensor:
+def _sample(run: Search, estimator: Estimator) -> Tensor:
     """One gradient of the logits, [num_edges, num_ops], without the means of its rows."""
+    state = run.state
     estimator.logits.grad = None
     while estimator.logits.grad is None:
-        estimate(state.network, estimator, next(batches), generator)
+        estimate(run.task, state.network, estimator, next(state.arch_batches), state.path_generator)
     gradient = estimator.logits.grad.double()
     return gradient - gradient.mean(1, keepdim=True)
 

@@ -6,10 +6,10 @@ Parameter names are those of xautodl's TinyNetwork, so that its supernets load.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing_extensions import Self
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from advnas_ext import NAS_BENCH_201, OnePathCell, Path
 from advnas_ext.head import NormReluMean

@@ -1,50 +1,17 @@
-"""What people see: progress, tables, curves, intervals."""
+"""What people see in a terminal: progress, tables, facts."""
 
 from __future__ import annotations
 
-import io
-import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 Row = Mapping[str, Any]
-
-# One colour for each operation, told apart by people with any colour vision (Okabe & Ito 2008).
-COLOURS = ("#999999", "#E69F00", "#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#F0E442")
-
-
-def wilson(correct: int, count: int) -> tuple[float, float]:
-    """The 95% confidence interval of a proportion (Wilson 1927): right also near 0 and 1, where the normal one leaves [0, 1]."""
-    z = 1.959964
-    p = correct / count
-    centre = (p + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def accuracy(value: float, interval: Sequence[float]) -> str:
-    low, high = interval
-    return f"{100 * value:.2f}% (95%: {100 * low:.2f} - {100 * high:.2f})"
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return (
-        f"{minutes // 60} h {minutes % 60:02} min"
-        if minutes >= 60
-        else f"{minutes} min {rest:02} s"
-        if minutes
-        else f"{seconds:.1f} s"
-    )
 
 
 def console() -> Console:
@@ -136,73 +103,5 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     return made
 
 
-def curves(
-    history: Sequence[Row], logits: Sequence[Sequence[Sequence[float]]], edges: Sequence[str], ops: Sequence[str]
-) -> bytes:
-    """The course of a search as PNG: losses, accuracy, entropy, and the probability of every operation on every edge.
-
-    Args:
-        history: rows of ``history.csv``.
-        logits: after every epoch [num_edges, num_ops], the start included.
-        edges, ops: their names.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    epochs = [row["epoch"] for row in history]
-    figure = Figure(figsize=(12, 6.4), dpi=130, layout="constrained")
-    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.15, 1)).flat
-    loss, accuracy, entropy = top.subplots(1, 3)
-    loss.plot(epochs, [row["train_loss"] for row in history], color="#0072B2", label="training, sampled paths")
-    loss.plot(epochs, [row["valid_loss"] for row in history], color="#D55E00", label="validation, best cell")
-    loss.set_title("Loss")
-    loss.legend(frameon=False, fontsize=9)
-    accuracy.plot(
-        epochs, [100 * row["valid_accuracy"] for row in history], color="#D55E00", label="validation, shared weights"
-    )
-    if "cifar10_test_200" in history[-1]:
-        accuracy.plot(
-            epochs, [row["cifar10_test_200"] for row in history], color="#009E73", label="table, CIFAR-10, 200 epochs"
-        )
-    accuracy.set_title("Accuracy of the best cell, %")
-    accuracy.legend(frameon=False, fontsize=9, loc="lower right")
-    entropy.plot(epochs, [row["entropy"] for row in history], color="#444444", label="mean over the edges")
-    entropy.axhline(math.log(len(ops)), color="#999999", linestyle="--", linewidth=1, label="uniform")
-    entropy.set_ylim(0, 1.08 * math.log(len(ops)))
-    entropy.set_title("Entropy, nats")
-    entropy.legend(frameon=False, fontsize=9, loc="lower left")
-    panels = bottom.subplots(1, len(edges), sharey=True, squeeze=False)[0]
-    for edge, panel in enumerate(panels):
-        for op, name in enumerate(ops):
-            probability = [_softmax(step[edge])[op] for step in logits]
-            panel.plot(range(len(logits)), probability, color=COLOURS[op % len(COLOURS)], label=name, linewidth=1.8)
-        panel.set_title(edges[edge], fontsize=10)
-        panel.set_ylim(0, 1)
-    panels[0].set_ylabel("probability")
-    bottom.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(ops), frameon=False, fontsize=9
-    )
-    for panel in (loss, accuracy, entropy, *panels):
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(alpha=0.25)
-        panel.set_xlabel("epoch")
-        panel.xaxis.get_major_locator().set_params(integer=True)
-    png = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(png)
-    return png.getvalue()
-
-
-def svg(figure: Figure, salt: str) -> bytes:
-    """A figure as SVG: the same one gives the same file, and ``salt`` keeps its ids apart from other figures'."""
-    import matplotlib
-
-    file = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": salt}):
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()
-
-
-def _softmax(logits: Sequence[float]) -> list[float]:
-    top = max(logits)
-    weights = [math.exp(value - top) for value in logits]
-    return [weight / sum(weights) for weight in weights]
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    console().print(table(title, columns, rows))

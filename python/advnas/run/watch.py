@@ -6,12 +6,11 @@ import errno
 import signal
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from advnas import checkpoint
-from advnas.report import Progress
+from advnas.report.console import Progress
+from advnas.run.folder import RunFolder
 from advnas.training import Training
 
 
@@ -27,7 +26,7 @@ class Watch:
     Args:
         state: the training.
         progress: where to show how far it is.
-        file: its checkpoint; None: it keeps none.
+        folder: that keeps its checkpoint; None: there is none.
         settings: those on which the checkpoint depends.
         go_on: the command that goes on from the checkpoint.
         record: called after each epoch; returns the row to show. Default: the last row of the history.
@@ -37,14 +36,14 @@ class Watch:
         self,
         state: Training,
         progress: Progress,
-        file: Path | None = None,
+        folder: RunFolder | None = None,
         settings: Mapping[str, Any] | None = None,
         go_on: str = "the same command",
         record: Callable[[], Mapping[str, Any]] | None = None,
     ) -> None:
         self.state = state
         self.progress = progress
-        self.file = file
+        self.folder = folder
         self.settings = settings or {}
         self.go_on = go_on
         self.record = record or (lambda: self.state.history[-1])
@@ -64,8 +63,8 @@ class Watch:
         self.progress.line(self.record(), self.state.unit)
 
     def save(self) -> None:
-        if self.file is not None:
-            checkpoint.save(self.file, self.state.kind, self.settings, self.state.state_dict())
+        if self.folder is not None:
+            self.folder.save(self.state, self.settings)
 
     def __enter__(self) -> Watch:
         if self.state.work == 0:
@@ -84,7 +83,7 @@ class Watch:
             signal.signal(number, handler)
         if isinstance(error, FloatingPointError):
             where = f"{self.state.unit} {self.state.epoch + 1}, step {self.state.step + 1}"
-            last = f" The last good checkpoint is {self.file}." if self.file else ""
+            last = f" The last good checkpoint is {self.folder.checkpoint(self.state.kind)}." if self.folder else ""
             raise FloatingPointError(f"{where}: {error}.{last} Start again with a smaller learning rate") from error
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise OSError(errno.ENOSPC, f"{error.strerror}; make room, then go on with: {self.go_on}") from error

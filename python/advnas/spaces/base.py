@@ -7,24 +7,25 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Space:
     """A cell of ``num_nodes`` nodes, an edge from every node to every later one, one operation on each edge.
 
-    Edges are in the order 1<-0, 2<-0, 2<-1, 3<-0, ... A cell as a string has, for each node but the first, the operations on its edges
-    from all earlier nodes: ``|op~0|+|op~0|op~1|+|op~0|op~1|op~2|``.
+    Edges are in the order 1<-0, 2<-0, 2<-1, 3<-0, ... A cell as a string has, for each node but the first, the operations
+    on its edges from all earlier nodes: ``|op~0|+|op~0|op~1|+|op~0|op~1|op~2|``.
 
     Attributes:
         name: in the registry.
         task: that it is for.
         ops: names of the candidate operations.
         num_nodes: the input included.
-        network: the supernet's class; its arguments are those that the task gives.
+        network: the supernet's class, an ``nn.Module`` with ``fix(ops)``; its arguments are those that the task gives.
         zero_op: name of the operation that contributes nothing, if there is one.
         labels: short names of operations, for pictures; the others stand as they are.
         node_names: of the nodes, for pictures.
@@ -37,7 +38,7 @@ class Space:
     task: str
     ops: tuple[str, ...]
     num_nodes: int
-    network: Callable[..., nn.Module]
+    network: Callable[..., Any]
     zero_op: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     node_names: tuple[str, ...] = ()
@@ -101,9 +102,7 @@ class Space:
         """
         count = len(self.ops)
         if ops.shape != (self.num_edges,) or ops.is_floating_point() or not all(0 <= op < count for op in ops.tolist()):
-            raise ValueError(
-                f"architecture: needs {self.num_edges} integers from 0 to {count - 1}, got {ops.tolist()}"
-            )
+            raise ValueError(f"architecture: needs {self.num_edges} integers from 0 to {count - 1}, got {ops.tolist()}")
         names = {edge: self.ops[op] for edge, op in zip(self.edges, ops.tolist(), strict=True)}
         nodes = ["".join(f"{names[t, s]}~{s}|" for s in range(t)) for t in range(1, self.num_nodes)]
         return "+".join(f"|{node}" for node in nodes)

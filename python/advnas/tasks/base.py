@@ -80,10 +80,14 @@ class Recipe(ABC):
     """How a network is trained from scratch: the optimizer's steps and what changes between them."""
 
     @abstractmethod
-    def step(self) -> None:
-        """A step of the optimizer, on the gradients that are there, and of its schedule; clears the gradients."""
+    def step(self, scaler: torch.amp.GradScaler) -> None:
+        """A step of the optimizer, on the gradients that are there, and of its schedule; clears the gradients.
 
-    def after_epoch(self, metrics: Mapping[str, float]) -> None:
+        Args:
+            scaler: that the loss was scaled with.
+        """
+
+    def after_epoch(self, metrics: Mapping[str, float]) -> None:  # noqa: B027  (most have none)
         """Looks at what ``Task.validate`` gave, for schedules that depend on it."""
 
     def evaluating(self) -> contextlib.AbstractContextManager[object]:
@@ -130,11 +134,23 @@ class Task(ABC):
         self.ops = self.space.kept(config.without if isinstance(config, SearchConfig) else ())
         self.placement = Placement.of(config.device, config.amp)
 
+    @classmethod
+    def search_defaults(cls) -> SearchConfig:
+        return cls.search_config()  # type: ignore[call-arg]  # a task's own has a default everywhere
+
+    @classmethod
+    def retrain_defaults(cls) -> RetrainConfig:
+        return cls.retrain_config()  # type: ignore[call-arg]
+
     # ------------------------------------------------------------------------------------------------- of a search
 
     @abstractmethod
-    def streams(self, weight_order: torch.Generator, arch_order: torch.Generator) -> tuple[Stream, Stream]:
-        """Batches for the weights and for the architecture."""
+    def weight_stream(self, order: torch.Generator) -> Stream:
+        """Batches for the weights."""
+
+    @abstractmethod
+    def arch_stream(self, order: torch.Generator) -> Stream:
+        """Batches for the logits."""
 
     @abstractmethod
     def held_out(self, order: torch.Generator) -> HeldOut:

@@ -25,6 +25,7 @@ class Estimator(nn.Module, ABC):
 
     Attributes:
         logits: Parameter [num_edges, num_ops], starts at 0.
+        learns: whether the method changes its logits at all.
         needs_gate_gradients: whether ``assign_grad`` reads ``path.gates.grad``. Where it does not, no backward pass is needed.
 
     Args:
@@ -39,6 +40,7 @@ class Estimator(nn.Module, ABC):
         ValueError: an argument is out of range.
     """
 
+    learns: ClassVar[bool] = True
     needs_gate_gradients: ClassVar[bool] = True
     _path_type: ClassVar[type[Path]] = Path
     _needs_total_steps: ClassVar[bool] = False
@@ -139,6 +141,9 @@ class Estimator(nn.Module, ABC):
         """
         self._check_path("after_step", path)
         self._after_step(path)
+
+    def advance_to(self, step: int) -> None:
+        """Put the schedule, where the method has one, where it is after ``step`` calls of :meth:`after_step`."""
 
     @torch.no_grad()
     def argmax(self) -> Tensor:

@@ -18,6 +18,7 @@ class RandomEstimator(Estimator):
     Arguments: see :class:`Estimator`.
     """
 
+    learns = False
     needs_gate_gradients = False
 
     def _sample(self, generator: torch.Generator | None) -> Path:

@@ -72,5 +72,8 @@ class AnnealedEstimator(RelaxedEstimator):
         super().__init__(num_edges, num_ops, zero_op, total_steps=total_steps, dtype=dtype)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
+    def advance_to(self, step: int) -> None:
+        self.step.fill_(step)
+
     def _after_step(self, path: Path) -> None:
         self.step += 1

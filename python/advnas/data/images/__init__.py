@@ -1,4 +1,7 @@
-"""Image data: sets by name, batches that can be resumed, and the two halves of a search. A new set is one file and one line of DATA."""
+"""Image data: sets by name, batches that can be resumed, and the two halves of a search.
+
+A new set is one file and one line of DATA.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from pathlib import Path
 
 from advnas.data.images import cifar, digits, folder
 from advnas.data.images.base import Augment, ImageData, Images
-from advnas.data.images.batches import Batches, evaluation_batches, split_halves
+from advnas.data.images.batches import Batches, Evaluation, split_halves
 
 # name -> loader(data_dir)
 DATA: dict[str, Callable[[Path | None], ImageData]] = {
@@ -37,4 +40,4 @@ def load(name: str, data_dir: Path | None = None) -> ImageData:
     return folder.load(Path(name))
 
 
-__all__ = ["DATA", "Augment", "Batches", "ImageData", "Images", "evaluation_batches", "load", "split_halves"]
+__all__ = ["DATA", "Augment", "Batches", "Evaluation", "ImageData", "Images", "load", "split_halves"]

@@ -23,6 +23,9 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def to(self, device: torch.device) -> Images:
+        return Images(self.pixels.to(device), self.labels.to(device))
+
     def resized(self, size: int) -> Images:
         """The same images with ``size`` pixels a side, each the mean of those that it covers."""
         if size == self.pixels.shape[1]:
@@ -47,18 +50,21 @@ class Augment:
     flip: bool
 
     def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """Augmented copies of uint8 ``pixels`` [batch, height, width, channels]."""
+        """Augmented copies of uint8 ``pixels`` [batch, height, width, channels], made where they are. The numbers are drawn on the
+        host, so that a seed gives the same images on every device."""
         batch, height, width, channels = pixels.shape
-        image = torch.arange(batch)
+        device = pixels.device
+        image = torch.arange(batch, device=device)
         if self.flip:
-            mirrored = torch.randint(2, (batch,), generator=generator)
+            mirrored = torch.randint(2, (batch,), generator=generator).to(device, non_blocking=True)
             pixels = torch.cat((pixels, pixels.flip(2))).index_select(0, image + batch * mirrored)
         padded = torch.nn.functional.pad(pixels, (0, 0, self.pad, self.pad, self.pad, self.pad))
         # A row of a crop is a run of width * channels bytes: pick them among all such runs, which overlap.
         padded_height, padded_width = height + 2 * self.pad, width + 2 * self.pad
         runs = padded.as_strided((batch * padded_height * padded_width - width + 1, width * channels), (channels, 1))
-        top, left = torch.randint(2 * self.pad + 1, (2, batch, 1), generator=generator)
-        row = image.unsqueeze(1) * padded_height + top + torch.arange(height)  # [batch, height]
+        shift = torch.randint(2 * self.pad + 1, (2, batch, 1), generator=generator)
+        top, left = shift.to(device, non_blocking=True)
+        row = image.unsqueeze(1) * padded_height + top + torch.arange(height, device=device)  # [batch, height]
         return runs.index_select(0, (row * padded_width + left).flatten()).reshape(pixels.shape)
 
 
@@ -89,6 +95,11 @@ class ImageData:
         pad = -(-self.augment.pad * size // self.image_size)
         augment = replace(self.augment, pad=pad)
         return replace(self, train=self.train.resized(size), test=self.test.resized(size), augment=augment)
+
+    def to(self, device: torch.device) -> ImageData:
+        """The same data with images, mean and deviation on a device."""
+        places = {name: getattr(self, name).to(device) for name in ("train", "test", "mean", "std")}
+        return replace(self, **places)
 
     @property
     def in_channels(self) -> int:

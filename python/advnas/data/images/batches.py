@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advnas.data.images.base import Augment, Images, normalise
+from advnas.data.images.base import ImageData, Images, normalise
 
 
 def split_halves(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -33,15 +33,14 @@ class Batches:
     """Shuffled, augmented, normalised batches: an iteration is one pass over ``index``.
 
     The state (order, position, random generator) can be saved in the middle of a pass; an iteration that begins afterwards goes
-    on from there, bit for bit.
+    on from there, bit for bit. Batches are made on the device where the images are.
 
     Args:
-        images: where the pixels are.
-        index: int64 [count], the images of a pass.
+        data: the training images, how they are augmented and normalised.
+        index: int64 [count], the images of a pass, on the host.
         batch_size: images in a batch; the last of a pass may have fewer.
-        generator: of the order and of the augmentation.
-        augment: None for none.
-        mean, std: see :class:`ImageData`.
+        generator: of the order and of the augmentation, on the host.
+        augment: whether to.
         drop_last: leave out a last batch that is not full; a pass then misses some images, others each time.
 
     Raises:
@@ -50,25 +49,21 @@ class Batches:
 
     def __init__(
         self,
-        images: Images,
+        data: ImageData,
         index: Tensor,
         batch_size: int,
         *,
         generator: torch.Generator,
-        augment: Augment | None,
-        mean: Tensor,
-        std: Tensor,
+        augment: bool = True,
         drop_last: bool = False,
     ) -> None:
         if batch_size < 1 or len(index) < (batch_size if drop_last else 1):
             raise ValueError(f"Batches: a pass must have a batch, got batch_size {batch_size} for {len(index)} images")
-        self.images = images
+        self.data = data
         self.index = index
         self.batch_size = batch_size
         self.generator = generator
-        self.augment = augment
-        self.mean = mean
-        self.std = std
+        self.augment = data.augment if augment else None
         self._length = len(index) - (len(index) % batch_size if drop_last else 0)
         self._order = index[:0]
         self._position = 0
@@ -83,11 +78,11 @@ class Batches:
             self._position = 0
         while self._position < len(self._order):
             chosen = self._order[self._position : self._position + self.batch_size]
-            pixels = self.images.pixels.index_select(0, chosen)
+            pixels, labels = picked(self.data.train, chosen)
             if self.augment is not None:
                 pixels = self.augment(pixels, self.generator)
             self._position += len(chosen)  # before the batch is out: a state that is saved then has it behind it
-            yield normalise(pixels, self.mean, self.std), self.images.labels[chosen]
+            yield normalise(pixels, self.data.mean, self.data.std), labels
 
     def state_dict(self) -> dict[str, Any]:
         return {"order": self._order, "position": self._position, "generator": self.generator.get_state()}
@@ -105,9 +100,30 @@ class Batches:
         self.generator.set_state(state["generator"])
 
 
-def evaluation_batches(
-    images: Images, index: Tensor, batch_size: int, mean: Tensor, std: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalised batches ``(x, y)`` of the images at ``index``, in its order, without augmentation."""
-    for chosen in index.split(batch_size):
-        yield normalise(images.pixels.index_select(0, chosen), mean, std), images.labels[chosen]
+class Evaluation:
+    """Normalised batches of some images, in their order, without augmentation.
+
+    Args:
+        data: how they are normalised.
+        images: of ``data``, training or test.
+        index: int64 [count], on the host.
+        batch_size: images in a batch; the last may have fewer.
+    """
+
+    def __init__(self, data: ImageData, images: Images, index: Tensor, batch_size: int) -> None:
+        self.data = data
+        self.images = images
+        self.index = index
+        self.batch_size = batch_size
+
+    def __call__(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The first ``count`` batches ``(x, y)``, or all where there are fewer."""
+        for chosen in self.index[: count * self.batch_size].split(self.batch_size):
+            pixels, labels = picked(self.images, chosen)
+            yield normalise(pixels, self.data.mean, self.data.std), labels
+
+
+def picked(images: Images, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels and labels at ``index``, an int64 tensor on the host; nobody waits for the device."""
+    there = index.to(images.labels.device, non_blocking=True)
+    return images.pixels.index_select(0, there), images.labels.index_select(0, there)

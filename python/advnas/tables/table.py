@@ -1,4 +1,4 @@
-"""A NAS-Bench-201 table as a CSV file: a row for each cell, with ``arch_str`` and numbers such as ``cifar10_test_200``."""
+"""A table as a CSV file: a row for each cell of a space, with ``arch_str`` and numbers such as ``cifar10_test_200``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from advnas.spaces.nasbench201 import parse_arch
+from advnas.spaces import Space
 
 ARCH = "arch_str"
-ACCURACY = "cifar10_test_200"  # percent, after 200 epochs
 
 
 @dataclass(frozen=True)
@@ -20,24 +19,29 @@ class Table:
 
     Attributes:
         path: where it was read.
+        space: whose cells it has.
         columns: names of the numbers.
         rows: architecture string to its numbers by column.
     """
 
     path: Path
+    space: Space
     columns: tuple[str, ...]
     rows: dict[str, dict[str, float]]
 
     @classmethod
-    def load(cls, path: Path) -> Table:
-        """Read a table.
+    def load(cls, path: Path, space: Space) -> Table:
+        """Read a table of some cells of a space.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is not such a table, a row is incomplete or has no number where one belongs, or a cell is there
-                twice; with the line.
+            ValueError: no table knows the space, the file is not such a table, a row is incomplete or has no number where one
+                belongs, or a cell is there twice; with the line.
         """
         path = Path(path)
+        if not space.columns:
+            raise ValueError(f"{path}: there are no tables of the space {space.name}; leave --table out")
+        accuracy = space.columns[0]
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such table")
         rows: dict[str, dict[str, float]] = {}
@@ -45,8 +49,8 @@ class Table:
             text = path.read_bytes().decode()
             reader = csv.reader(io.StringIO(text), strict=True)
             header = next(reader, [])
-            if ARCH not in header or ACCURACY not in header:
-                raise ValueError(f"{path}: must be a CSV table with columns {ARCH} and {ACCURACY}, got {header[:5]}")
+            if ARCH not in header or accuracy not in header:
+                raise ValueError(f"{path}: must be a CSV table with columns {ARCH} and {accuracy}, got {header[:5]}")
             columns = {name: place for place, name in enumerate(header) if name not in (ARCH, "index")}
             for cells in reader:
                 try:
@@ -64,7 +68,15 @@ class Table:
             raise ValueError(
                 f"{path}, line {reader.line_num}: must end with a line break; the file may be truncated, get it again"
             )
-        return cls(path, tuple(columns), rows)
+        return cls(path, space, tuple(columns), rows)
+
+    @classmethod
+    def load_whole(cls, path: Path, space: Space) -> Table:
+        """Read a table that has every cell of the space; raises as :meth:`load`."""
+        table = cls.load(path, space)
+        if len(table.rows) < len(space.ops) ** space.num_edges:
+            raise ValueError(f"{path}: must hold every cell of the space, got {len(table.rows)}; it may be truncated")
+        return table
 
     def lookup(self, arch: str) -> dict[str, float]:
         """The numbers of one cell, by column.
@@ -72,19 +84,21 @@ class Table:
         Raises:
             ValueError: the string is no architecture, or the table does not have it.
         """
-        parse_arch(arch)
+        self.space.parse(arch)
         if arch not in self.rows:
             raise ValueError(
-                f"{self.path}: has no row for {arch}; the whole space has 15625, this table {len(self.rows)}"
+                f"{self.path}: has no row for {arch}; the whole space has {len(self.space.ops) ** self.space.num_edges}, this "
+                f"table {len(self.rows)}"
             )
         return self.rows[arch]
 
-    def top(self, k: int, column: str = ACCURACY) -> list[tuple[str, dict[str, float]]]:
-        """The ``k`` cells with the largest values of ``column``, best first.
+    def top(self, k: int, column: str | None = None) -> list[tuple[str, dict[str, float]]]:
+        """The ``k`` cells with the largest values of ``column`` (None: the space's first), best first.
 
         Raises:
             ValueError: there is no such column, or ``k`` is below 1.
         """
+        column = self.space.columns[0] if column is None else column
         if column not in self.columns:
             raise ValueError(f"{self.path}: has no column {column!r}; choose among {', '.join(self.columns)}")
         if k < 1:

@@ -1,0 +1,1 @@
+"""What people see of a run: the console, figures, numbers with their intervals."""

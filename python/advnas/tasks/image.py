@@ -1,0 +1,246 @@
+"""Image classification. The defaults are NAS-Bench-201's protocols (Dong & Yang, ICLR 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+import tyro
+from pydantic import AfterValidator
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from advnas.config import (
+    Count,
+    Fraction,
+    Name,
+    OptionalCount,
+    OptionalFolder,
+    PositiveRate,
+    Rate,
+    RetrainConfig,
+    SearchConfig,
+    Space,
+    TaskName,
+    one_of,
+)
+from advnas.cost import cost
+from advnas.data.images import DATA, Batches, Evaluation, ImageData, load, split_halves
+from advnas.networks.nasbench201 import REDUCTIONS
+from advnas.report.numbers import wilson
+from advnas.tasks.base import Recipe, Score, Task
+from advnas_ext import Path
+
+Reduction = Annotated[str, AfterValidator(one_of(REDUCTIONS)), tyro.conf.arg(metavar="|".join(REDUCTIONS))]
+Data = Annotated[Name, tyro.conf.arg(metavar="|".join([*DATA, "FOLDER"]))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSearchConfig(SearchConfig):
+    """Settings of a search for image classification."""
+
+    task: TaskName = "image"
+    """What the cell is for; it decides which other settings there are: advnas search --task language --help."""
+    space: Space = "nasbench201"
+    """Search space."""
+    data: Data = "digits"
+    """Data set, or a folder with an image folder for each class."""
+    data_dir: OptionalFolder = None
+    """Where the data set lies, for CIFAR the folder that holds cifar-10-batches-py or cifar-100-python."""
+    epochs: Count = 250
+    """Passes over the weights' half of the training set."""
+    channels: Count = 16
+    """Channels of the first stage; the second and third have twice and four times as many."""
+    cells: Count = 5
+    """Cells in each of the three stages."""
+    reduction: Reduction = "residual"
+    """Block between the stages: NAS-Bench-201's residual one, or a light one (mean, 1x1 convolution), which leaves the work to the
+    cells."""
+    image_size: OptionalCount = None
+    """Images with more pixels a side are shrunk to that many; None: they stay as they are."""
+    batch_size: Count = 64
+    """Images in a batch."""
+    lr: PositiveRate = 0.025
+    """Learning rate of the weights (SGD), at the start."""
+    lr_min: Rate = 0.001
+    """Learning rate of the weights at the end of its cosine."""
+    momentum: Fraction = 0.9
+    """Momentum of the weights."""
+    nesterov: bool = True
+    """Nesterov's form of momentum."""
+    weight_decay: Rate = 5e-4
+    """L2 penalty on the weights."""
+    grad_clip: PositiveRate = 5.0
+    """Largest norm of the weights' gradient."""
+    valid_batches: Count = 16
+    """Batches of the architecture's half on which the current best cell is measured after each epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRetrainConfig(RetrainConfig):
+    """Settings of a retraining for image classification: NAS-Bench-201's for its 200-epoch accuracies."""
+
+    task: TaskName = "image"
+    """What the cell is for."""
+    space: Space = "nasbench201"
+    """Search space of the cell."""
+    data: Data = "digits"
+    """Data set, or a folder with an image folder for each class."""
+    data_dir: OptionalFolder = None
+    """Where the data set lies, for CIFAR the folder that holds cifar-10-batches-py or cifar-100-python."""
+    epochs: Count = 200
+    """Passes over the training set."""
+    channels: Count = 16
+    """Channels of the first stage; the second and third have twice and four times as many."""
+    cells: Count = 5
+    """Cells in each of the three stages."""
+    batch_size: Count = 256
+    """Images in a batch."""
+    lr: PositiveRate = 0.1
+    """Learning rate (SGD), at the start; its cosine ends at 0."""
+    momentum: Fraction = 0.9
+    """Momentum."""
+    nesterov: bool = True
+    """Nesterov's form of momentum."""
+    weight_decay: Rate = 5e-4
+    """L2 penalty on the weights."""
+
+
+class CosineSgd(Recipe):
+    """SGD with momentum, its rate along a cosine to 0."""
+
+    def __init__(self, network: nn.Module, steps: int, config: ImageRetrainConfig) -> None:
+        self.optimizer = torch.optim.SGD(
+            network.parameters(),
+            config.lr,
+            config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.nesterov,
+        )
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
+
+    def step(self, scaler: torch.amp.GradScaler) -> None:
+        scaler.step(self.optimizer)
+        scaler.update()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+
+
+class ImageTask(Task):
+    """Images of one size, a class each; the training set is split in two stratified halves.
+
+    Args:
+        config: of a search or of a retraining.
+        images: the data set; None: that of the settings.
+    """
+
+    name = "image"
+    search_config = ImageSearchConfig
+    retrain_config = ImageRetrainConfig
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
+        "paper": {},
+        "fast": {
+            "estimator": "rloo",
+            "without": ("none",),
+            "epochs": 14,
+            "warmup_epochs": 8,
+            "channels": 8,
+            "cells": 1,
+            "reduction": "light",
+            "image_size": 16,
+            "lr": 0.1,
+            "arch_lr": 0.01,
+            "arch_weight_decay": 0.0,
+            "valid_batches": 32,
+            "halving_cells": 3,
+            "halving_steps": 120,
+        },
+    }
+    shown: ClassVar[Mapping[str, str]] = {"loss": ".3f", "accuracy": ".1%"}
+    result = "accuracy"
+    config: ImageSearchConfig | ImageRetrainConfig
+
+    def __init__(self, config: ImageSearchConfig | ImageRetrainConfig, images: ImageData | None = None) -> None:
+        super().__init__(config)
+        images = load(config.data, config.data_dir) if images is None else images
+        if isinstance(config, ImageSearchConfig):
+            images = images.resized(min(config.image_size or images.image_size, images.image_size))
+            self.weight_index, self.arch_index = split_halves(images.train.labels, config.seed)
+        self.images = images.to(self.placement.device)
+
+    def weight_stream(self, order: torch.Generator) -> Batches:
+        return Batches(self.images, self.weight_index, self.config.batch_size, generator=order)
+
+    def arch_stream(self, order: torch.Generator) -> Batches:
+        return Batches(self.images, self.arch_index, self.config.batch_size, generator=order)
+
+    def held_out(self, order: torch.Generator) -> Evaluation:
+        index = self.arch_index[torch.randperm(len(self.arch_index), generator=order)]
+        return Evaluation(self.images, self.images.train, index, self.config.batch_size)
+
+    def supernet(self, cells: int | None = None) -> nn.Module:
+        assert isinstance(self.config, ImageSearchConfig)
+        return self.space.network(
+            *self._sizes(cells), ops=self.ops, num_nodes=self.space.num_nodes, reduction=self.config.reduction
+        )
+
+    def score(self, network: nn.Module, batch: tuple[Tensor, Tensor], path: Path | None) -> Score:
+        x, y = batch
+        with self.placement.autocast():
+            output = network(x, path)
+            loss = cross_entropy(output, y)
+        return Score(loss, len(y), {"accuracy": (output.detach().argmax(1) == y).sum()})
+
+    def facts(self) -> dict[str, Any]:
+        return {"images": len(self.images.train), "classes": list(self.images.classes)}
+
+    def split(self) -> dict[str, Tensor]:
+        return {"weights": self.weight_index, "architecture": self.arch_index}
+
+    def training(self, order: torch.Generator) -> Batches:
+        return Batches(self.images, torch.arange(len(self.images.train)), self.config.batch_size, generator=order)
+
+    def network(self, arch: str) -> nn.Module:
+        ops, space = self.space.parse(arch), self.space
+        settings = {"affine": True, "track_running_stats": True, "ops": space.ops, "num_nodes": space.num_nodes}
+        return space.network(*self._sizes(), **settings).fix(ops)
+
+    def recipe(self, network: nn.Module, steps: int) -> CosineSgd:
+        assert isinstance(self.config, ImageRetrainConfig)
+        return CosineSgd(network, steps, self.config)
+
+    def test(self, network: nn.Module) -> dict[str, Any]:
+        correct = self.test_answers(network)
+        right, count = int(correct.sum()), len(correct)
+        price = cost(network, (1, self.images.in_channels, self.images.image_size, self.images.image_size))
+        return {
+            "test_accuracy": right / count,
+            "test_accuracy_95": list(wilson(right, count)),
+            "test_images": count,
+            "params": price.params,
+            "flops": price.flops,
+        }
+
+    @torch.no_grad()
+    def test_answers(self, network: nn.Module) -> Tensor:
+        """Whether the network is right, for each test image, bool [count]. The network evaluates from now on."""
+        network.eval()
+        everything = torch.arange(len(self.images.test))
+        batches: Iterator[tuple[Tensor, Tensor]] = iter(
+            Evaluation(self.images, self.images.test, everything, self.config.batch_size)(len(everything))
+        )
+        with self.placement.autocast():
+            return torch.cat([network(x).argmax(1) == y for x, y in batches]).cpu()
+
+    def _sizes(self, cells: int | None = None) -> tuple[int, int, int, int]:
+        config, images = self.config, self.images
+        return config.channels, cells or config.cells, images.in_channels, len(images.classes)
