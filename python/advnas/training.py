@@ -38,10 +38,12 @@ def check_finite(name: str, value: Tensor | float) -> None:
     Raises:
         FloatingPointError: it is infinite or not a number.
     """
-    if isinstance(value, Tensor) and value.device.type != "cpu":
-        return
+    if isinstance(value, Tensor):
+        if value.device.type != "cpu":
+            return
+        value = value.item()
     if not math.isfinite(value):
-        raise FloatingPointError(f"the {name} must be finite, got {float(value)}")
+        raise FloatingPointError(f"the {name} must be finite, got {value}")
 
 
 class Training:
