@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from advnas.run.watch import Watch
 from advnas.state import SearchState, sgd
-from advnas.tasks import Task
+from advnas.tasks.base import Task
 from advnas.training import Training, check_finite, endless, generators, seeded
 from advnas_ext import Path
 

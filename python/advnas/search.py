@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from advnas.run.watch import Watch
 from advnas.state import SearchState
-from advnas.tasks import Task
+from advnas.tasks.base import Task
 from advnas.training import check_finite
 from advnas_ext import Estimator, Path
 
