@@ -180,14 +180,13 @@ def search(args: Sequence[str]) -> None:
     result, config = RunFolder(folder).result(), RunFolder(folder).config()
     shown = SPACES[config.space].columns
     looked_up = {name: f"{value:g}" for name, value in (result["table"] or {}).items() if name in shown}
-    task_flag = "" if task is TASKS["image"] else f" --task {task.name}"
     facts(
         {
             "cell": result["arch"],
             **looked_up,
             "search time": duration(result["seconds"]),
             "run folder": str(folder),
-            "go on with": f"advnas retrain {shlex.quote(str(folder))}{task_flag}",
+            "go on with": f"advnas retrain {shlex.quote(str(folder))}",
         }
     )
 
