@@ -10,6 +10,7 @@
 #include "device.h"
 #include "head.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/recurrent_node.h"
 #include "recurrent.h"
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
@@ -43,8 +44,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .value("SIGMOID", advnas::kRecurrentSigmoid)
       .value("RELU", advnas::kRecurrentRelu)
       .value("NONE", advnas::kNumRecurrentOps);
-  m.def("recurrent", &advnas::recurrent, py::arg("x"), py::arg("h"), py::arg("gates"), py::arg("offsets"), py::arg("ops"),
-        py::arg("weights"), py::call_guard<py::gil_scoped_release>());
+  m.def("recurrent", &advnas::recurrent, py::arg("x"), py::arg("h"), py::arg("gates"), py::arg("gate_values"), py::arg("offsets"),
+        py::arg("ops"), py::arg("weights"), py::arg("x_mask"), py::arg("h_mask"), py::arg("whole"));
   m.attr("MAX_RECURRENT_NODES") = advnas::kMaxRecurrentSources;
 #ifdef ADVNAS_SHIM  // {(kernel, grid, threads of a block, shared bytes): launches}
   m.def("launch_counts", &cuda_shim::launch_counts);

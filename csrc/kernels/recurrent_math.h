@@ -1,9 +1,9 @@
-// The formulas of recurrent.h for one element, shared by the CPU loop and the CUDA kernel. `V` is a scalar or a vector of them;
+// The formulas of recurrent_node.h for one element, shared by the CPU loop and the CUDA kernel. `V` is a scalar or a vector of them;
 // `Math` has its sigmoid and tanh.
 #pragma once
 
 #include "host_device.h"
-#include "recurrent.h"
+#include "recurrent_node.h"
 
 namespace advnas {
 
@@ -37,26 +37,26 @@ ADVNAS_HOST_DEVICE inline V recurrent_slope(int op, V f) {
   }
 }
 
-// y of one picked operation; c: sigmoid(c_k).
+// What one picked operation gives for a gate of 1, before the scale; c: sigmoid(c_k).
 template <class V>
-ADVNAS_HOST_DEVICE inline V recurrent_output(V state, V c, V f) {
-  return state + c * (f - state);
+ADVNAS_HOST_DEVICE inline V recurrent_output(bool whole, V state, V c, V f) {
+  return whole ? state + c * (f - state) : c * f;
 }
 
-// The backward pass of one element of a source, an operation at a time.
+// A source's part of its node, before the scale; y: its sum over the picked operations.
+template <class V>
+ADVNAS_HOST_DEVICE inline V recurrent_highway(V carried, V c, V y) {
+  return carried + c * (y - carried);
+}
+
+// The backward pass of one element of a source; d: scale ds, slope: sum_f g_kf f'(u_k), carried: a_k s_k.
 template <class V>
 struct RecurrentGradient {
-  V of_c, of_f, of_y;  // start at 0
+  V d, c;
 
-  // dout: g_kf ds.
-  ADVNAS_HOST_DEVICE void add(V dout, V state, V f, V slope) {
-    of_c += dout * (f - state);
-    of_f += dout * slope;
-    of_y += dout;
-  }
-  ADVNAS_HOST_DEVICE V dc(V c) const { return of_c * c * ((V{} + 1) - c); }
-  ADVNAS_HOST_DEVICE V du(V c) const { return of_f * c; }
-  ADVNAS_HOST_DEVICE V dstate(V c) const { return of_y * ((V{} + 1) - c); }
+  ADVNAS_HOST_DEVICE V dc(V carried, V y) const { return d * (y - carried) * c * ((V{} + 1) - c); }
+  ADVNAS_HOST_DEVICE V du(V slope) const { return d * c * slope; }
+  ADVNAS_HOST_DEVICE V dstate(V carry) const { return d * carry * ((V{} + 1) - c); }
 };
 
 }  // namespace advnas

@@ -106,6 +106,15 @@ class _RecurrentCell(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor]:
         """``forward`` behind its checks."""
 
+    def _run_natively(
+        self, x: Tensor, path: Path, h: Tensor, x_mask: Tensor | None, h_mask: Tensor | None, whole: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Both cells by the native executor. whole: whether a gate multiplies the whole edge, as in DARTS."""
+        ops = [ACTIVATIONS[self.ops[op]].native for op in path.ops.flatten().tolist()]
+        gates, offsets = path.gates_on(x.device), path.offsets_on(x.device)
+        outputs = _run(x, h, gates, path.gates, offsets, ops, list(self.weights), x_mask, h_mask, whole)
+        return outputs, outputs[-1] if len(x) > 0 else h
+
     @property
     def _name(self) -> str:
         return type(self).__name__
@@ -171,6 +180,8 @@ class OnePathRecurrentCell(_RecurrentCell):
     def _run(
         self, x: Tensor, path: Path, h: Tensor, x_mask: Tensor | None, h_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
+        if native.runs_natively(x):
+            return self._run_natively(x, path, h, x_mask, h_mask, whole=False)
         return reference.recurrent_cell(x, path, h, list(self.weights), self._functions, x_mask, h_mask)
 
 
@@ -207,11 +218,8 @@ class DartsRecurrentCell(_RecurrentCell):
     def _run(
         self, x: Tensor, path: Path, h: Tensor, x_mask: Tensor | None, h_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        if h_mask is None and native.runs_natively(x):
-            ops = [ACTIVATIONS[self.ops[op]].native for op in path.ops.flatten().tolist()]
-            masked = x if x_mask is None else x * x_mask
-            outputs = _run(masked, h, path.gates, path.offsets, ops, list(self.weights))
-            return outputs, outputs[-1] if len(x) > 0 else h
+        if native.runs_natively(x):
+            return self._run_natively(x, path, h, x_mask, h_mask, whole=True)
         return reference.darts_recurrent_cell(x, path, h, list(self.weights), self._functions, x_mask, h_mask)
 
 

@@ -12,11 +12,12 @@
 #include "../depthwise.h"
 #include "../gate.h"
 #include "../head.h"
-#include "../recurrent.h"
+#include "../matrix.h"
+#include "../recurrent_node.h"
 #include "../winograd.h"
 
 #define ADVNAS_KERNEL_FAMILIES(family) \
-  family(gate) family(cell) family(convolution) family(depthwise) family(head) family(recurrent) family(winograd)
+  family(gate) family(cell) family(convolution) family(depthwise) family(head) family(matrix) family(recurrent) family(winograd)
 
 namespace advnas::cpu {
 
@@ -47,8 +48,14 @@ struct Kernels {
   Depthwise<T>* depthwise;
   DepthwiseWeightGradient<T>* depthwise_weight_gradient;
 
+  PackMatrix<T>* pack_matrix;
+  MultiplyPacked<T>* multiply_packed;
+
   RecurrentForward<T>* recurrent_forward;
   RecurrentBackward<T>* recurrent_backward;
+  RecurrentMean<T>* recurrent_mean;
+  RecurrentMeanBackward<T>* recurrent_mean_backward;
+  RecurrentMask<T>* recurrent_mask;
 
   WinogradWeight<T>* winograd_weight;
   WinogradConvolve<T>* winograd_convolve;

@@ -32,6 +32,7 @@ struct Walk {
   int64_t rows, columns, taps_down, taps_across, in, out;
   int64_t row, pixel;          // in the frame
   int64_t out_row, out_pixel;  // in y, or in the frame of dz
+  bool add = false;            // whether y is added to
 };
 
 // A matrix product [pixels, in] x [in, out].
@@ -75,7 +76,10 @@ template <class V, int kVectors, int kCount, class T>
 #pragma GCC unroll 16
   for (int p = 0; p < kCount; ++p) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) store_as(y + p * walk.out_pixel + v * lanes, sum[p][v]);
+    for (int v = 0; v < kVectors; ++v) {
+      T* const to = y + p * walk.out_pixel + v * lanes;
+      store_as(to, walk.add ? load_as<V>(to) + sum[p][v] : sum[p][v]);
+    }
   }
 }
 

@@ -42,21 +42,23 @@ inline bool is_picked(const RecurrentSource<G>& source, int op) {
 
 template <class T>
 void recurrent_forward(const RecurrentNode<T>& node, const T* states, const T* pre, T* out, int64_t begin, int64_t end) {
-  const int64_t units = node.units;
   for (int64_t row = begin; row < end; ++row) {
-    for_units<T>(units, [&](int64_t i, auto part) {
+    for_units<T>(node.units, [&](int64_t i, auto part) {
       Vec<T> sum{};
       for (int64_t k = 0; k < node.num_sources; ++k) {
         const RecurrentSource<T>& source = node.source[k];
-        const T* const z = pre + (k * node.batch + row) * 2 * units + i;
-        const Vec<T> state = part.load(states + (source.state * node.batch + row) * units + i);
-        const Vec<T> c = VectorMath<T>::sigmoid(part.load(z)), u = part.load(z + units);
-        for (int op = 0; op < kNumRecurrentOps; ++op) {
-          if (!is_picked(source, op)) continue;
-          sum += source.gate[op] * recurrent_output(state, c, recurrent_activation<VectorMath<T>>(op, u));
+        const T* const z = pre + row * node.pre_stride + source.column + i;
+        const Vec<T> state = part.load(states + source.state * node.state_stride + row * node.units + i);
+        Vec<T> y{};
+        if (source.picked != 0) {
+          const Vec<T> u = part.load(z + node.units);
+          for (int op = 0; op < kNumRecurrentOps; ++op) {
+            if (is_picked(source, op)) y += source.gate[op] * recurrent_activation<VectorMath<T>>(op, u);
+          }
         }
+        sum += recurrent_highway(source.carry * state, VectorMath<T>::sigmoid(part.load(z)), y);
       }
-      part.store(out + row * units + i, sum);
+      part.store(out + row * node.units + i, node.scale * sum);
     });
   }
 }
@@ -66,39 +68,77 @@ void recurrent_backward(const RecurrentNode<T>& node, const T* states, const T* 
                         double* sums, int64_t begin, int64_t end) {
   const int64_t units = node.units;
   for (int64_t row = begin; row < end; ++row) {
-    const T* const d = dout + row * units;
     for (int64_t k = 0; k < node.num_sources; ++k) {
       const RecurrentSource<T>& source = node.source[k];
-      const int64_t z = (k * node.batch + row) * 2 * units, s = (source.state * node.batch + row) * units;
-      Vec<T> dg[kNumRecurrentOps] = {};
+      const int64_t z = row * node.pre_stride + source.column;
+      const T* const s = states + source.state * node.state_stride + row * units;
+      T* const ds = dstates + (source.state * node.batch + row) * units;
+      Vec<T> dg[kNumRecurrentOps] = {}, dconstant{};
       for_units<T>(units, [&](int64_t i, auto part) {
-        const Vec<T> ds = part.load(d + i), state = part.load(states + s + i);
-        const Vec<T> c = VectorMath<T>::sigmoid(part.load(pre + z + i)), u = part.load(pre + z + units + i);
-        RecurrentGradient<Vec<T>> gradient{Vec<T>{}, Vec<T>{}, Vec<T>{}};
-        for (int op = 0; op < kNumRecurrentOps; ++op) {
-          if (!is_picked(source, op)) continue;
-          const Vec<T> f = recurrent_activation<VectorMath<T>>(op, u);
-          gradient.add(source.gate[op] * ds, state, f, recurrent_slope(op, f));
-          dg[op] += ds * recurrent_output(state, c, f);
+        const Vec<T> state = part.load(s + i), carried = source.carry * state;
+        const RecurrentGradient<Vec<T>> gradient{node.scale * part.load(dout + row * units + i),
+                                                 VectorMath<T>::sigmoid(part.load(pre + z + i))};
+        dconstant += gradient.d * gradient.c;
+        Vec<T> y{}, slope{};
+        if (source.picked != 0) {
+          const Vec<T> u = part.load(pre + z + units + i);
+          for (int op = 0; op < kNumRecurrentOps; ++op) {
+            if (!is_picked(source, op)) continue;
+            const Vec<T> f = recurrent_activation<VectorMath<T>>(op, u);
+            y += source.gate[op] * f;
+            slope += source.gate[op] * recurrent_slope(op, f);
+            dg[op] += gradient.d * recurrent_output(node.whole, state, gradient.c, f);
+          }
+          part.store(dpre + z + units + i, gradient.du(slope));
         }
-        part.store(dpre + z + i, gradient.dc(c));
-        part.store(dpre + z + units + i, gradient.du(c));
-        part.store(dstates + s + i, part.load(dstates + s + i) + gradient.dstate(c));
+        part.store(dpre + z + i, gradient.dc(carried, y));
+        part.store(ds + i, part.load(ds + i) + gradient.dstate(Vec<T>{} + source.carry));
       });
       if (sums == nullptr) continue;
-      for (int op = 0; op < kNumRecurrentOps; ++op) sums[k * kNumRecurrentOps + op] += sum_lanes<T>(dg[op]);
+      for (int op = 0; op < kNumRecurrentOps; ++op) {
+        if (is_picked(source, op)) sums[source.place[op]] += sum_lanes<T>(dg[op]);
+      }
+      if (!node.whole) sums[source.constant] += sum_lanes<T>(dconstant);
     }
-    if (sums == nullptr) continue;
+    if (sums == nullptr || !node.whole) continue;
     Vec<T> total{};
-    for_units<T>(units, [&](int64_t i, auto part) { total += part.load(d + i); });
-    sums[node.num_sources * kNumRecurrentOps] += sum_lanes<T>(total);
+    for_units<T>(units, [&](int64_t i, auto part) { total += node.scale * part.load(dout + row * units + i); });
+    for (int32_t edge = 0; edge < node.num_edges; ++edge) sums[node.constant + edge] += sum_lanes<T>(total);
   }
+}
+
+template <class T>
+void recurrent_mean(const T* states, int64_t num, int64_t stride, T* out, int64_t size) {
+  for_units<T>(size, [&](int64_t i, auto part) {
+    Vec<T> sum{};
+    for (int64_t k = 0; k < num; ++k) sum += part.load(states + k * stride + i);
+    part.store(out + i, sum / T(num));
+  });
+}
+
+template <class T>
+void recurrent_mean_backward(const T* dh, const T* dout, int64_t num, int64_t stride, T* dstates, int64_t size) {
+  for_units<T>(size, [&](int64_t i, auto part) {
+    const Vec<T> share = (part.load(dh + i) + part.load(dout + i)) / T(num);
+    for (int64_t k = 0; k < num; ++k) part.store(dstates + k * stride + i, share);
+  });
+}
+
+template <class T>
+void recurrent_mask(const T* a, const T* b, bool add, T* out, int64_t size) {
+  for_units<T>(size, [&](int64_t i, auto part) {
+    const Vec<T> product = part.load(a + i) * part.load(b + i);
+    part.store(out + i, add ? part.load(out + i) + product : product);
+  });
 }
 
 template <class T>
 void fill_recurrent(Kernels<T>* table) {
   table->recurrent_forward = recurrent_forward<T>;
   table->recurrent_backward = recurrent_backward<T>;
+  table->recurrent_mean = recurrent_mean<T>;
+  table->recurrent_mean_backward = recurrent_mean_backward<T>;
+  table->recurrent_mask = recurrent_mask<T>;
 }
 template void fill_recurrent(Kernels<float>*);
 template void fill_recurrent(Kernels<double>*);
