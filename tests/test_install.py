@@ -121,9 +121,7 @@ def sdist(tmp_path_factory):
 
 
 def test_sdist_holds_every_source(sdist):
-    tracked = subprocess.run(
-        ["git", "ls-files", "csrc", "python"], cwd=ROOT, capture_output=True, text=True
-    )
+    tracked = subprocess.run(["git", "ls-files", "csrc", "python"], cwd=ROOT, capture_output=True, text=True)
     if tracked.returncode != 0:
         pytest.skip("not a git checkout")
     with tarfile.open(sdist) as archive:

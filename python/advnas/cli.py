@@ -335,10 +335,10 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "retrain": retrain,
     "query": query,
     "analysis": analysis,
-    "lab": analysis,
     "info": info,
 }
 
+ALIASES = {"lab": "analysis"}
 MEASUREMENTS: dict[str, Callable[[Sequence[str]], None]] = {"signal": signal, "rank": rank}
 
 
@@ -384,9 +384,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if args else 2
     command, *rest = args
     try:
-        if command not in COMMANDS:
+        name = ALIASES.get(command, command)
+        if name not in COMMANDS:
             raise ValueError(f"no such command; choose among {', '.join(COMMANDS)}")
-        COMMANDS[command](rest)
+        COMMANDS[name](rest)
     except Interrupted as interrupt:
         print(f"advnas {command}: {interrupt}", file=sys.stderr)
         return 130
