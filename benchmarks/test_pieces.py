@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import advnas_ext
 from advnas.spaces.nasbench201 import OPS, Network, Reduction
-from advnas_ext import OnePathCell, OnePathRecurrentCell, Path, reference
+from advnas_ext import DartsRecurrentCell, OnePathCell, Path, reference
 from advnas_ext.recurrent import ACTIVATIONS
 
 BATCH = 64
@@ -151,13 +151,13 @@ def head(channels: int) -> Piece:
 
 def recurrent(units: int) -> Piece:
     """A cell of three nodes on a path with every activation."""
-    cell = OnePathRecurrentCell(units, num_nodes=3)
+    cell = DartsRecurrentCell(units, num_nodes=3)
     ops = torch.tensor([[1], [3], [2], [0], [1], [3]])
 
     def plain(x: Tensor, gates: Tensor) -> Tensor:
         functions = [ACTIVATIONS[op].function for op in cell.ops]
         h = x.new_zeros(x.shape[1:])
-        return reference.recurrent_cell(x, Path(ops, gates), h, list(cell.weights), functions)[0]
+        return reference.darts_recurrent_cell(x, Path(ops, gates), h, list(cell.weights), functions)[0]
 
     return Piece(
         (cell, cell), lambda x, gates: cell(x, Path(ops, gates))[0], plain, torch.rand(6, 1) + 0.5, sequence=True

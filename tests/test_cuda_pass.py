@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from advnas.spaces import nasbench201
-from advnas_ext import NAS_BENCH_201, OnePathCell, OnePathRecurrentCell, Path, head, native, recurrent, reference
+from advnas_ext import NAS_BENCH_201, DartsRecurrentCell, OnePathCell, Path, head, native, recurrent, reference
 from advnas_ext.operations import OPERATIONS
 from comparison import compare
 
@@ -166,7 +166,7 @@ def test_a_supernet(extension, monkeypatch, close, reduction):
 @pytest.mark.parametrize("size", [(3, 2, 5), (4, 3, 64), (2, 0, 8)], ids=str)
 def test_a_recurrent_cell(shim, dtype, size):
     torch.manual_seed(0)
-    cell = OnePathRecurrentCell(size[-1]).to(dtype)
+    cell = DartsRecurrentCell(size[-1], 3).to(dtype)
     for weight in cell.weights:
         torch.nn.init.normal_(weight, std=size[-1] ** -0.5)
     truth = copy.deepcopy(cell).double()
@@ -178,7 +178,7 @@ def test_a_recurrent_cell(shim, dtype, size):
     path, exact = (Path.from_ops(ops, dtype=t).with_offsets() for t in (torch.float32, torch.float64))
     y, expected = (
         cell(x, path)[0],
-        reference.recurrent_cell(wide, exact, wide[0] * 0, list(truth.weights), functions)[0],
+        reference.darts_recurrent_cell(wide, exact, wide[0] * 0, list(truth.weights), functions)[0],
     )
     y.backward(dy)
     expected.backward(dy.double())

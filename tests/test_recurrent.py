@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import advnas_ext
-from advnas_ext import OnePathRecurrentCell, Path, reference
+from advnas_ext import DartsRecurrentCell, Path, reference
 from advnas_ext.recurrent import ACTIVATIONS
 
 FLOATS = [torch.float32, torch.float64]
@@ -18,11 +18,11 @@ each_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 
 def plain(cell, x, path, h):
     functions = [ACTIVATIONS[op].function for op in cell.ops]
-    return reference.recurrent_cell(x, path, h, list(cell.weights), functions)
+    return reference.darts_recurrent_cell(x, path, h, list(cell.weights), functions)
 
 
 def random_cell(units, num_nodes=3, dtype=torch.float64, std=0.5):
-    cell = OnePathRecurrentCell(units, num_nodes).to(dtype)
+    cell = DartsRecurrentCell(units, num_nodes).to(dtype)
     for weight in cell.weights:
         torch.nn.init.normal_(weight, std=std)
     return cell
@@ -49,7 +49,7 @@ def compare(close, ops, dtype=torch.float32, size=(4, 3, 5), num_nodes=3):
     # Divided by the number of terms of their node, so that the states of a deep cell do not explode.
     terms = torch.tensor([target * ops.shape[1] for target in range(1, num_nodes + 1) for _ in range(target)])
     path = Path(ops, torch.empty(ops.shape, dtype=dtype).uniform_(0.5, 1.5) / terms[:, None])
-    found = run(cell, OnePathRecurrentCell.__call__, x, h, path, dy, dh)
+    found = run(cell, DartsRecurrentCell.__call__, x, h, path, dy, dh)
     truth = Path(ops, path.gates.double())
     expected = run(copy.deepcopy(cell).double(), plain, x.double(), h.double(), truth, dy.double(), dh.double())
     for name, value in expected.items():
@@ -109,7 +109,7 @@ def test_small_and_saturated_activations(close, scale, dtype):
         found, expected = (
             run(cell if call is not plain else copy.deepcopy(cell).double(), call, x.to(kind), h.to(kind), path, 1, 1)
             for call, kind, path in (
-                (OnePathRecurrentCell.__call__, dtype, Path.from_ops([op], dtype=dtype)),
+                (DartsRecurrentCell.__call__, dtype, Path.from_ops([op], dtype=dtype)),
                 (plain, torch.float64, Path.from_ops([op], dtype=torch.float64)),
             )
         )
@@ -125,7 +125,7 @@ def test_activations_equal_those_of_pytorch_to_the_last_places():
     for dtype in FLOATS:
         grid = torch.cat([torch.linspace(-120, 120, 4001), torch.linspace(-1, 1, 4001), torch.logspace(-30, 0, 500)])
         h = grid.to(dtype)[:, None]
-        cell = OnePathRecurrentCell(1, 1).to(dtype)
+        cell = DartsRecurrentCell(1, 1).to(dtype)
         with torch.no_grad():
             cell.weights[0].zero_()
             cell.weights[1].copy_(torch.tensor([[0, 2.0]]))
@@ -139,7 +139,7 @@ def test_activations_equal_those_of_pytorch_to_the_last_places():
 def test_one_case_by_hand():
     # W_0 = 0: s_0 = h + 1/2 (tanh(0) - h) = h / 2 = 2. W_1: c = 0, u = 3 s_0 = 6, so y = 2 + 1/2 (6 - 2) = 4, s_1 = 5 y = 20.
     # Second step: s_0 = 10, u = 30, y = 10 + 1/2 (30 - 10) = 20, s_1 = 100.
-    cell = OnePathRecurrentCell(1, num_nodes=1)
+    cell = DartsRecurrentCell(1, num_nodes=1)
     with torch.no_grad():
         cell.weights[0].zero_()
         cell.weights[1].copy_(torch.tensor([[0.0, 3.0]]))
@@ -208,11 +208,11 @@ def test_infinite_and_nan_states_go_through():
         torch.testing.assert_close(found, expected, equal_nan=True)
 
 
-CALLS = (OnePathRecurrentCell.__call__, plain)
+CALLS = (DartsRecurrentCell.__call__, plain)
 
 
 def test_a_dead_edge_is_not_run():
-    cell = OnePathRecurrentCell(3)
+    cell = DartsRecurrentCell(3, 3)
     with torch.no_grad():
         cell.weights[2].fill_(math.nan)
     path = Path.from_ops([TANH, NONE, NONE, TANH, TANH, NONE])
@@ -272,7 +272,7 @@ def test_bits_do_not_depend_on_threads(dtype):
     """The weights have one entry a row and at most one a column, powers of 2: the products are exact, no sums of several terms."""
     torch.manual_seed(0)
     units = 150
-    cell = OnePathRecurrentCell(units).to(dtype)
+    cell = DartsRecurrentCell(units, 3).to(dtype)
     with torch.no_grad():
         cell.weights[0].copy_(torch.eye(2 * units) / 2)
         for weight in cell.weights[1:]:
@@ -317,7 +317,7 @@ def test_on_a_gpu(close, size, dtype):
     x, dy = torch.randn(2, *size, device="cuda", dtype=dtype).unbind()
     h, dh = torch.randn(2, *size[1:], device="cuda", dtype=dtype).unbind()
     path = Path.from_ops([[TANH, SIGMOID], [RELU, NONE], [NONE, TANH], [IDENTITY, RELU], [SIGMOID, TANH], [TANH, RELU]])
-    found = run(cell, OnePathRecurrentCell.__call__, x, h, path, dy, dh)
+    found = run(cell, DartsRecurrentCell.__call__, x, h, path, dy, dh)
     truth = copy.deepcopy(cell).double().cpu()
     expected = run(truth, plain, *(t.double().cpu() for t in (x, h)), path, *(t.double().cpu() for t in (dy, dh)))
     for name, value in expected.items():

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from advnas_ext import OnePathRecurrentCell, Path
+from advnas_ext import DartsRecurrentCell, Path
 
 PATH = Path.from_ops([1] * 6)
 
@@ -40,14 +40,14 @@ PATH = Path.from_ops([1] * 6)
     ],
 )
 def test_says_what_was_expected(error, message, x, path, h):
-    with pytest.raises(error, match=f"OnePathRecurrentCell: {message}"):
-        OnePathRecurrentCell(4)(x, path, h)
+    with pytest.raises(error, match=f"DartsRecurrentCell: {message}"):
+        DartsRecurrentCell(4, 3)(x, path, h)
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"units": 0}, "needs units >= 1 and num_nodes from 1 to 64, got 0 and 3"),
+        ({"units": 0}, "needs units >= 1 and num_nodes from 1 to 64, got 0 and 8"),
         ({"units": 4, "num_nodes": 0}, "got 4 and 0"),
         ({"units": 4, "num_nodes": 65}, "got 4 and 65"),
         ({"units": 4, "ops": ()}, r"ops must be different names among .*, got \[\]"),
@@ -57,11 +57,11 @@ def test_says_what_was_expected(error, message, x, path, h):
 )
 def test_refuses_to_be_made(arguments, message):
     with pytest.raises(ValueError, match=message):
-        OnePathRecurrentCell(**arguments)
+        DartsRecurrentCell(**arguments)
 
 
 def test_weights_that_do_not_fit_are_refused():
-    cell = OnePathRecurrentCell(4)
+    cell = DartsRecurrentCell(4, 3)
     cell.weights[2] = torch.nn.Parameter(torch.ones(4, 4))
     with pytest.raises(
         ValueError, match=r"weights\[2\] must be Float of shape \[4, 8\] on cpu, got Float of shape \[4, 4\]"
@@ -70,14 +70,14 @@ def test_weights_that_do_not_fit_are_refused():
 
 
 def test_double_backward_is_refused():
-    cell = OnePathRecurrentCell(4)
+    cell = DartsRecurrentCell(4, 3)
     outputs, _ = cell(torch.randn(2, 3, 4), PATH)
     with pytest.raises(RuntimeError, match="double backward is not implemented"):
         torch.autograd.grad(outputs.sum(), list(cell.weights), create_graph=True)
 
 
 def test_starts_like_darts():
-    cell = OnePathRecurrentCell(100, num_nodes=2)
+    cell = DartsRecurrentCell(100, num_nodes=2)
     assert [tuple(weight.shape) for weight in cell.weights] == [(200, 200), (100, 200), (100, 200)]
     for weight in cell.weights:
         assert 0.0399 < weight.abs().max() <= 0.04
@@ -85,10 +85,10 @@ def test_starts_like_darts():
 
 
 def test_survives_pickling_and_a_state_dict():
-    cell = OnePathRecurrentCell(4)
+    cell = DartsRecurrentCell(4, 3)
     x = torch.randn(3, 2, 4)
     expected = cell(x, PATH)[0]
-    other = OnePathRecurrentCell(4)
+    other = DartsRecurrentCell(4, 3)
     other.load_state_dict(cell.state_dict())
     for twin in (other, pickle.loads(pickle.dumps(cell)), copy.deepcopy(cell)):
         assert torch.equal(twin(x, PATH)[0], expected)

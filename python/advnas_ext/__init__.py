@@ -23,7 +23,7 @@ from advnas_ext.estimators import (
 from advnas_ext.gate import gate
 from advnas_ext.operations import NAS_BENCH_201
 from advnas_ext.path import Path
-from advnas_ext.recurrent import OnePathRecurrentCell
+from advnas_ext.recurrent import DartsRecurrentCell, OnePathRecurrentCell
 
 __version__ = _load.VERSION
 
@@ -32,6 +32,7 @@ __all__ = [
     "NAS_BENCH_201",
     "AdvantageEstimator",
     "DartsEstimator",
+    "DartsRecurrentCell",
     "Estimator",
     "GdasEstimator",
     "NaspEstimator",

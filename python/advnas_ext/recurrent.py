@@ -1,7 +1,8 @@
-"""The recurrent one-path cell: a sequence through the picked operations of every edge, fused."""
+"""Recurrent one-path cells: a sequence through the picked operations of every edge, fused."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from advnas_ext import _C, native, reference
 from advnas_ext.path import Path
 
 INITIAL_RANGE = 0.04  # as in DARTS
+OPS = ("identity", "tanh", "sigmoid", "relu", "none")
 
 
 class Activation(NamedTuple):
@@ -31,14 +33,155 @@ ACTIVATIONS = {
 }
 
 
-class OnePathRecurrentCell(nn.Module):
-    """A recurrent cell (DARTS's recurrent search space, Liu et al. 2019) that runs one path at a time.
+class _RecurrentCell(nn.Module, ABC):
+    """What the two cells share: an edge goes from every node to every later one, in the order 1<-0, 2<-0, 2<-1, 3<-0, ...,
+    node 0 joins the input and the hidden state, and the hidden state becomes the mean of all nodes but node 0."""
 
-    In each step, node 0 joins the input and the hidden state; an edge goes from every node to every later one, in the
-    order 1<-0, 2<-0, 2<-1, 3<-0, ... An edge is a highway connection around its picked activation, all edges into one
-    node have the same weight, and the hidden state becomes the mean of all nodes but node 0: see
-    :func:`advnas_ext.reference.recurrent_cell`. The path, and with it the gates, is the same in all steps: the backward
-    pass fills ``path.gates.grad`` with the advantage of every edge, summed over time.
+    def __init__(self, units: int, num_nodes: int, ops: Sequence[str], num_weights: int) -> None:
+        super().__init__()
+        if units < 1 or not 1 <= num_nodes <= _C.MAX_RECURRENT_NODES:
+            raise ValueError(
+                f"{self._name}: needs units >= 1 and num_nodes from 1 to {_C.MAX_RECURRENT_NODES}, "
+                f"got {units} and {num_nodes}"
+            )
+        if not ops or any(op not in ACTIVATIONS for op in ops) or len(set(ops)) < len(ops):
+            raise ValueError(f"{self._name}: ops must be different names among {sorted(ACTIVATIONS)}, got {list(ops)}")
+        self.units = units
+        self.num_nodes = num_nodes
+        self.ops = tuple(ops)
+        self.weights = nn.ParameterList(
+            torch.empty(rows, 2 * units).uniform_(-INITIAL_RANGE, INITIAL_RANGE)
+            for rows in [2 * units] + num_weights * [units]
+        )
+
+    @property
+    def num_edges(self) -> int:
+        return self.num_nodes * (self.num_nodes + 1) // 2
+
+    def forward(
+        self,
+        x: Tensor,
+        path: Path,
+        h: Tensor | None = None,
+        x_mask: Tensor | None = None,
+        h_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Run a sequence.
+
+        Args:
+            x: [length, batch, units], of the dtype and on the device of the weights.
+            path: picks for ``num_edges`` edges among ``len(ops)`` operations.
+            h: [batch, units], the hidden state before the first step; None: zeros.
+            x_mask: [batch, units], by which ``x`` is multiplied, the same in all steps: variational dropout (Gal and
+                Ghahramani 2016), which a caller has drawn and scaled; None: no dropout.
+            h_mask: [batch, units], by which the hidden state is multiplied where it enters W_0, likewise. The highway
+                connection around node 0 carries the hidden state on without it.
+
+        Returns:
+            The hidden states after each step, [length, batch, units], and the last of them, [batch, units].
+
+        Raises:
+            TypeError: ``path`` is not a Path, ``x``, ``h`` or a mask is not a tensor of the dtype of the weights.
+            ValueError: a shape, a device or an operation does not fit.
+            RuntimeError: in a double backward pass, which is not implemented.
+        """
+        self._check_path(path)
+        self._check("x", x, 3, "length, batch")
+        for name, tensor in (("h", h), ("x_mask", x_mask), ("h_mask", h_mask)):
+            if tensor is None:
+                continue
+            self._check(name, tensor, 2, "batch")
+            if tensor.shape != x.shape[1:]:
+                raise ValueError(f"{self._name}: {name} must have shape {list(x.shape[1:])}, got {list(tensor.shape)}")
+        if h is None:
+            h = x.new_zeros(x.shape[1:])
+        return self._run(x, path, h, x_mask, h_mask)
+
+    def extra_repr(self) -> str:
+        return f"units={self.units}, num_nodes={self.num_nodes}, ops={self.ops}"
+
+    @abstractmethod
+    def _run(
+        self, x: Tensor, path: Path, h: Tensor, x_mask: Tensor | None, h_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """``forward`` behind its checks."""
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    @property
+    def _functions(self) -> list[Callable[[Tensor], Tensor] | None]:
+        return [ACTIVATIONS[op].function for op in self.ops]
+
+    def _check(self, name: str, tensor: Tensor, dims: int, sizes: str) -> None:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{self._name}: {name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.dim() != dims or tensor.shape[-1] != self.units:
+            raise ValueError(f"{self._name}: {name} must have shape [{sizes}, {self.units}], got {list(tensor.shape)}")
+        weight = self.weights[0]
+        if tensor.device != weight.device:
+            raise ValueError(
+                f"{self._name}: {name} is on {tensor.device} and the cell on {weight.device}; "
+                "move one of them with .to()"
+            )
+        if tensor.dtype != weight.dtype and not torch.is_autocast_enabled(tensor.device.type):
+            raise TypeError(
+                f"{self._name}: {name} is {tensor.dtype} and the cell's weights are {weight.dtype}; "
+                "convert one of them with .to(), or run under torch.autocast"
+            )
+
+    def _check_path(self, path: Path) -> None:
+        if not isinstance(path, Path):
+            raise TypeError(f"{self._name}: path must be an advnas_ext.Path, got {type(path).__name__}")
+        if path.num_edges != self.num_edges:
+            raise ValueError(f"{self._name}: path must have {self.num_edges} edges, got {path.num_edges}")
+        if int(path.ops.max()) >= len(self.ops):
+            raise ValueError(
+                f"{self._name}: path.ops must be below {len(self.ops)}, the number of ops, got {path.ops.tolist()}"
+            )
+
+
+class OnePathRecurrentCell(_RecurrentCell):
+    """The recurrent cell of AdvantageNAS (Sato et al. 2021), which runs one path at a time.
+
+    An edge goes from every node to every later one, in the order 1<-0, 2<-0, 2<-1, 3<-0, ... It is a highway connection
+    around the gated output of its picked activation, with weights of its own; a node is the mean of its edges, and the
+    hidden state becomes the mean of all nodes but node 0: see :func:`advnas_ext.reference.recurrent_cell`. An edge with
+    "none" still carries on what its highway lets through. The path, and with it the gates, is the same in all steps: the
+    backward pass fills ``path.gates.grad`` with the advantage of every edge, summed over time.
+
+    Attributes:
+        weights: Parameters W_0 [2 units, 2 units], whose first rows belong to the input, and W_1, W_2, ...
+            [units, 2 units], one for each edge; their first columns make the gates of the highway connections. They
+            start uniform in [-0.04, 0.04], as in DARTS.
+
+    Args:
+        units: of the input, of the hidden state and of every node.
+        num_nodes: nodes besides node 0, from 1 to 64.
+        ops: names of the candidate operations, among "identity", "tanh", "sigmoid", "relu" and "none".
+
+    Raises:
+        ValueError: an argument is out of range or an operation unknown.
+    """
+
+    def __init__(self, units: int, num_nodes: int = 3, ops: Sequence[str] = OPS) -> None:
+        super().__init__(units, num_nodes, ops, num_nodes * (num_nodes + 1) // 2)
+
+    def _run(
+        self, x: Tensor, path: Path, h: Tensor, x_mask: Tensor | None, h_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return reference.recurrent_cell(x, path, h, list(self.weights), self._functions, x_mask, h_mask)
+
+
+class DartsRecurrentCell(_RecurrentCell):
+    """The recurrent cell of DARTS (Liu et al. 2019), which runs one path at a time.
+
+    An edge goes from every node to every later one, in the order 1<-0, 2<-0, 2<-1, 3<-0, ... It is a highway connection
+    around its picked activation, all edges into one node have the same weight, and a gate multiplies the whole edge; a
+    node is the sum of its edges, and the hidden state becomes the mean of all nodes but node 0: see
+    :func:`advnas_ext.reference.darts_recurrent_cell`. The path, and with it the gates, is the same in all steps: the
+    backward pass fills ``path.gates.grad`` with the advantage of every edge, summed over time.
 
     float32 and float64 on the host run natively (on a GPU float32, float16 and bfloat16, in a build with CUDA): matrix
     products by PyTorch, everything else of a node in one pass over memory. Everything else, autocast among it, runs the
@@ -51,105 +194,25 @@ class OnePathRecurrentCell(nn.Module):
 
     Args:
         units: of the input, of the hidden state and of every node.
-        num_nodes: nodes besides node 0, from 1 to 64. DARTS has 8.
+        num_nodes: nodes besides node 0, from 1 to 64.
         ops: names of the candidate operations, among "identity", "tanh", "sigmoid", "relu" and "none".
 
     Raises:
         ValueError: an argument is out of range or an operation unknown.
     """
 
-    def __init__(
-        self,
-        units: int,
-        num_nodes: int = 3,
-        ops: Sequence[str] = ("identity", "tanh", "sigmoid", "relu", "none"),
-    ) -> None:
-        super().__init__()
-        if units < 1 or not 1 <= num_nodes <= _C.MAX_RECURRENT_NODES:
-            raise ValueError(
-                f"OnePathRecurrentCell: needs units >= 1 and num_nodes from 1 to {_C.MAX_RECURRENT_NODES}, "
-                f"got {units} and {num_nodes}"
-            )
-        if not ops or any(op not in ACTIVATIONS for op in ops) or len(set(ops)) < len(ops):
-            raise ValueError(
-                f"OnePathRecurrentCell: ops must be different names among {sorted(ACTIVATIONS)}, got {list(ops)}"
-            )
-        self.units = units
-        self.num_nodes = num_nodes
-        self.ops = tuple(ops)
-        self.weights = nn.ParameterList(
-            torch.empty(rows, 2 * units).uniform_(-INITIAL_RANGE, INITIAL_RANGE)
-            for rows in [2 * units] + num_nodes * [units]
-        )
+    def __init__(self, units: int, num_nodes: int = 8, ops: Sequence[str] = OPS) -> None:
+        super().__init__(units, num_nodes, ops, num_nodes)
 
-    @property
-    def num_edges(self) -> int:
-        return self.num_nodes * (self.num_nodes + 1) // 2
-
-    def forward(self, x: Tensor, path: Path, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Run a sequence.
-
-        Args:
-            x: [length, batch, units], of the dtype and on the device of the weights.
-            path: picks for ``num_edges`` edges among ``len(ops)`` operations.
-            h: [batch, units], the hidden state before the first step; None: zeros.
-
-        Returns:
-            The hidden states after each step, [length, batch, units], and the last of them, [batch, units].
-
-        Raises:
-            TypeError: ``path`` is not a Path, ``x`` or ``h`` is not a tensor of the dtype of the weights.
-            ValueError: a shape, a device or an operation does not fit.
-            RuntimeError: in a double backward pass, which is not implemented.
-        """
-        self._check_path(path)
-        self._check("x", x, 3, "length, batch")
-        if h is None:
-            h = x.new_zeros(x.shape[1:])
-        else:
-            self._check("h", h, 2, "batch")
-            if h.shape != x.shape[1:]:
-                raise ValueError(f"OnePathRecurrentCell: h must have shape {list(x.shape[1:])}, got {list(h.shape)}")
-        activations = [ACTIVATIONS[op] for op in self.ops]
-        if native.runs_natively(x):
-            ops = [activations[op].native for op in path.ops.flatten().tolist()]
-            outputs = _run(x, h, path.gates, path.offsets, ops, list(self.weights))
+    def _run(
+        self, x: Tensor, path: Path, h: Tensor, x_mask: Tensor | None, h_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if h_mask is None and native.runs_natively(x):
+            ops = [ACTIVATIONS[self.ops[op]].native for op in path.ops.flatten().tolist()]
+            masked = x if x_mask is None else x * x_mask
+            outputs = _run(masked, h, path.gates, path.offsets, ops, list(self.weights))
             return outputs, outputs[-1] if len(x) > 0 else h
-        functions = [activation.function for activation in activations]
-        return reference.recurrent_cell(x, path, h, list(self.weights), functions)
-
-    def extra_repr(self) -> str:
-        return f"units={self.units}, num_nodes={self.num_nodes}, ops={self.ops}"
-
-    def _check(self, name: str, tensor: Tensor, dims: int, sizes: str) -> None:
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"OnePathRecurrentCell: {name} must be a tensor, got {type(tensor).__name__}")
-        if tensor.dim() != dims or tensor.shape[-1] != self.units:
-            raise ValueError(
-                f"OnePathRecurrentCell: {name} must have shape [{sizes}, {self.units}], got {list(tensor.shape)}"
-            )
-        weight = self.weights[0]
-        if tensor.device != weight.device:
-            raise ValueError(
-                f"OnePathRecurrentCell: {name} is on {tensor.device} and the cell on {weight.device}; "
-                "move one of them with .to()"
-            )
-        if tensor.dtype != weight.dtype and not torch.is_autocast_enabled(tensor.device.type):
-            raise TypeError(
-                f"OnePathRecurrentCell: {name} is {tensor.dtype} and the cell's weights are {weight.dtype}; "
-                "convert one of them with .to(), or run under torch.autocast"
-            )
-
-    def _check_path(self, path: Path) -> None:
-        if not isinstance(path, Path):
-            raise TypeError(f"OnePathRecurrentCell: path must be an advnas_ext.Path, got {type(path).__name__}")
-        if path.num_edges != self.num_edges:
-            raise ValueError(f"OnePathRecurrentCell: path must have {self.num_edges} edges, got {path.num_edges}")
-        if int(path.ops.max()) >= len(self.ops):
-            raise ValueError(
-                f"OnePathRecurrentCell: path.ops must be below {len(self.ops)}, the number of ops, "
-                f"got {path.ops.tolist()}"
-            )
+        return reference.darts_recurrent_cell(x, path, h, list(self.weights), self._functions, x_mask, h_mask)
 
 
 _run = _C.recurrent

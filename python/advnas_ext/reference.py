@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from advnas_ext.path import Path
 
+Function = Callable[[Tensor], Tensor]
+
 
 def gate(h: Tensor, gate: Tensor) -> Tensor:
     """``h`` times a scalar tensor, in the dtype and on the device of ``h``."""
@@ -45,22 +47,80 @@ def cell(x: Tensor, path: Path, edges: Sequence[nn.ModuleList], num_nodes: int) 
 
 
 def recurrent_cell(
-    x: Tensor, path: Path, h: Tensor, weights: Sequence[Tensor], ops: Sequence[Callable[[Tensor], Tensor] | None]
+    x: Tensor,
+    path: Path,
+    h: Tensor,
+    weights: Sequence[Tensor],
+    ops: Sequence[Function | None],
+    x_mask: Tensor | None = None,
+    h_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A sequence through a recurrent cell on one path (Liu et al. 2019, DARTS's recurrent space). For each step of it
+    """A sequence through the recurrent cell of AdvantageNAS (Sato et al. 2021) on one path. For each step of it, with s the
+    hidden state and e the edge i <- j, in the order 1<-0, 2<-0, 2<-1, 3<-0, ...:
 
-        highway(s, z, f) = s + sigmoid(c) * (f(u) - s),    (c, u) the halves of z
-        s_0 = highway(h, [x, h] W_0, tanh)
-        s_t = sum_{i < t} (offsets[e] + sum_k gates[e, k] * highway(s_i, s_i W_t, op_{ops[e, k]})),    e the edge t <- i
-        h = mean of s_1, s_2, ...
+        h_0 = highway(s, tanh(u), c),                       (c, u) the halves of [x * x_mask, s * h_mask] W_0
+        h_i = 1/i sum_{j < i} highway(h_j, y_e, c_e),       (c_e, u_e) the halves of h_j W_{1 + e}
+        y_e = offsets[e] + sum_k gates[e, k] * op_{ops[e, k]}(u_e)
+        s = mean of h_1, h_2, ...
+        highway(s, y, c) = sigmoid(c) * y + (1 - sigmoid(c)) * s
 
-    The gates are the same in all steps, so their gradients sum over time.
+    An operation that did not run may only have been a constant among the terms of y_e, so that is where offsets stand:
+    their gradient is the sum of sigmoid(c_e) / i * dL/dh_i. The gates are the same in all steps, so their gradients sum
+    over time.
 
     Args:
         x: [length, batch, units].
-        path: the picked operations of every edge, in the order 1<-0, 2<-0, 2<-1, 3<-0, ...
+        path: the picked operations of every edge.
         h: [batch, units], the hidden state before the first step.
-        weights: W_0 [2 units, 2 units], then W_1, W_2, ... [units, 2 units].
+        weights: W_0 [2 units, 2 units], then one [units, 2 units] for each edge.
+        ops: functions of one element; None: contributes 0 to y_e.
+        x_mask, h_mask: [batch, units], of variational dropout: scaled, the same in all steps; None: ones.
+
+    Returns:
+        The hidden states after each step, [length, batch, units], and the last of them, [batch, units].
+    """
+    rows = path.ops.tolist()
+    outputs = []
+    for step in x:
+        nodes = [_input_node(step, h, weights[0], x_mask, h_mask)]
+        edge = 0
+        while edge < len(rows):
+            node = torch.zeros_like(h)
+            for source in nodes:
+                c, u = (source @ weights[1 + edge]).chunk(2, 1)
+                y = torch.zeros_like(h) if path.offsets is None else path.offsets[edge].to(h).expand_as(h)
+                for pick, op in enumerate(rows[edge]):
+                    function = ops[op]
+                    if function is not None:
+                        y = y + gate(function(u), path.gates[edge, pick])
+                node = node + _highway(source, c, y)
+                edge += 1
+            nodes.append(node / len(nodes))
+        h = torch.stack(nodes[1:]).mean(0)
+        outputs.append(h)
+    return torch.stack(outputs) if outputs else x, h
+
+
+def darts_recurrent_cell(
+    x: Tensor,
+    path: Path,
+    h: Tensor,
+    weights: Sequence[Tensor],
+    ops: Sequence[Function | None],
+    x_mask: Tensor | None = None,
+    h_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A sequence through the recurrent cell of DARTS (Liu et al. 2019) on one path. For each step of it, with s the hidden
+    state, e the edge i <- j, and highway as in :func:`recurrent_cell`:
+
+        h_0 = highway(s, tanh(u), c),                       (c, u) the halves of [x * x_mask, s * h_mask] W_0
+        h_i = sum_{j < i} (offsets[e] + sum_k gates[e, k] * highway(h_j, op_{ops[e, k]}(u), c)),
+                                                            (c, u) the halves of h_j W_i
+        s = mean of h_1, h_2, ...
+
+    Args:
+        x, path, h, x_mask, h_mask: as for :func:`recurrent_cell`.
+        weights: W_0 [2 units, 2 units], then W_1, W_2, ... [units, 2 units], one for each node.
         ops: functions of one element; None: the edge contributes nothing.
 
     Returns:
@@ -69,24 +129,30 @@ def recurrent_cell(
     rows = path.ops.tolist()
     outputs = []
     for step in x:
-        states = [_highway(h, torch.cat([step, h], 1) @ weights[0], torch.tanh)]
+        nodes = [_input_node(step, h, weights[0], x_mask, h_mask)]
         edge = 0
         for weight in weights[1:]:
             node = torch.zeros_like(h)
-            for source in states:
+            for source in nodes:
                 for pick, op in enumerate(rows[edge]):
                     function = ops[op]
                     if function is not None:
-                        node = node + gate(_highway(source, source @ weight, function), path.gates[edge, pick])
+                        c, u = (source @ weight).chunk(2, 1)
+                        node = node + gate(_highway(source, c, function(u)), path.gates[edge, pick])
                 if path.offsets is not None:
                     node = node + path.offsets[edge].to(x)
                 edge += 1
-            states.append(node)
-        h = torch.stack(states[1:]).mean(0)
+            nodes.append(node)
+        h = torch.stack(nodes[1:]).mean(0)
         outputs.append(h)
     return torch.stack(outputs) if outputs else x, h
 
 
-def _highway(state: Tensor, z: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    c, u = z.chunk(2, 1)
-    return state + torch.sigmoid(c) * (function(u) - state)
+def _input_node(x: Tensor, h: Tensor, weight: Tensor, x_mask: Tensor | None, h_mask: Tensor | None) -> Tensor:
+    masked = [value if mask is None else value * mask for value, mask in ((x, x_mask), (h, h_mask))]
+    c, u = (torch.cat(masked, 1) @ weight).chunk(2, 1)
+    return _highway(h, c, torch.tanh(u))
+
+
+def _highway(state: Tensor, c: Tensor, y: Tensor) -> Tensor:
+    return state + torch.sigmoid(c) * (y - state)
