@@ -4,7 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -type f) setup.py pyproject.toml
 FORMATTED := $(shell git ls-files 'csrc/*' 'tests/*' 'benchmarks/*' | grep -E '\.(cpp|h|cuh?)$$')
-RUN := runs/digits
 
 .DEFAULT_GOAL := help
 .PHONY: help build search test test-python test-full test-native test-isa isa-tools cuda-check cuda-sanitize lint format bench bench-cpu bench-cuda paper-toy paper-nb201 clean
@@ -24,8 +23,9 @@ $(VENV)/.built: $(VENV)/.requirements $(NATIVE)
 build: $(VENV)/.built  ## make .venv, install the pinned dependencies, build and install the package
 	@$(BIN)/python -m advnas_ext.info
 
-search: $(VENV)/.built  ## search a cell on digits, retrain it, compare it with random cells (under 4 minutes)
-	$(BIN)/python -m advnas.quickstart --out $(RUN)
+# DATA_DIR= holds cifar-10-batches-py and TABLE= is a NAS-Bench-201 table: then on CIFAR-10.
+search: $(VENV)/.built  ## search a cell on generated images, train it, compare it with random cells (under 4 minutes)
+	$(BIN)/python -m advnas.quickstart $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(if $(TABLE),--table $(TABLE)) $(if $(SEED),--seed $(SEED))
 
 test: test-native test-python  ## all tests
 
