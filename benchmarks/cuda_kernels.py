@@ -20,7 +20,7 @@ from cuda_shapes import Images, Launch
 from gpus import GPUS, LIMITS
 from report import Sheet
 
-from advnas.report import console
+from advnas.report.console import console
 
 ROOT = FilePath(__file__).parents[1]
 SOURCES = sorted((ROOT / "csrc" / "kernels" / "cuda").glob("*.cu"))

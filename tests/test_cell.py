@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
+from comparison import compare, plain
 
 from advnas_ext import NAS_BENCH_201, OnePathCell, Path
 from advnas_ext.operations import OPERATIONS
-from comparison import compare, plain
 
 FLOATS = [torch.float32, torch.float64]
 CONV = NAS_BENCH_201.index("nor_conv_3x3")

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from conftest import rotation
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"

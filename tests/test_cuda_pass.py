@@ -7,11 +7,11 @@ import copy
 
 import pytest
 import torch
+from comparison import compare
 
-from advnas.spaces import nasbench201
+from advnas.networks import nasbench201
 from advnas_ext import NAS_BENCH_201, DartsRecurrentCell, OnePathCell, Path, head, native, recurrent, reference
 from advnas_ext.operations import OPERATIONS
-from comparison import compare
 
 NORMS = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 

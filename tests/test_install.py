@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import rotation
 
 from advnas_ext import _load, info
-from conftest import rotation
 
 ROOT = Path(__file__).parents[1]
 

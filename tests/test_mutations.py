@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
 from conftest import FULL, rotation
 
 ROOT = Path(__file__).parents[1]
