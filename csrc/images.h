@@ -46,10 +46,10 @@ class Images {
 
 // Takes the shares in groups of images, each worker with its own workspace: body(share, first, images, workspace).
 template <class T, class Body>
-void for_groups(const std::vector<Share>& shares, int64_t group, int64_t workspace, Chores& chores, const Body& body) {
+void for_groups(const std::vector<Share>& shares, int64_t group, int64_t workspace, BackgroundTasks& tasks, const Body& body) {
   const int64_t num = int64_t(shares.size());
-  const at::Tensor spaces = empty_buffer({num_workers(num + chores.num()), workspace}, c10::CppTypeToScalarType<T>::value);
-  for_shares(num, chores, [&](int64_t worker, int64_t share) {
+  const at::Tensor spaces = empty_buffer({num_workers(num + tasks.num()), workspace}, c10::CppTypeToScalarType<T>::value);
+  for_shares(num, tasks, [&](int64_t worker, int64_t share) {
     T* const space = spaces.mutable_data_ptr<T>() + worker * workspace;
     const auto [begin, images] = shares[share];
     for (int64_t first = begin; first < begin + images; first += group) {
@@ -65,11 +65,11 @@ inline constexpr size_t kMostSources = 64;
 template <class T>
 class Gathered {
  public:
-  void add(const at::Tensor& tensor, const Row& scale, bool pooled) {
+  void add(const at::Tensor& tensor, const Row& scale, Arrival arrival) {
     TORCH_INTERNAL_ASSERT(images_.size() < kMostSources);  // run_forward_cpu() has refused more
     images_.emplace_back(tensor);
     scales_.push_back(cast<T>(scale));
-    pooled_.push_back(pooled);
+    arrivals_.push_back(arrival);
   }
   int64_t num() const { return int64_t(images_.size()); }
   int64_t workspace(const ImageShape& shape) const { return node_workspace(shape, num()); }
@@ -78,19 +78,17 @@ class Gathered {
   template <class Body>
   void with_image(int64_t index, const Body& body) const {
     const T *images[kMostSources], *scales[kMostSources];
-    bool pooled[kMostSources];
     for (size_t k = 0; k < images_.size(); ++k) {
       images[k] = images_[k][index];
       scales[k] = scales_[k].data();
-      pooled[k] = pooled_[k];
     }
-    body(Sources<T>{num(), images, scales, pooled});
+    body(Sources<T>{num(), images, scales, arrivals_.data()});
   }
 
  private:
   std::vector<Images<const T>> images_;
   std::vector<std::vector<T>> scales_;
-  std::vector<bool> pooled_;
+  std::vector<Arrival> arrivals_;
 };
 
 // What arrives at `node`; adds the part of it that is the same at every pixel to `bias`.
@@ -101,17 +99,17 @@ Gathered<T> gather_value(const Pass& pass, int64_t node, Row& bias) {
     const double gate = pass.gate_of(term);
     Row scale(bias.size(), gate);
     if (term.convolution < 0) {
-      sources.add(pass.nodes[term.source], scale, term.piece.kind == Kind::kAvgPool);
+      sources.add(pass.nodes[term.source], scale, term.piece.arrival);
       continue;
     }
     const Convolution& convolution = pass.convolutions[term.convolution];
     for (size_t c = 0; c < bias.size(); ++c) {
-      const ScaleShift map = batch_norm_forward(gate, convolution.rows.gamma[c], convolution.rows.beta[c],
+      const ScaleShift<double> map = batch_norm_forward(gate, convolution.rows.gamma[c], convolution.rows.beta[c],
                                                 convolution.rows.mean[c], convolution.rows.rstd[c]);
       scale[c] = map.scale;
       bias[c] += map.shift;
     }
-    sources.add(pass.z[term.convolution], scale, false);
+    sources.add(pass.z[term.convolution], scale, Arrival::kIdentity);
   }
   return sources;
 }

@@ -91,25 +91,24 @@ void take_batch_statistics(Normalisation& norm, const Moments& moments, int64_t 
   update(norm.running_var, variance, momentum);
 }
 
-NormGradient gradient_of(const Normalisation& norm, double gate, const double* s1, const double* s2, int64_t count) {
+NormGradients gradients_of(const Normalisation& norm, double gate, const double* s1, const double* s2, int64_t count) {
   const auto& [bias, gammas, betas, means, rstds] = norm.rows;
   const size_t channels = means.size();
   const bool fixed = norm.statistics != Statistics::kBatch;
-  NormGradient gradient{Row(channels), Row(channels), Row(channels), Row(channels), Row(channels), Row(channels), 0};
+  NormGradients gradients{{Row(channels), Row(channels), Row(channels)}, Row(channels), Row(channels), Row(channels), 0};
   for (size_t c = 0; c < channels; ++c) {
     const double gamma = gammas[c], rstd = rstds[c], scale = gate * gamma * rstd;
-    const InputGradient map = fixed
-                                  ? InputGradient{scale, 0, 0}
+    const NormGradient<double> map = fixed ? NormGradient<double>{scale, 0, 0}
                                   : batch_norm_backward(scale, means[c], rstd, s1[c], s2[c], double(std::max<int64_t>(1, count)));
-    gradient.of_dy[c] = map.of_dy;
-    gradient.of_z[c] = map.of_z;
-    gradient.constant[c] = map.constant;
-    gradient.dgamma[c] = gate * rstd * s2[c];
-    gradient.dbeta[c] = gate * s1[c];
-    gradient.dbias[c] = scale * s1[c];
-    gradient.dgate += gamma * rstd * s2[c] + betas[c] * s1[c];
+    gradients.input.of_dy[c] = map.of_dy;
+    gradients.input.of_z[c] = map.of_z;
+    gradients.input.constant[c] = map.constant;
+    gradients.dgamma[c] = gate * rstd * s2[c];
+    gradients.dbeta[c] = gate * s1[c];
+    gradients.dbias[c] = scale * s1[c];
+    gradients.dgate += gamma * rstd * s2[c] + betas[c] * s1[c];
   }
-  return gradient;
+  return gradients;
 }
 
 }  // namespace advnas

@@ -6,6 +6,8 @@
 
 #include <vector>
 
+#include "kernels/batch_norm_math.h"
+
 namespace advnas {
 
 using Row = std::vector<double>;  // a value a channel
@@ -44,12 +46,13 @@ struct Moments {
 void take_batch_statistics(Normalisation& norm, const Moments& moments, int64_t images, int64_t pixels, double eps,
                            double momentum);
 
-struct NormGradient {
-  Row of_dy, of_z, constant, dgamma, dbeta, dbias;
+struct NormGradients {
+  NormGradient<Row> input;
+  Row dgamma, dbeta, dbias;
   double dgate;
 };
 // s1, s2: [channels]; count: values of a channel.
-NormGradient gradient_of(const Normalisation& norm, double gate, const double* s1, const double* s2, int64_t count);
+NormGradients gradients_of(const Normalisation& norm, double gate, const double* s1, const double* s2, int64_t count);
 
 Row row_of(const at::Tensor& tensor);
 at::Tensor tensor_of(const Row& row);
@@ -57,6 +60,20 @@ at::Tensor tensor_of(const Row& row);
 template <class T>
 std::vector<T> cast(const Row& row) {
   return {row.begin(), row.end()};
+}
+template <class T>
+NormGradient<std::vector<T>> cast(const NormGradient<Row>& rows) {
+  return {cast<T>(rows.of_dy), cast<T>(rows.of_z), cast<T>(rows.constant)};
+}
+
+// As the kernels take them.
+template <class T>
+NormGradient<const T*> pointers(const NormGradient<std::vector<T>>& rows) {
+  return {rows.of_dy.data(), rows.of_z.data(), rows.constant.data()};
+}
+template <class T>
+ScaleShift<const T*> pointers(const ScaleShift<std::vector<T>>& rows) {
+  return {rows.scale.data(), rows.shift.data()};
 }
 
 // rows: [images, width] -> [width], in the order of the images.

@@ -62,8 +62,8 @@ void forget_read(Pass& pass, int64_t node) {
     for (const Term& term : out_of) {
       if (term.convolution < 0 && term.target > node) return;
     }
-    const bool feeds_convolution = std::any_of(out_of.begin(), out_of.end(), [](const Term& t) { return t.convolution >= 0; });
-    if (pass.save && (pass.save_for_gates || feeds_convolution) && !pass.is_made_again(read)) return;
+    const bool is_read_backward = std::any_of(out_of.begin(), out_of.end(), [](const Term& t) { return t.reads_source_backward(); });
+    if (pass.save && (pass.save_for_gates || is_read_backward) && !pass.is_recomputed(read)) return;
     pass.nodes[read] = Tensor();
     if (!pass.relus.empty()) pass.relus[read] = Tensor();
   };
@@ -104,6 +104,12 @@ bool Needs::gates_out_of(int64_t node) const {
   const auto& out_of = pass_.plan.out_of[node];
   return wanted_.gates &&
          std::any_of(out_of.begin(), out_of.end(), [](const Term& term) { return term.convolution < 0 && term.gate >= 0; });
+}
+
+bool Needs::value_of(int64_t node) const {
+  const auto& out_of = pass_.plan.out_of[node];
+  return gates_out_of(node) ||
+         (nodes_[node] && std::any_of(out_of.begin(), out_of.end(), [](const Term& t) { return t.reads_source_backward(); }));
 }
 
 std::vector<std::vector<int64_t>> gradients_read_last_at(const Plan& plan) {

@@ -48,10 +48,10 @@ struct Pass {
   std::vector<ImageShape> shapes;  // of each live node
   // On the host, of each node: whether convolutions are all that arrives there. Their outputs are kept for batch norm, and the
   // node's value is made from them again where the backward pass wants it.
-  std::vector<bool> made_again;
+  std::vector<bool> recomputed;
 
   double gate_of(const Term& term) const { return term.gate < 0 ? 1 : gates[term.gate]; }
-  bool is_made_again(int64_t node) const { return !made_again.empty() && made_again[node]; }
+  bool is_recomputed(int64_t node) const { return !recomputed.empty() && recomputed[node]; }
 };
 
 // Takes nodes[0]; leaves the last node, what a backward pass needs, shapes and the statistics, and updates running statistics in
@@ -92,6 +92,8 @@ class Needs {
   bool of(int64_t node) const { return nodes_[node]; }
   // Whether a gate of an operation without weights that leaves the node wants the node's value.
   bool gates_out_of(int64_t node) const;
+  // Whether the gradient of an operation without weights that leaves the node needs the node's value, or its gate's does.
+  bool value_of(int64_t node) const;
   bool offset_into(int64_t node) const { return offsets_[node]; }
 
  private:

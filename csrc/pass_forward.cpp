@@ -29,8 +29,8 @@ class Forward {
       if (pass_.plan.live[node]) live.push_back(node);
     }
     std::vector<Leaving<T>> leaving = convolutions_that_leave(live[0]);
-    run_now(chores_);
-    find_made_again();
+    run_now(tasks_);
+    find_recomputed();
     for (size_t i = 0; i < live.size(); ++i) {
       std::vector<Leaving<T>> next;
       if (i + 1 < live.size()) next = convolutions_that_leave(live[i + 1]);
@@ -41,11 +41,11 @@ class Forward {
   }
 
  private:
-  void find_made_again() {
-    pass_.made_again.assign(pass_.plan.num_nodes, false);
+  void find_recomputed() {
+    pass_.recomputed.assign(pass_.plan.num_nodes, false);
     for (int64_t node = 1; node + 1 < pass_.plan.num_nodes; ++node) {
       const auto& into = pass_.plan.into[node];
-      pass_.made_again[node] = !into.empty() && are_convolutions(into);
+      pass_.recomputed[node] = !into.empty() && are_convolutions(into);
     }
   }
 
@@ -56,7 +56,7 @@ class Forward {
   std::vector<Leaving<T>> convolutions_that_leave(int64_t node) {
     std::vector<Leaving<T>> leaving;
     for (Siblings<T>& siblings : siblings_that_leave<T>(pass_, node, [](const Term&) { return 0; })) {
-      siblings.convolver->prepare_forward(chores_);
+      siblings.convolver->prepare_forward(tasks_);
       auto& out = leaving.emplace_back(Leaving<T>{std::move(siblings), {}, {}});
       for (const Term& term : out.of.terms) {
         const bool summed = pass_.convolutions[term.convolution].statistics == Statistics::kBatch;
@@ -74,7 +74,7 @@ class Forward {
     const Gathered<T> sources = gather_value<T>(pass_, node, bias);
     const auto typed_bias = cast<T>(bias);
     // Where nothing reads the node later, its value stays in the workspace.
-    const bool passes = pass_.is_made_again(node) && are_convolutions(pass_.plan.out_of[node]);
+    const bool passes = pass_.is_recomputed(node) && are_convolutions(pass_.plan.out_of[node]);
     if (node > 0 && !passes) pass_.nodes[node] = empty_images(pass_.batch, shape, pass_.type);
     const Images<T> kept(node > 0 && !passes ? pass_.nodes[node] : Tensor());
     const Images<const T> input(pass_.nodes[0]);
@@ -106,7 +106,7 @@ class Forward {
           sum(out.z[k], pass_.shapes[out.of.terms[k].target], first, images, out.moments[k]);
       }
     };
-    for_groups<T>(cut(pass_.batch, group), group, value + workspace, chores_, run);
+    for_groups<T>(cut(pass_.batch, group), group, value + workspace, tasks_, run);
 
     for (const Leaving<T>& out : leaving) {
       for (size_t k = 0; k < out.z.size(); ++k) take_statistics(out.of.terms[k], out.moments[k]);
@@ -129,7 +129,7 @@ class Forward {
   }
 
   Pass& pass_;
-  Chores chores_;
+  BackgroundTasks tasks_;
 };
 
 }  // namespace

@@ -3,6 +3,11 @@
 #include <cstddef>
 
 namespace advnas {
+namespace {
+
+bool is_identity(const Piece& piece) { return piece.kind == Kind::kArrival && piece.arrival == Arrival::kIdentity; }
+
+}  // namespace
 
 Plan make_plan(const std::vector<Piece>& pieces, const std::vector<Link>& links, const std::vector<Gate>& gates,
                int64_t num_nodes) {
@@ -31,7 +36,7 @@ Plan make_plan(const std::vector<Piece>& pieces, const std::vector<Link>& links,
     auto& into = plan.into[node];
     for (Term& term : into) term.source = same[term.source];
     same[node] = node;
-    if (node + 1 < num_nodes && into.size() == 1 && into[0].piece.kind == Kind::kIdentity && is(into[0], Gate::kOne)) {
+    if (node + 1 < num_nodes && into.size() == 1 && is_identity(into[0].piece) && is(into[0], Gate::kOne)) {
       same[node] = into[0].source;
       plan.live[node] = false;
       into.clear();

@@ -1,4 +1,4 @@
-// Who does what at a node: shares of the batch, and chores beside them.
+// Who does what at a node: shares of the batch, and tasks beside them.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -38,7 +38,7 @@ inline std::vector<Share> cut(int64_t batch, int64_t group, int64_t bytes = 0) {
 
 // Work of the same pass that waits for nothing and has time until the next node: packing the weights of that one, finishing the
 // weight gradients of the last. What it fills must not be read before.
-class Chores {
+class BackgroundTasks {
  public:
   using Body = std::function<void(int64_t first, int64_t last)>;
 
@@ -72,29 +72,29 @@ class Chores {
 
 inline int64_t num_workers(int64_t items) { return std::min<int64_t>(items, at::get_num_threads()); }
 
-// Calls body(worker, share) for every share and does the chores; workers run at once. Each worker begins with a share, chores
+// Calls body(worker, share) for every share and does the tasks; workers run at once. Each worker begins with a share, tasks
 // come next, and small shares last, so that all finish together.
 template <class Body>
-void for_shares(int64_t shares, Chores& chores, const Body& body) {
-  const int64_t all = shares + chores.num(), workers = num_workers(all), begun = std::min(workers, shares);
+void for_shares(int64_t shares, BackgroundTasks& tasks, const Body& body) {
+  const int64_t all = shares + tasks.num(), workers = num_workers(all), begun = std::min(workers, shares);
   std::atomic<int64_t> next{workers};
   at::parallel_for(0, workers, 1, [&](int64_t first, int64_t last) {
     for (int64_t worker = first; worker < last; ++worker) {
       for (int64_t item = worker; item < all; item = next++) {
         const int64_t chore = item - begun;
-        if (chore >= 0 && chore < chores.num()) {
-          chores.run(chore);
+        if (chore >= 0 && chore < tasks.num()) {
+          tasks.run(chore);
         } else {
-          body(worker, chore < 0 ? item : item - chores.num());
+          body(worker, chore < 0 ? item : item - tasks.num());
         }
       }
     }
   });
-  chores.clear();
+  tasks.clear();
 }
 
-inline void run_now(Chores& chores) {
-  for_shares(0, chores, [](int64_t, int64_t) {});
+inline void run_now(BackgroundTasks& tasks) {
+  for_shares(0, tasks, [](int64_t, int64_t) {});
 }
 
 }  // namespace advnas

@@ -53,8 +53,8 @@ Tensor counter(const Tensor& like, const OnDevice& device);
 inline PointwiseShape pointwise_shape(int64_t batch, const ImageShape& y, const Convolution& convolution) {
   return {batch * y.height * y.width, int(convolution.weight.size(1)), int(convolution.weight.size(0))};
 }
-inline PointwiseBefore pointwise_before(const ImageShape& x, Before what) {
-  if (what != Before::kMean2) return {what == Before::kRelu, 0, 0};
+inline PointwisePrologue pointwise_prologue(const ImageShape& x, Prologue what) {
+  if (what != Prologue::kMean2) return {what == Prologue::kRelu, 0, 0};
   return {false, int(x.height), int(x.width)};
 }
 
@@ -73,11 +73,11 @@ bool is_pointwise(const Convolution& convolution, const Piece& piece) {
 
 // What the library's convolution takes of a node, and the gradient back to the node's value; a ReLU's mask is applied by the
 // node.
-inline Tensor before(const Tensor& node, Before what) {
-  return what == Before::kMean2 ? at::avg_pool2d(node, {2, 2}, {2, 2}, {0, 0}, true, false) : node;
+inline Tensor apply_prologue(const Tensor& node, Prologue what) {
+  return what == Prologue::kMean2 ? at::avg_pool2d(node, {2, 2}, {2, 2}, {0, 0}, true, false) : node;
 }
-inline Tensor before_backward(const Tensor& gradient, const Tensor& node, Before what) {
-  if (what != Before::kMean2) return gradient;
+inline Tensor prologue_backward(const Tensor& gradient, const Tensor& node, Prologue what) {
+  if (what != Prologue::kMean2) return gradient;
   return at::avg_pool2d_backward(gradient, node, {2, 2}, {2, 2}, {0, 0}, true, false, std::nullopt);
 }
 
@@ -88,6 +88,6 @@ struct Geometry {
   Geometry(const Tensor& weight, const Piece& piece)
       : stride(2, piece.stride), padding(2, weight.size(2) / 2 * piece.dilation), dilation(2, piece.dilation) {}
 };
-inline Geometry pointwise_geometry(const Tensor& weight) { return {weight, Piece{Kind::kConvolution}}; }
+inline Geometry pointwise_geometry(const Tensor& weight) { return {weight, Piece{}}; }
 
 }  // namespace advnas::cuda

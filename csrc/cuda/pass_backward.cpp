@@ -58,8 +58,7 @@ class Backward {
         kept.push_back(dp);
         sources.push_back({in<T>(dp), arrival_of(term), 1, nullptr, nullptr});
       } else if (needs_.of(term)) {
-        const Arrival arrival = term.piece.kind == Kind::kAvgPool ? Arrival::kPooled : Arrival::kDirect;
-        sources.push_back({in<T>(gradient_[term.target]), arrival, float(pass_.gate_of(term)), nullptr, gate_gradient(term)});
+        sources.push_back({in<T>(gradient_[term.target]), term.piece.arrival, float(pass_.gate_of(term)), nullptr, gate_gradient(term)});
       }
     }
     if (wants_input) gradient_[node] = new_images(like_, pass_.shapes[node]);
@@ -68,9 +67,9 @@ class Backward {
 
   // Of what a convolution gives back. The library's has spread the gradient already.
   Arrival arrival_of(const Term& term) const {
-    if (term.piece.before == Before::kRelu) return Arrival::kMasked;
-    const bool halved = term.piece.before == Before::kMean2 && is_pointwise<T>(of(term), term.piece);
-    return halved ? Arrival::kHalved : Arrival::kDirect;
+    if (term.piece.prologue == Prologue::kRelu) return Arrival::kMasked;
+    const bool halved = term.piece.prologue == Prologue::kMean2 && is_pointwise<T>(of(term), term.piece);
+    return halved ? Arrival::kHalved : Arrival::kIdentity;
   }
 
   float* gate_gradient(const Term& term) const {
@@ -153,7 +152,7 @@ class Backward {
     if (wants_weight) result_.weight[k] = at::empty(weight.sizes(), weight.options());
     const Tensor partial = wants_weight ? workspace(like_, pointwise_gradient_workspace(shape)) : Tensor();
     pointwise_backward(PointwiseBackward<T>{shape, in<T>(gradient_[term.target]), in<T>(pass_.z[k]), in<float>(coefficients_[k]),
-                                            in<T>(x), in<T>(weight), pointwise_before(source, term.piece.before), out<T>(dp),
+                                            in<T>(x), in<T>(weight), pointwise_prologue(source, term.piece.prologue), out<T>(dp),
                                             out<T>(result_.weight[k]), out<float>(partial), out<unsigned>(counter_)},
                        device_.stream());
     return dp;
@@ -162,8 +161,8 @@ class Backward {
   Tensor by_library(const Term& term, bool wants_input, bool wants_weight) {
     const int64_t k = term.convolution;
     const Convolution& convolution = of(term);
-    const Tensor& node = term.piece.before == Before::kRelu ? pass_.relus[term.source] : pass_.nodes[term.source];
-    const Tensor x = before(node, term.piece.before), dy = gradient_[term.target];
+    const Tensor& node = term.piece.prologue == Prologue::kRelu ? pass_.relus[term.source] : pass_.nodes[term.source];
+    const Tensor x = apply_prologue(node, term.piece.prologue), dy = gradient_[term.target];
     Tensor gradient = new_images(like_, pass_.shapes[term.target]);
     norm_gradient(in<T>(dy), in<T>(pass_.z[k]), in<float>(coefficients_[k]), out<T>(gradient), images_of(gradient),
                   device_.stream());
@@ -184,7 +183,7 @@ class Backward {
     } else {
       result_.weight[k] = backward(x, convolution.weight, spatial, 1, wants_input);
     }
-    return wants_input ? in_layout(before_backward(gradient, node, term.piece.before)) : Tensor();
+    return wants_input ? in_layout(prologue_backward(gradient, node, term.piece.prologue)) : Tensor();
   }
 
   Pass& pass_;

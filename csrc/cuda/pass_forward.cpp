@@ -32,7 +32,7 @@ class Forward {
   Convolution& of(const Term& term) { return pass_.convolutions[term.convolution]; }
 
   bool takes_relu(const Term& term) {
-    return term.convolution >= 0 && term.piece.before == Before::kRelu && !is_pointwise<T>(of(term), term.piece);
+    return term.convolution >= 0 && term.piece.prologue == Prologue::kRelu && !is_pointwise<T>(of(term), term.piece);
   }
 
   Reads reads_of(int64_t node) {
@@ -42,7 +42,7 @@ class Forward {
     for (const Term& term : out_of) reads.relu |= takes_relu(term);
     for (const Term& term : out_of) {
       // ReLU of a ReLU is itself: our own 1x1 convolution takes either.
-      const bool either = reads.relu && term.convolution >= 0 && term.piece.before == Before::kRelu;
+      const bool either = reads.relu && term.convolution >= 0 && term.piece.prologue == Prologue::kRelu;
       reads.value |= !either;
     }
     return reads;
@@ -71,12 +71,11 @@ class Forward {
     for (const Term& term : pass_.plan.into[node]) {
       const auto gate = float(pass_.gate_of(term));
       if (term.convolution < 0) {
-        const Arrival arrival = term.piece.kind == Kind::kAvgPool ? Arrival::kPooled : Arrival::kDirect;
-        sources.push_back({in<T>(pass_.nodes[term.source]), arrival, gate, nullptr, nullptr});
+        sources.push_back({in<T>(pass_.nodes[term.source]), term.piece.arrival, gate, nullptr, nullptr});
       } else {
         const float* const rows = in<float>(of(term).device_rows);
         const float* const map = rows != nullptr ? rows + kScale * shape.channels : nullptr;
-        sources.push_back({in<T>(pass_.z[term.convolution]), Arrival::kDirect, gate, map, nullptr});
+        sources.push_back({in<T>(pass_.z[term.convolution]), Arrival::kIdentity, gate, map, nullptr});
       }
     }
     const Tensor value = reads.value || sources.size() > kMaxSources ? new_images(like_, shape) : Tensor();
@@ -104,10 +103,10 @@ class Forward {
     if (is_pointwise<T>(convolution, term.piece)) {
       z = new_images(like_, pass_.shapes[term.target]);
       const PointwiseShape shape = pointwise_shape(x.size(0), pass_.shapes[term.target], convolution);
-      const PointwiseBefore before = pointwise_before(pass_.shapes[term.source], term.piece.before);
+      const PointwisePrologue prologue = pointwise_prologue(pass_.shapes[term.source], term.piece.prologue);
       const Tensor weight = convolution.weight.contiguous();
       const Tensor partial = of_batch ? workspace(like_, pointwise_statistics_workspace(shape)) : Tensor();
-      pointwise_forward(PointwiseForward<T>{shape, in<T>(x), in<T>(weight), before, out<T>(z), of_batch, norm,
+      pointwise_forward(PointwiseForward<T>{shape, in<T>(x), in<T>(weight), prologue, out<T>(z), of_batch, norm,
                                             out<float>(partial), of_batch ? out<unsigned>(counter_) : nullptr},
                         device_.stream());
     } else {
@@ -123,7 +122,7 @@ class Forward {
 
   Tensor by_library(const Tensor& x, const Term& term) {
     const Convolution& convolution = of(term);
-    Tensor z = before(x, term.piece.before);
+    Tensor z = apply_prologue(x, term.piece.prologue);
     const Tensor& spatial = convolution.depthwise.defined() ? convolution.depthwise : convolution.weight;
     const Geometry g(spatial, term.piece);
     const int64_t groups = convolution.depthwise.defined() ? z.size(1) : 1;
