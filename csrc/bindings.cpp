@@ -6,9 +6,8 @@
 #include <shim.h>
 #endif
 
-#include "cell.h"
 #include "device.h"
-#include "head.h"
+#include "entry_points.h"
 #include "kernels/cpu/isa.h"
 #include "recurrent.h"
 
@@ -46,7 +45,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
            }),
            py::arg("piece"), py::arg("weight") = py::none(), py::arg("depthwise") = py::none(), py::arg("bias") = py::none(),
            py::arg("gamma") = py::none(), py::arg("beta") = py::none(), py::arg("running_mean") = py::none(),
-           py::arg("running_var") = py::none(), py::arg("batches_tracked") = py::none(), py::arg("use_running") = false);
+           py::arg("running_var") = py::none(), py::arg("batches_tracked") = py::none(), py::arg("use_running") = false)
+      .def_readonly("piece", &Step::piece);
   m.def("cell", &advnas::cell, py::arg("x"), py::arg("gates"), py::arg("gate_values"), py::arg("offsets"),
         py::arg("offset_targets"), py::arg("steps"), py::arg("num_nodes"), py::call_guard<py::gil_scoped_release>());
   m.def("head", &advnas::head, py::arg("x"), py::arg("gamma"), py::arg("beta"), py::arg("running_mean"), py::arg("running_var"),

@@ -1,9 +1,8 @@
 // The cell with autograd: what is saved, and which gradients are wanted. The work is in pass.h.
-#include "cell.h"
-
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/graph_task.h>
 
+#include "entry_points.h"
 #include "pass.h"
 
 namespace advnas {
@@ -65,7 +64,7 @@ class Cell : public torch::autograd::Function<Cell> {
     const auto call = c10::static_intrusive_pointer_cast<CellCall>(ctx->saved_data["call"].toCapsule());
     const variable_list saved = ctx->get_saved_variables();
     // Without another backward pass to come, activations are freed on the way.
-    Pass pass = torch::autograd::get_current_graph_task_keep_graph() ? call->pass : std::move(call->pass);
+    Pass pass = torch::autograd::get_current_graph_task_keep_graph() ? call->pass.copy() : std::move(call->pass);
     auto next = saved.begin();
     for_inputs(pass, [&](Tensor& tensor) { tensor = *next++; });
     const auto wants = [&](int64_t place) { return place >= 0 && ctx->needs_input_grad(size_t(place)); };
@@ -130,17 +129,19 @@ Tensor cell(const Tensor& x, const Tensor& gates, const Tensor& gate_values, con
   for (const auto& [step, source, target, gate] : steps) {
     pieces.push_back(step.piece);
     links.push_back({source, target, gate});
-    if (step.piece.kind != Kind::kConvolution) continue;
+    const bool is_convolution = step.piece.kind == Kind::kConvolution;
+    TORCH_CHECK_VALUE(is_convolution || !step.weight.defined(), "advnas_ext: only a convolution takes tensors; leave them out");
+    if (!is_convolution) continue;
     TORCH_CHECK_VALUE(step.weight.defined(), "advnas_ext: a convolution needs a weight, got None; give the step one");
     const Statistics statistics = !step.piece.normalise ? Statistics::kNone
-                                  : step.use_running   ? Statistics::kRunning
-                                                       : Statistics::kBatch;
+                                  : step.use_running    ? Statistics::kRunning
+                                                        : Statistics::kBatch;
     pass.convolutions.push_back({{detached(step.bias), detached(step.gamma), detached(step.beta), step.running_mean,
                                   step.running_var, step.batches_tracked, statistics},
                                  detached(step.weight),
                                  detached(step.depthwise)});
-    call->places.push_back({add_input(step.weight), add_input(step.depthwise), add_input(step.bias), add_input(step.gamma),
-                            add_input(step.beta)});
+    call->places.push_back(
+        {add_input(step.weight), add_input(step.depthwise), add_input(step.bias), add_input(step.gamma), add_input(step.beta)});
   }
   pass.plan = make_plan(pieces, links, known, num_nodes);
   pass.save = at::GradMode::is_enabled() && differentiable;

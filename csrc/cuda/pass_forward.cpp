@@ -1,17 +1,18 @@
 #include "../kernels/layout.h"
-#include "images.h"
-#include "pass.h"
+#include "cuda_pass.h"
 
 namespace advnas::cuda {
 namespace {
 
 template <class T>
-class Forward {
+class CudaForward {
  public:
-  explicit Forward(Pass& pass) : pass_(pass), device_(pass.nodes[0]), counter_(counter(pass.nodes[0], device_)) {}
+  CudaForward(Pass& pass, CudaState& state)
+      : pass_(pass), state_(state), device_(pass.nodes[0]), counter_(counter(pass.nodes[0], device_)) {}
 
   void run() {
-    pass_.relus.resize(pass_.plan.num_nodes);
+    state_.relus.resize(pass_.plan.num_nodes);
+    state_.norm_rows.resize(pass_.convolutions.size());
     for (int64_t node = 0; node < pass_.plan.num_nodes; ++node) {
       if (!pass_.plan.live[node]) continue;
       const Reads reads = reads_of(node);
@@ -29,7 +30,7 @@ class Forward {
     bool value = false, relu = false;
   };
 
-  Convolution& of(const Term& term) { return pass_.convolutions[term.convolution]; }
+  const Convolution& of(const Term& term) { return pass_.convolutions[term.convolution]; }
 
   bool takes_relu(const Term& term) {
     return term.convolution >= 0 && term.piece.prologue == Prologue::kRelu && !is_pointwise<T>(of(term), term.piece);
@@ -48,11 +49,11 @@ class Forward {
     return reads;
   }
 
-  const Tensor& either(int64_t node) { return pass_.nodes[node].defined() ? pass_.nodes[node] : pass_.relus[node]; }
+  const Tensor& either(int64_t node) { return pass_.nodes[node].defined() ? pass_.nodes[node] : state_.relus[node]; }
 
   void take_input(const Reads& reads) {
     Tensor& x = pass_.nodes[0];
-    Tensor& relu = pass_.relus[0];
+    Tensor& relu = state_.relus[0];
     const ImageShape& shape = pass_.shapes[0];
     if (reads.relu) relu = new_images(x, shape);
     if (!x.is_contiguous(kLayout) && x.is_contiguous()) {
@@ -73,7 +74,7 @@ class Forward {
       if (term.convolution < 0) {
         sources.push_back({in<T>(pass_.nodes[term.source]), term.piece.arrival, gate, nullptr, nullptr});
       } else {
-        const float* const rows = in<float>(of(term).device_rows);
+        const float* const rows = in<float>(state_.norm_rows[term.convolution]);
         const float* const map = rows != nullptr ? rows + kScale * shape.channels : nullptr;
         sources.push_back({in<T>(pass_.z[term.convolution]), Arrival::kIdentity, gate, map, nullptr});
       }
@@ -89,16 +90,17 @@ class Forward {
       node_forward(launch, device_.stream());
     } while (first < sources.size());
     pass_.nodes[node] = value;
-    pass_.relus[node] = relu;
+    state_.relus[node] = relu;
   }
 
   void convolve(const Term& term) {
-    Convolution& convolution = of(term);
-    const Tensor& x = takes_relu(term) ? pass_.relus[term.source] : either(term.source);
+    const Convolution& convolution = of(term);
+    const Tensor& x = takes_relu(term) ? state_.relus[term.source] : either(term.source);
     const bool of_batch = convolution.statistics == Statistics::kBatch;
     const Parameters parameters(convolution, term, float(pass_.gate_of(term)));
-    if (!is_plain(convolution)) convolution.device_rows = workspace(like_, kNormRows * pass_.shapes[term.target].channels);
-    const NormForward norm = parameters.norm(out<float>(convolution.device_rows));
+    Tensor& rows = state_.norm_rows[term.convolution];
+    if (!is_plain(convolution)) rows = workspace(like_, kNormRows * pass_.shapes[term.target].channels);
+    const NormForward norm = parameters.norm(out<float>(rows));
     Tensor& z = pass_.z[term.convolution];
     if (is_pointwise<T>(convolution, term.piece)) {
       z = new_images(like_, pass_.shapes[term.target]);
@@ -179,6 +181,7 @@ class Forward {
   };
 
   Pass& pass_;
+  CudaState& state_;
   const OnDevice device_;
   const Tensor counter_;
   const Tensor like_ = pass_.nodes[0];
@@ -186,8 +189,9 @@ class Forward {
 
 }  // namespace
 
-void run_forward(Pass& pass) {
-  for_device_type(pass.nodes[0].scalar_type(), [&](auto* zero) { Forward<std::remove_pointer_t<decltype(zero)>>(pass).run(); });
+void run_forward(Pass& pass, CudaState& state) {
+  for_device_type(pass.nodes[0].scalar_type(),
+                  [&](auto* zero) { CudaForward<std::remove_pointer_t<decltype(zero)>>(pass, state).run(); });
 }
 
 }  // namespace advnas::cuda

@@ -10,7 +10,7 @@ namespace advnas {
 enum class Arrival {
   kIdentity,
   kAvgPool,  // 3x3, stride 1, over the pixels that exist
-  kMaxPool,   // 3x3, stride 1, among the pixels that exist
+  kMaxPool,  // 3x3, stride 1, among the pixels that exist
   // Of a gradient that a convolution gives back, on CUDA, where the node undoes the prologue:
   kMasked,  // a ReLU: only where x > 0
   kHalved,  // the mean of 2x2 pixels: the image has half the size

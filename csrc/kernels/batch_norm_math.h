@@ -19,7 +19,8 @@ struct ScaleShift {
   V scale, shift;
 };
 
-ADVNAS_HOST_DEVICE inline ScaleShift<double> batch_norm_forward(double gate, double gamma, double beta, double mean, double rstd) {
+ADVNAS_HOST_DEVICE inline ScaleShift<double> batch_norm_forward(double gate, double gamma, double beta, double mean,
+                                                                double rstd) {
   return {gate * gamma * rstd, gate * (beta - gamma * rstd * mean)};
 }
 

@@ -76,7 +76,7 @@ using FrameGradient = void(const OutputGradient<T>& gradient, T* frames, const I
 // dx = the gradient of p, or dx += with `add`; dp of p's shape.
 template <class T>
 using PrologueGradient = void(const T* dp, const T* x, T* dx, const ImageShape& shape, int64_t images, Prologue prologue,
-                                 bool add);
+                              bool add);
 
 template <class T>
 using Convolve = void(const T* frames, const T* weight, T* z, const ConvolutionShape& shape, int64_t images);

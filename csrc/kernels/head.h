@@ -17,11 +17,11 @@ template <class T>
 using HeadForward = void(const T* x, const ScaleShift<const T*>& map, int64_t pixels, int64_t channels, T* h);
 
 template <class T>
-using HeadSums = void(const T* x, const T* dh, const ScaleShift<const T*>& map, const T* mean, int64_t pixels, int64_t channels, double* s1,
-                      double* s2);
+using HeadSums = void(const T* x, const T* dh, const ScaleShift<const T*>& map, const T* mean, int64_t pixels, int64_t channels,
+                      double* s1, double* s2);
 
 template <class T>
-using HeadBackward = void(const T* x, const T* dh, const ScaleShift<const T*>& map, const NormGradient<const T*>& gradient, int64_t pixels,
-                          int64_t channels, T* dx);
+using HeadBackward = void(const T* x, const T* dh, const ScaleShift<const T*>& map, const NormGradient<const T*>& gradient,
+                          int64_t pixels, int64_t channels, T* dx);
 
 }  // namespace advnas

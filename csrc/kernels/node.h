@@ -33,7 +33,8 @@ struct Sources {
 template <class T>
 using GatherForward = void(const Sources<T>& sources, const T* bias, T* y, const ImageShape& shape, T* workspace);
 
-// gate_grad [num] += sum arrive^T(source) x, or null. x, the node's value, may be null if that is and no arrival's gradient reads it.
+// gate_grad [num] += sum arrive^T(source) x, or null. x, the node's value, may be null if that is and no arrival's gradient reads
+// it.
 template <class T>
 using GatherBackward = void(const Sources<T>& sources, const T* x, T* dx, double* gate_grad, const ImageShape& shape,
                             T* workspace);

@@ -318,7 +318,8 @@ int main() {
     backward<T>(small, {{{Arrival::kIdentity, false}, {Arrival::kAvgPool, false}}, 0, true, false, true, false, 0},
                 "no sums, " + type);
     backward<T>(small, {cycle(backward_source, 3, 1), 0, false, true, true, false, 0, true}, "masks of NaN and inf, " + type);
-    backward<T>(small, {{{Arrival::kMaxPool, false}}, 0, false, true, true, false, 0, true}, "maxima of NaN, inf and equals, " + type);
+    backward<T>(small, {{{Arrival::kMaxPool, false}}, 0, false, true, true, false, 0, true},
+                "maxima of NaN, inf and equals, " + type);
     backward<T>(small, {cycle(backward_source, 0, 2), 0, false, true, false, false, 0}, "gates of the first node alone, " + type);
     backward<T>(small, {cycle(backward_source, 0, 4), 1, true, true, true, true, 0, false, true}, "in place, " + type);
     forward<T>(small, {}, true, true, true, true, "NaN and inf, " + type);
@@ -335,10 +336,18 @@ int main() {
 
     // A skip connection, a pooled edge and a convolution; and back, two convolutions and both gates.
     for (const Images& s : network_sizes()) {
-      forward<T>(s, {{Arrival::kIdentity, false}, {Arrival::kAvgPool, false}, {Arrival::kIdentity, true}}, false, true, true, false,
-                 "network, " + type);
+      forward<T>(s, {{Arrival::kIdentity, false}, {Arrival::kAvgPool, false}, {Arrival::kIdentity, true}}, false, true, true,
+                 false, "network, " + type);
       expect_traffic<T>("node_forward", s, 5 * s.size(), 2 * s.channels);
-      backward<T>(s, {{{Arrival::kIdentity, true}, {Arrival::kAvgPool, true}, {Arrival::kMasked, false}}, 2, false, true, true, false, 1 + 2 + 4 + 8}, "network, " + type);
+      backward<T>(s,
+                  {{{Arrival::kIdentity, true}, {Arrival::kAvgPool, true}, {Arrival::kMasked, false}},
+                   2,
+                   false,
+                   true,
+                   true,
+                   false,
+                   1 + 2 + 4 + 8},
+                  "network, " + type);
       expect_traffic<T>("node_backward", s, 7 * s.size(), 2 * (kGradientRows + 2) * s.channels);
     }
   });

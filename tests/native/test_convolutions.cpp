@@ -50,7 +50,7 @@ std::vector<T> plain_prologue(const std::vector<T>& x, const ImageShape& shape, 
 // The gradient of the input of plain_prologue.
 template <class T>
 std::vector<double> plain_prologue_gradient(const std::vector<double>& dp, const std::vector<T>& x, const ImageShape& shape,
-                                          Prologue prologue) {
+                                            Prologue prologue) {
   std::vector<double> dx(x.size());
   const ImageShape inner = shape_after_prologue(shape, prologue);
   for (int64_t h = 0; h < shape.height; ++h)

@@ -77,8 +77,8 @@ void max_pool_row(const T* in, int64_t h, const ImageShape& shape, T* out) {
 }
 
 // One row of its transpose: dy of each window goes to the pixel of x that was its maximum, found anew. First across, in each of
-// the five rows that a window which meets row h can hold, then down the rows of each window: the first maximum of a window lies in
-// the first row that has it, so that two separate searches find it.
+// the five rows that a window which meets row h can hold, then down the rows of each window: the first maximum of a window lies
+// in the first row that has it, so that two separate searches find it.
 template <class T>
 void max_pool_gradient_row(const T* dy, const T* x, int64_t h, const ImageShape& shape, T* out) {
   constexpr int kHere = 2, kAround = 5;  // row h among those around it
@@ -135,7 +135,8 @@ void max_pool_gradient_row(const T* dy, const T* x, int64_t h, const ImageShape&
 template <bool kTransposed, class T>
 void arrive_row(Arrival arrival, const T* from, const T* x, int64_t h, const ImageShape& shape, T* out) {
   if (arrival == Arrival::kAvgPool) avg_pool_row<T, kTransposed>(from, h, shape, out);
-  if (arrival == Arrival::kMaxPool) kTransposed ? max_pool_gradient_row(from, x, h, shape, out) : max_pool_row(from, h, shape, out);
+  if (arrival == Arrival::kMaxPool)
+    kTransposed ? max_pool_gradient_row(from, x, h, shape, out) : max_pool_row(from, h, shape, out);
 }
 
 }  // namespace advnas::cpu::ADVNAS_ISA

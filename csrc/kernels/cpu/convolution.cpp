@@ -158,7 +158,8 @@ void frame_gradient(const OutputGradient<T>& gradient, T* frames, const ImageSha
 
 template <class T>
 void input_gradient(const T* dp, const T* x, T* dx, const ImageShape& shape, int64_t images, Prologue prologue, bool add) {
-  add ? put_input_gradient<true>(dp, x, dx, shape, images, prologue) : put_input_gradient<false>(dp, x, dx, shape, images, prologue);
+  add ? put_input_gradient<true>(dp, x, dx, shape, images, prologue)
+      : put_input_gradient<false>(dp, x, dx, shape, images, prologue);
 }
 
 template <class T>

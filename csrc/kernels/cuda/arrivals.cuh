@@ -1,5 +1,5 @@
-// A source as it arrives at a node (../arrival.h), or its transpose, at a few pixels below each other. Whatever a thread needs of a
-// source is loaded at once; the loads of a pooled source overlap in the first-level cache.
+// A source as it arrives at a node (../arrival.h), or its transpose, at a few pixels below each other. Whatever a thread needs of
+// a source is loaded at once; the loads of a pooled source overlap in the first-level cache.
 #pragma once
 
 #include "../node.h"

@@ -107,8 +107,8 @@ __device__ __forceinline__ void load_mean(const T* x, const PointwisePrologue& p
 }
 
 template <int kPack, class T>
-__device__ __forceinline__ void fill_prologue(T* to, int stride, int rows, int columns, const T* x, const PointwisePrologue& prologue,
-                                            const Part& part) {
+__device__ __forceinline__ void fill_prologue(T* to, int stride, int rows, int columns, const T* x,
+                                              const PointwisePrologue& prologue, const Part& part) {
   fill<kPack>(to, stride, rows, columns, part, [&](int64_t pixel, int channel, float (&v)[kPack]) {
     if (prologue.height > 0) return load_mean(x, prologue, part.channels, pixel, channel, v);
     load(x + pixel * part.channels + channel, v);

@@ -8,16 +8,11 @@
 #include <memory>
 #include <vector>
 
-#include "kernels/convolution.h"
-#include "pass.h"
+#include "../kernels/convolution.h"
+#include "../pass.h"
 #include "shares.h"
 
 namespace advnas {
-
-inline ImageShape output_shape(const ImageShape& x, const Piece& piece, int64_t out_channels) {
-  const ImageShape inner = shape_after_prologue(x, piece.prologue);
-  return ConvolutionShape{inner.height, inner.width, x.channels, out_channels, 1, piece.stride}.output();
-}
 
 template <class T>
 class Convolver {

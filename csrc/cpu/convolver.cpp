@@ -4,9 +4,9 @@
 #include <cstdlib>
 #include <string_view>
 
+#include "../kernels/cpu/isa.h"
 #include "buffers.h"
-#include "images.h"
-#include "kernels/cpu/isa.h"
+#include "cpu_pass.h"
 #include "pack.h"
 
 namespace advnas {

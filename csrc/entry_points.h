@@ -1,3 +1,4 @@
+// What bindings.cpp gives to Python, but for the recurrent cell (recurrent.h). gate.cpp registers its operators itself.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,8 +11,8 @@
 
 namespace advnas {
 
-// One native step of a path, with what it takes of the module that holds its parameters. Tensors are of a convolution and its batch
-// norm; undefined where there are none.
+// One native step of a path, with what it takes of the module that holds its parameters. Tensors are of a convolution and its
+// batch norm; undefined where there are none.
 struct Step {
   Piece piece;
   bool use_running = false;  // whether batch norm takes the running statistics, not those of the batch
@@ -33,5 +34,14 @@ using LinkedStep = std::tuple<Step, int64_t, int64_t, int64_t>;
 at::Tensor cell(const at::Tensor& x, const at::Tensor& gates, const at::Tensor& gate_values,
                 const std::optional<at::Tensor>& offsets, const std::vector<int64_t>& offset_targets,
                 const std::vector<LinkedStep>& steps, int64_t num_nodes);
+
+// Batch norm, ReLU and the mean over the pixels, with autograd; python/advnas_ext/head.py has the checks.
+//
+// x: [batch, channels, height, width], float32 or float64 on the host. gamma, beta: [channels] of its type, or none.
+// running_mean, running_var, batches_tracked: [channels] and one int64, or none. use_running: whether batch norm takes them, not
+// the batch's. Returns [batch, channels].
+at::Tensor head(const at::Tensor& x, const std::optional<at::Tensor>& gamma, const std::optional<at::Tensor>& beta,
+                const std::optional<at::Tensor>& running_mean, const std::optional<at::Tensor>& running_var,
+                const std::optional<at::Tensor>& batches_tracked, bool use_running, double eps, double momentum);
 
 }  // namespace advnas

@@ -2,7 +2,7 @@
 
 #include "buffers.h"
 #include "convolver.h"
-#include "images.h"
+#include "cpu_pass.h"
 
 namespace advnas {
 namespace {
@@ -14,13 +14,13 @@ struct Leaving {
   Siblings<T> of;
   // Of each of them.
   std::vector<Moments> moments;
-  std::vector<Images<T>> z;
+  std::vector<ImageViews<T>> z;
 };
 
 template <class T>
-class Forward {
+class CpuForward {
  public:
-  explicit Forward(Pass& pass) : pass_(pass) {}
+  CpuForward(Pass& pass, CpuState& state) : pass_(pass), state_(state) {}
 
   // The weights of a node's convolutions are packed while the node before it runs.
   void run() {
@@ -42,10 +42,10 @@ class Forward {
 
  private:
   void find_recomputed() {
-    pass_.recomputed.assign(pass_.plan.num_nodes, false);
+    state_.recomputed.assign(pass_.plan.num_nodes, false);
     for (int64_t node = 1; node + 1 < pass_.plan.num_nodes; ++node) {
       const auto& into = pass_.plan.into[node];
-      pass_.recomputed[node] = !into.empty() && are_convolutions(into);
+      state_.recomputed[node] = !into.empty() && are_convolutions(into);
     }
   }
 
@@ -71,13 +71,13 @@ class Forward {
     const auto& kernels = cpu::kernels<T>();
     const ImageShape& shape = pass_.shapes[node];
     Row bias(shape.channels);
-    const Gathered<T> sources = gather_value<T>(pass_, node, bias);
+    const Gathered<T> sources = gather_value<T>(pass_, state_, node, bias);
     const auto typed_bias = cast<T>(bias);
     // Where nothing reads the node later, its value stays in the workspace.
-    const bool passes = pass_.is_recomputed(node) && are_convolutions(pass_.plan.out_of[node]);
+    const bool passes = state_.recomputed[node] && are_convolutions(pass_.plan.out_of[node]);
     if (node > 0 && !passes) pass_.nodes[node] = empty_images(pass_.batch, shape, pass_.type);
-    const Images<T> kept(node > 0 && !passes ? pass_.nodes[node] : Tensor());
-    const Images<const T> input(pass_.nodes[0]);
+    const ImageViews<T> kept(node > 0 && !passes ? pass_.nodes[node] : Tensor());
+    const ImageViews<const T> input(pass_.nodes[0]);
     int64_t group = 1, workspace = sources.workspace(shape);
     for (Leaving<T>& out : leaving) {
       group = std::max(group, out.of.convolver->group());
@@ -113,7 +113,7 @@ class Forward {
     }
   }
 
-  static void sum(const Images<T>& z, const ImageShape& shape, int64_t first, int64_t images, Moments& moments) {
+  static void sum(const ImageViews<T>& z, const ImageShape& shape, int64_t first, int64_t images, Moments& moments) {
     const int64_t channels = shape.channels;
     for (int64_t i = first; !moments.mean.empty() && i < first + images; ++i) {
       cpu::kernels<T>().channel_moments(z[i], shape.height * shape.width, channels, moments.mean.data() + i * channels,
@@ -122,27 +122,31 @@ class Forward {
   }
 
   void take_statistics(const Term& term, const Moments& moments) {
-    Convolution& convolution = pass_.convolutions[term.convolution];
-    if (convolution.statistics != Statistics::kBatch) return take_fixed_statistics(convolution, term.piece.eps);
+    const Convolution& convolution = pass_.convolutions[term.convolution];
+    NormState& norm = state_.norms[term.convolution];
+    if (convolution.statistics != Statistics::kBatch) return take_fixed_statistics(convolution, norm, term.piece.eps);
     const auto [height, width, channels] = pass_.shapes[term.target];
-    take_batch_statistics(convolution, moments, pass_.batch, height * width, term.piece.eps, term.piece.momentum);
+    take_batch_statistics(convolution, norm, moments, pass_.batch, height * width, term.piece.eps, term.piece.momentum);
   }
 
   Pass& pass_;
+  CpuState& state_;
   BackgroundTasks tasks_;
 };
 
 }  // namespace
 
-void run_forward_cpu(Pass& pass) {
+void run_cpu_forward(Pass& pass, CpuState& state) {
   for (int64_t node = 0; node < pass.plan.num_nodes; ++node) {
     const size_t most = std::max(pass.plan.into[node].size(), pass.plan.out_of[node].size());
     TORCH_CHECK_VALUE(most <= kMostSources, "advnas_ext: at most ", kMostSources,
                       " operations may arrive at a node or leave it, got ", most, " at node ", node);
   }
   pass.nodes[0] = pass.nodes[0].contiguous(at::MemoryFormat::ChannelsLast);
-  for (Convolution& convolution : pass.convolutions) take_parameters(convolution, convolution.weight.size(0));
-  AT_DISPATCH_FLOATING_TYPES(pass.type, "cell_forward", [&] { Forward<scalar_t>(pass).run(); });
+  for (const Convolution& convolution : pass.convolutions) {
+    state.norms.push_back(parameters_of(convolution, convolution.weight.size(0)));
+  }
+  AT_DISPATCH_FLOATING_TYPES(pass.type, "cell_forward", [&] { CpuForward<scalar_t>(pass, state).run(); });
 }
 
 }  // namespace advnas

@@ -1,18 +1,26 @@
-// What both passes on a GPU share: typed pointers, layouts, and where a convolution runs.
+// What both passes on a GPU share: their state, typed pointers, layouts, and where a convolution runs.
 #pragma once
 
 #include <ATen/ATen.h>
 
-#include "../convolver.h"
 #include "../device.h"
-#include "../images.h"
 #include "../kernels/node.h"
 #include "../kernels/norm.h"
 #include "../kernels/pointwise.h"
+#include "../pass.h"
 
 namespace advnas::cuda {
 
 using at::Tensor;
+
+// What the forward pass keeps for the backward pass.
+struct CudaState {
+  std::vector<Tensor> relus;      // of the nodes that a convolution of the library takes through a ReLU
+  std::vector<Tensor> norm_rows;  // of each convolution with batch norm or a bias: kernels/norm.h
+};
+
+void run_forward(Pass& pass, CudaState& state);
+Gradients run_backward(Pass& pass, const CudaState& state, const Tensor& dy, const Wanted& wanted);
 
 constexpr auto kLayout = at::MemoryFormat::ChannelsLast;
 

@@ -3,7 +3,7 @@
 #include <numeric>
 
 #include "convolver.h"
-#include "images.h"
+#include "cpu_pass.h"
 
 namespace advnas {
 namespace {
@@ -11,10 +11,11 @@ namespace {
 using at::Tensor;
 
 template <class T>
-class Backward {
+class CpuBackward {
  public:
-  Backward(Pass& pass, const Tensor& dy, const Wanted& wanted)
+  CpuBackward(Pass& pass, const CpuState& state, const Tensor& dy, const Wanted& wanted)
       : pass_(pass),
+        state_(state),
         wanted_(wanted),
         needs_(pass, wanted),
         read_last_(gradients_read_last_at(pass.plan)),
@@ -62,7 +63,7 @@ class Backward {
   };
   // What a convolution's gradient is made of.
   struct Outgoing {
-    Images<const T> dy, z;
+    ImageViews<const T> dy, z;
     const NormGradient<std::vector<T>>& norm;
 
     OutputGradient<T> at(int64_t i) const { return {dy[i], z[i], pointers(norm)}; }
@@ -70,7 +71,7 @@ class Backward {
   // Sums over one node's gradient for the convolutions that arrive there.
   struct Arriving {
     std::vector<Term> terms;
-    std::vector<Images<const T>> z;
+    std::vector<ImageViews<const T>> z;
     std::vector<std::vector<T>> means;
     Row partial;  // [batch, (1 + terms) * channels]
   };
@@ -92,12 +93,12 @@ class Backward {
     Row gate_partial(wanted_.gates ? batch_ * sources.num() : 0);
     Arriving arriving = convolutions_that_arrive(node);
     if (gather) gradient_[node] = empty_images(batch_, shape, pass_.type);
-    const bool recomputed = pass_.is_recomputed(node) && (!leaving.siblings.empty() || needs_.value_of(node));
+    const bool recomputed = state_.recomputed[node] && (!leaving.siblings.empty() || needs_.value_of(node));
     Row bias(shape.channels);
-    const Gathered<T> parts = recomputed ? gather_value<T>(pass_, node, bias) : Gathered<T>();
+    const Gathered<T> parts = recomputed ? gather_value<T>(pass_, state_, node, bias) : Gathered<T>();
     const auto typed_bias = cast<T>(bias);
-    const Images<const T> x(pass_.nodes[node]), gradient(gradient_[node]);
-    const Images<T> dx(gather ? gradient_[node] : Tensor());
+    const ImageViews<const T> x(pass_.nodes[node]), gradient(gradient_[node]);
+    const ImageViews<T> dx(gather ? gradient_[node] : Tensor());
     std::vector<std::vector<Outgoing>> outgoing;
     for (const Siblings<T>& siblings : leaving.siblings) outgoing.push_back(outgoing_of(siblings));
     int64_t workspace = std::max(sources.workspace(shape), parts.workspace(shape));
@@ -165,8 +166,7 @@ class Backward {
     }
     leaving.shares = cut(batch_, leaving.group, sums * int64_t(sizeof(T)));
     for (const Siblings<T>& siblings : leaving.siblings) {
-      siblings.convolver->prepare_backward(needs_.of(node), kind(siblings.terms[0]) == 1, int64_t(leaving.shares.size()),
-                                           tasks_);
+      siblings.convolver->prepare_backward(needs_.of(node), kind(siblings.terms[0]) == 1, int64_t(leaving.shares.size()), tasks_);
     }
     return leaving;
   }
@@ -174,8 +174,8 @@ class Backward {
   std::vector<Outgoing> outgoing_of(const Siblings<T>& siblings) const {
     std::vector<Outgoing> outgoing;
     for (const Term& term : siblings.terms) {
-      outgoing.push_back(
-          {Images<const T>(gradient_[term.target]), Images<const T>(pass_.z[term.convolution]), norms_[term.convolution]});
+      outgoing.push_back({ImageViews<const T>(gradient_[term.target]), ImageViews<const T>(pass_.z[term.convolution]),
+                          norms_[term.convolution]});
     }
     return outgoing;
   }
@@ -186,7 +186,7 @@ class Backward {
       if (term.convolution < 0 || !needs_.of(term)) continue;
       arriving.terms.push_back(term);
       arriving.z.emplace_back(pass_.z[term.convolution]);
-      arriving.means.push_back(cast<T>(of(term).rows.mean));
+      arriving.means.push_back(cast<T>(state_.norms[term.convolution].mean));
     }
     if (needs_.offset_into(node) || !arriving.terms.empty()) {
       arriving.partial.resize(batch_ * int64_t(1 + arriving.terms.size()) * pass_.shapes[node].channels);
@@ -221,8 +221,9 @@ class Backward {
     }
     for (size_t k = 0; k < arriving.terms.size(); ++k) {
       const auto [term, convolution] = std::pair(arriving.terms[k], arriving.terms[k].convolution);
-      const NormGradients gradients = gradients_of(of(term), pass_.gate_of(term), sums.data(),
-                                                sums.data() + int64_t(1 + k) * channels, batch_ * shape.height * shape.width);
+      const NormGradients gradients =
+          gradients_of(of(term).statistics, state_.norms[convolution], pass_.gate_of(term), sums.data(),
+                       sums.data() + int64_t(1 + k) * channels, batch_ * shape.height * shape.width);
       norms_[convolution] = cast<T>(gradients.input);
       if (term.gate >= 0) gates_[term.gate] += gradients.dgate;
       if (of(term).gamma.defined()) result_.gamma[convolution] = tensor_of(gradients.dgamma);
@@ -234,12 +235,13 @@ class Backward {
   }
 
   Pass& pass_;
+  const CpuState& state_;
   const Wanted& wanted_;
   const Needs needs_;
   const std::vector<std::vector<int64_t>> read_last_;
   const int64_t last_, batch_;
-  Row gates_, offsets_;                        // complete only if wanted
-  std::vector<Tensor> gradient_;               // of each node
+  Row gates_, offsets_;                              // complete only if wanted
+  std::vector<Tensor> gradient_;                     // of each node
   std::vector<NormGradient<std::vector<T>>> norms_;  // of each convolution
   BackgroundTasks tasks_;
   Gradients result_;
@@ -247,9 +249,9 @@ class Backward {
 
 }  // namespace
 
-Gradients run_backward_cpu(Pass& pass, const Tensor& dy, const Wanted& wanted) {
+Gradients run_cpu_backward(Pass& pass, const CpuState& state, const Tensor& dy, const Wanted& wanted) {
   return AT_DISPATCH_FLOATING_TYPES(dy.scalar_type(), "cell_backward",
-                                    [&] { return Backward<scalar_t>(pass, dy, wanted).run(); });
+                                    [&] { return CpuBackward<scalar_t>(pass, state, dy, wanted).run(); });
 }
 
 }  // namespace advnas

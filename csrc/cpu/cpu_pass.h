@@ -1,4 +1,4 @@
-// What both passes share: typed views of images, rows and sources, and the loop over the images of a batch.
+// What both passes on the host share: their state, typed views of images and sources, and the loop over the images of a batch.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -7,15 +7,24 @@
 #include <type_traits>
 #include <vector>
 
+#include "../kernels/cpu/isa.h"
+#include "../pass.h"
 #include "buffers.h"
-#include "kernels/batch_norm_math.h"
-#include "kernels/cpu/isa.h"
-#include "pass.h"
 #include "shares.h"
+#include "statistics.h"
 
 namespace advnas {
 
-inline ImageShape shape_of(const at::Tensor& x) { return {x.size(2), x.size(3), x.size(1)}; }
+// What the forward pass keeps for the backward pass.
+struct CpuState {
+  std::vector<NormState> norms;  // of each convolution
+  // Of each node: whether convolutions are all that arrives there. Their outputs are kept for batch norm, and the node's value is
+  // recomputed from them where the backward pass wants it.
+  std::vector<bool> recomputed;
+};
+
+void run_cpu_forward(Pass& pass, CpuState& state);
+Gradients run_cpu_backward(Pass& pass, const CpuState& state, const at::Tensor& dy, const Wanted& wanted);
 
 inline int64_t elements(const ImageShape& shape) { return shape.height * shape.width * shape.channels; }
 
@@ -25,10 +34,10 @@ inline at::Tensor empty_images(int64_t batch, const ImageShape& shape, at::Scala
 
 // Where the images of a tensor lie, nowhere if it is undefined; a tensor itself makes its checks at every access.
 template <class T>
-class Images {
+class ImageViews {
  public:
-  Images() = default;
-  explicit Images(const at::Tensor& x) {
+  ImageViews() = default;
+  explicit ImageViews(const at::Tensor& x) {
     if (!x.defined()) return;
     size_ = x.size(1) * x.size(2) * x.size(3);
     if constexpr (std::is_const_v<T>) {
@@ -66,7 +75,7 @@ template <class T>
 class Gathered {
  public:
   void add(const at::Tensor& tensor, const Row& scale, Arrival arrival) {
-    TORCH_INTERNAL_ASSERT(images_.size() < kMostSources);  // run_forward_cpu() has refused more
+    TORCH_INTERNAL_ASSERT(images_.size() < kMostSources);  // run_cpu_forward() has refused more
     images_.emplace_back(tensor);
     scales_.push_back(cast<T>(scale));
     arrivals_.push_back(arrival);
@@ -86,14 +95,14 @@ class Gathered {
   }
 
  private:
-  std::vector<Images<const T>> images_;
+  std::vector<ImageViews<const T>> images_;
   std::vector<std::vector<T>> scales_;
   std::vector<Arrival> arrivals_;
 };
 
 // What arrives at `node`; adds the part of it that is the same at every pixel to `bias`.
 template <class T>
-Gathered<T> gather_value(const Pass& pass, int64_t node, Row& bias) {
+Gathered<T> gather_value(const Pass& pass, const CpuState& state, int64_t node, Row& bias) {
   Gathered<T> sources;
   for (const Term& term : pass.plan.into[node]) {
     const double gate = pass.gate_of(term);
@@ -102,10 +111,9 @@ Gathered<T> gather_value(const Pass& pass, int64_t node, Row& bias) {
       sources.add(pass.nodes[term.source], scale, term.piece.arrival);
       continue;
     }
-    const Convolution& convolution = pass.convolutions[term.convolution];
+    const NormState& norm = state.norms[term.convolution];
     for (size_t c = 0; c < bias.size(); ++c) {
-      const ScaleShift<double> map = batch_norm_forward(gate, convolution.rows.gamma[c], convolution.rows.beta[c],
-                                                convolution.rows.mean[c], convolution.rows.rstd[c]);
+      const ScaleShift<double> map = batch_norm_forward(gate, norm.gamma[c], norm.beta[c], norm.mean[c], norm.rstd[c]);
       scale[c] = map.scale;
       bias[c] += map.shift;
     }

@@ -5,8 +5,8 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/zeros_like.h>
 
+#include "../kernels/cpu/isa.h"
 #include "buffers.h"
-#include "kernels/cpu/isa.h"
 #include "shares.h"
 
 namespace advnas {
@@ -60,7 +60,8 @@ void pack_phases(const WeightView<const T>& view, int64_t stride, int64_t first,
 
 // What pack(first row, last row, packed) makes of a weight; of a 3x3 weight also the Winograd form.
 template <class T, class Pack>
-at::Tensor packed(const at::Tensor& weight, const WeightView<const T>& view, bool winograd, BackgroundTasks& tasks, const Pack& pack) {
+at::Tensor packed(const at::Tensor& weight, const WeightView<const T>& view, bool winograd, BackgroundTasks& tasks,
+                  const Pack& pack) {
   const int64_t place = view.rows * view.columns;
   const at::Tensor taps = empty_buffer({weight.numel()}, weight.scalar_type());
   const at::Tensor u = winograd ? empty_buffer({kWinogradPlaces * weight_place(place)}, weight.scalar_type()) : at::Tensor();
@@ -93,7 +94,8 @@ at::Tensor pack_transposed(const at::Tensor& weight, int64_t stride, bool winogr
 
 // Adds up the shares [shares, places, in, out] of a weight gradient, and brings it into the shape and layout of the weight.
 template <class T>
-at::Tensor unpack_gradient(const at::Tensor& sums, int64_t shares, bool winograd, const at::Tensor& weight, BackgroundTasks& tasks) {
+at::Tensor unpack_gradient(const at::Tensor& sums, int64_t shares, bool winograd, const at::Tensor& weight,
+                           BackgroundTasks& tasks) {
   if (shares == 0) return at::zeros_like(weight);
   const at::Tensor gradient = empty_buffer_like(weight);
   const auto view = view_forward<T>(gradient);  // its layout is another one if the weight has gaps
