@@ -103,10 +103,13 @@ Tensor cell(const Tensor& x, const Tensor& gates, const Tensor& gate_values, con
   Pass& pass = call->pass;
   pass.gates = row_of(gate_values);
   const bool wants_offsets = offsets && offsets->requires_grad();  // of a node that must be one then
-  std::vector<Gate> known;
+  std::vector<GateState> known;
   for (const double gate : pass.gates) {
     const bool is_one = gate == 1 && !wants_offsets;
-    known.push_back(gates.requires_grad() ? Gate::kWanted : gate == 0 ? Gate::kZero : is_one ? Gate::kOne : Gate::kOther);
+    known.push_back(gates.requires_grad() ? GateState::kWanted
+                    : gate == 0           ? GateState::kZero
+                    : is_one              ? GateState::kOne
+                                          : GateState::kOther);
   }
   call->gates_type = gates.scalar_type();
   call->gates_shape = gates.sizes().vec();
@@ -126,7 +129,9 @@ Tensor cell(const Tensor& x, const Tensor& gates, const Tensor& gate_values, con
   const auto detached = [](const Tensor& tensor) { return tensor.defined() ? tensor.detach() : tensor; };
   std::vector<Piece> pieces;
   std::vector<Link> links;
-  for (const auto& [step, source, target, gate] : steps) {
+  for (const auto& [given, source, target, gate] : steps) {
+    TORCH_CHECK_VALUE(given != nullptr, "advnas_ext: a graph needs steps, got None");
+    const Step& step = *given;
     pieces.push_back(step.piece);
     links.push_back({source, target, gate});
     const bool is_convolution = step.piece.kind == Kind::kConvolution;

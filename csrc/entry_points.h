@@ -22,7 +22,7 @@ struct Step {
 };
 
 // A step, its source, its target and the place of its gate: see Link.
-using LinkedStep = std::tuple<Step, int64_t, int64_t, int64_t>;
+using LinkedStep = std::tuple<const Step*, int64_t, int64_t, int64_t>;
 
 // A graph of nodes on one path, with autograd: python/advnas_ext/reference.py has the formula, python/advnas_ext/native.py the
 // checks of shapes and types.

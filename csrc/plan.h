@@ -44,12 +44,12 @@ struct Plan {
 };
 
 // A gate whose gradient is wanted, or the value of one whose gradient is not.
-enum class Gate { kWanted, kZero, kOne, kOther };
+enum class GateState { kWanted, kZero, kOne, kOther };
 
 // pieces, links: one for each picked operation; targets do not fall, a source is below its target, the last node is the output.
 // Drops what contributes nothing: zeros, gates of 0, and edges into a node that does not reach the output. A node where nothing
 // arrives but another node, through a gate of 1, is that node.
-Plan make_plan(const std::vector<Piece>& pieces, const std::vector<Link>& links, const std::vector<Gate>& gates,
+Plan make_plan(const std::vector<Piece>& pieces, const std::vector<Link>& links, const std::vector<GateState>& gates,
                int64_t num_nodes);
 
 }  // namespace advnas

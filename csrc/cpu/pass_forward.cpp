@@ -10,7 +10,7 @@ namespace {
 using at::Tensor;
 
 template <class T>
-struct Leaving {
+struct SiblingOutputs {
   Siblings<T> of;
   // Of each of them.
   std::vector<Moments> moments;
@@ -28,11 +28,11 @@ class CpuForward {
     for (int64_t node = 0; node < pass_.plan.num_nodes; ++node) {
       if (pass_.plan.live[node]) live.push_back(node);
     }
-    std::vector<Leaving<T>> leaving = convolutions_that_leave(live[0]);
+    std::vector<SiblingOutputs<T>> leaving = convolutions_that_leave(live[0]);
     run_now(tasks_);
     find_recomputed();
     for (size_t i = 0; i < live.size(); ++i) {
-      std::vector<Leaving<T>> next;
+      std::vector<SiblingOutputs<T>> next;
       if (i + 1 < live.size()) next = convolutions_that_leave(live[i + 1]);
       run_node(live[i], leaving);
       forget_read(pass_, live[i]);
@@ -53,11 +53,11 @@ class CpuForward {
     return std::all_of(terms.begin(), terms.end(), [](const Term& term) { return term.convolution >= 0; });
   }
 
-  std::vector<Leaving<T>> convolutions_that_leave(int64_t node) {
-    std::vector<Leaving<T>> leaving;
+  std::vector<SiblingOutputs<T>> convolutions_that_leave(int64_t node) {
+    std::vector<SiblingOutputs<T>> leaving;
     for (Siblings<T>& siblings : siblings_that_leave<T>(pass_, node, [](const Term&) { return 0; })) {
       siblings.convolver->prepare_forward(tasks_);
-      auto& out = leaving.emplace_back(Leaving<T>{std::move(siblings), {}, {}});
+      auto& out = leaving.emplace_back(SiblingOutputs<T>{std::move(siblings), {}, {}});
       for (const Term& term : out.of.terms) {
         const bool summed = pass_.convolutions[term.convolution].statistics == Statistics::kBatch;
         const size_t sums = summed ? size_t(pass_.batch * pass_.shapes[term.target].channels) : 0;
@@ -67,7 +67,7 @@ class CpuForward {
     return leaving;
   }
 
-  void run_node(int64_t node, std::vector<Leaving<T>>& leaving) {
+  void run_node(int64_t node, std::vector<SiblingOutputs<T>>& leaving) {
     const auto& kernels = cpu::kernels<T>();
     const ImageShape& shape = pass_.shapes[node];
     Row bias(shape.channels);
@@ -79,14 +79,14 @@ class CpuForward {
     const ImageViews<T> kept(node > 0 && !passes ? pass_.nodes[node] : Tensor());
     const ImageViews<const T> input(pass_.nodes[0]);
     int64_t group = 1, workspace = sources.workspace(shape);
-    for (Leaving<T>& out : leaving) {
+    for (SiblingOutputs<T>& out : leaving) {
       group = std::max(group, out.of.convolver->group());
       for (const Term& term : out.of.terms) {
         pass_.z[term.convolution] = empty_images(pass_.batch, pass_.shapes[term.target], pass_.type);
         out.z.emplace_back(pass_.z[term.convolution]);
       }
     }
-    for (const Leaving<T>& out : leaving) workspace = std::max(workspace, out.of.convolver->workspace(group));
+    for (const SiblingOutputs<T>& out : leaving) workspace = std::max(workspace, out.of.convolver->workspace(group));
     const int64_t value = passes ? group * elements(shape) : 0;
 
     const auto run = [&](int64_t, int64_t first, int64_t images, T* values) {
@@ -98,7 +98,7 @@ class CpuForward {
         });
       }
       const T* const x = node > 0 ? made : input[first];
-      for (Leaving<T>& out : leaving) {
+      for (SiblingOutputs<T>& out : leaving) {
         T* z[kMostSiblings];
         for (size_t k = 0; k < out.z.size(); ++k) z[k] = out.z[k][first];
         out.of.convolver->forward(x, z, images, space);
@@ -108,7 +108,7 @@ class CpuForward {
     };
     for_groups<T>(cut(pass_.batch, group), group, value + workspace, tasks_, run);
 
-    for (const Leaving<T>& out : leaving) {
+    for (const SiblingOutputs<T>& out : leaving) {
       for (size_t k = 0; k < out.z.size(); ++k) take_statistics(out.of.terms[k], out.moments[k]);
     }
   }
