@@ -9,7 +9,7 @@ import pytest
 import torch
 from comparison import compare
 
-from advnas.spaces import nasbench201
+from advnas.networks import nasbench201
 from advnas_ext import NAS_BENCH_201, OnePathCell, OnePathRecurrentCell, Path, head, native, recurrent, reference
 from advnas_ext.operations import OPERATIONS
 
@@ -69,6 +69,12 @@ def test_more_than_one_pick(shim, close, picks):
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if name.startswith(("sep", "dil"))])
 def test_the_operations_of_darts(shim, close, name):
     compare(close, torch.tensor([1, 1, 0]), shape=(2, 8, 6, 7), names=("skip_connect", name), affine=True, track=True)
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 8, 8), (3, 3, 5, 7), (1, 17, 1, 5)], ids=str)
+@pytest.mark.parametrize("ops", [[1, 0, 2], [2, 0, 2], [2, 1, 2]], ids=str)
+def test_maxima(shim, close, ops, shape):
+    compare(close, torch.tensor(ops), shape=shape, names=("none", "nor_conv_3x3", "max_pool_3x3"))
 
 
 @pytest.mark.parametrize("dtype", NORMS, ids=str)
