@@ -67,7 +67,10 @@ CONV, NORM = nn.Conv2d(4, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
         ([convolution(Prologue.RELU, CONV, nn.BatchNorm2d(4))], "must have 8 values"),
         ([convolution(Prologue.RELU, CONV, NORM), IDENTITY], "4x6x6 and 8x6x6"),
         ([convolution(Prologue.MEAN_2X2, CONV), convolution(Prologue.RELU, CONV)], "8x6x6 and 8x3x3"),
-        ([convolution(Prologue.RELU, nn.Conv2d(4, 8, 3), depthwise=nn.Conv2d(4, 4, 3, groups=4))], "size 1 and stride 1"),
+        (
+            [convolution(Prologue.RELU, nn.Conv2d(4, 8, 3), depthwise=nn.Conv2d(4, 4, 3, groups=4))],
+            "size 1 and stride 1",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(steps, message):
