@@ -145,6 +145,8 @@ def launch_of(kernel: Kernel, channels: int) -> Launch:
     makers = {
         "node: node_forward": lambda: shapes.node_forward(images, element),
         "node: node_backward": lambda: shapes.node_backward(images, element, SOURCES_OF_NODE, SUMS_OF_NODE),
+        "node: node_forward_maxima": lambda: shapes.node_forward(images, element),
+        "node: node_backward_maxima": lambda: shapes.node_backward(images, element, SOURCES_OF_NODE, SUMS_OF_NODE),
         "norm: statistics": lambda: shapes.norm_statistics(images, element),
         "norm: gradient": lambda: shapes.norm_gradient(images, element),
         "norm: fixed": lambda: shapes.norm_fixed(channels),

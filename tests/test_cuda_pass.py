@@ -71,6 +71,12 @@ def test_the_operations_of_darts(shim, close, name):
     compare(close, torch.tensor([1, 1, 0]), shape=(2, 8, 6, 7), names=("skip_connect", name), affine=True, track=True)
 
 
+@pytest.mark.parametrize("shape", [(2, 16, 8, 8), (3, 3, 5, 7), (1, 17, 1, 5)], ids=str)
+@pytest.mark.parametrize("ops", [[1, 0, 2], [2, 0, 2], [2, 1, 2]], ids=str)
+def test_maxima(shim, close, ops, shape):
+    compare(close, torch.tensor(ops), shape=shape, names=("none", "nor_conv_3x3", "max_pool_3x3"))
+
+
 @pytest.mark.parametrize("dtype", NORMS, ids=str)
 def test_types(shim, dtype):
     """In the norm of the difference: in short types ReLU inputs change sign."""

@@ -1,11 +1,54 @@
 // The CPU kernels of one instruction set against plain loops in double, without torch, so that sanitizers see every access.
 // Compiled together with the kernel files for one ADVNAS_ISA.
+#include <array>
+
 #include "check.h"
 
 namespace advnas {
 namespace {
 
-// A node of `num` sources, every other one pooled.
+// Of the window around (h, w): the place of the first maximum, or of the last NaN.
+template <class T>
+std::pair<int64_t, int64_t> max_place(const std::vector<T>& x, const ImageShape& shape, int64_t h, int64_t w, int64_t c) {
+  std::pair<int64_t, int64_t> place(-1, -1);
+  const auto at = [&](int64_t r, int64_t s) { return double(x[(r * shape.width + s) * shape.channels + c]); };
+  for (int64_t r = std::max<int64_t>(h - 1, 0); r <= std::min(h + 1, shape.height - 1); ++r) {
+    for (int64_t s = std::max<int64_t>(w - 1, 0); s <= std::min(w + 1, shape.width - 1); ++s) {
+      if (place.first < 0 || at(r, s) > at(place.first, place.second) || std::isnan(at(r, s))) place = {r, s};
+    }
+  }
+  return place;
+}
+
+// A max pool alone over few different values, infinities and, if `nan`, NaNs: what is equal must go to the right pixel.
+template <class T>
+void check_max_pool(const cpu::Kernels<T>& kernels, const ImageShape& shape, bool nan) {
+  const int64_t size = shape.height * shape.width * shape.channels;
+  const ConvolutionShape at{shape.height, shape.width, shape.channels, shape.channels, 3};
+  auto x = random<T>(size, 1);
+  for (int64_t i = 0; i < size; ++i) x[i] = i % 11 == 3 ? T(-INFINITY) : T(std::floor(double(x[i])));
+  for (int64_t i = 0; nan && i < size; i += 7) x[i] = T(NAN);
+  const auto dy = random<T>(size, 2);
+  const std::vector<T> one(shape.channels, T(1)), zero(shape.channels);
+  std::vector<double> expected(size);
+  std::vector<T> y(size), dx(size, T(NAN)), workspace(node_workspace(shape, 1), T(NAN)), wrong(size);
+  const Arrival arrival = Arrival::kMaxPool;
+  const T *images[] = {x.data()}, *scales[] = {one.data()};
+  kernels.node_forward({1, images, scales, &arrival}, zero.data(), y.data(), shape, workspace.data());
+  for (int64_t i = 0; i < size; ++i) {
+    const int64_t c = i % shape.channels, w = i / shape.channels % shape.width, h = i / shape.channels / shape.width;
+    const auto [r, s] = max_place(x, shape, h, w, c);
+    const T value = x[(r * shape.width + s) * shape.channels + c];
+    expected[(r * shape.width + s) * shape.channels + c] += dy[i];
+    wrong[i] = T(!(value == y[i] || (std::isnan(value) && std::isnan(y[i]))));
+  }
+  images[0] = dy.data();
+  kernels.node_backward({1, images, scales, &arrival}, x.data(), dx.data(), nullptr, shape, workspace.data());
+  expect("max_pool forward", wrong, std::vector<double>(size), at);
+  expect("max_pool backward", dx, expected, at);
+}
+
+// A node of `num` sources that arrive in all ways in turn.
 template <class T>
 void check_node(const cpu::Kernels<T>& kernels, const ImageShape& shape, int64_t num) {
   const int64_t size = shape.height * shape.width * shape.channels;
@@ -14,19 +57,27 @@ void check_node(const cpu::Kernels<T>& kernels, const ImageShape& shape, int64_t
   std::vector<std::vector<T>> images, scales;
   std::vector<const T*> image_pointers, scale_pointers;
   std::vector<double> forward(size), backward(size), gates_expected(num), gates(num);
-  bool pooled[16];
+  Arrival arrivals[16];
   const auto index = [&](int64_t h, int64_t w, int64_t c) { return (h * shape.width + w) * shape.channels + c; };
   const auto window = [](int64_t i, int64_t side) { return std::min(i + 1, side - 1) - std::max<int64_t>(i - 1, 0) + 1; };
   for (int64_t i = 0; i < size; ++i) forward[i] = bias[i % shape.channels];
   for (int64_t k = 0; k < num; ++k) {
     images.push_back(random<T>(size, unsigned(10 + k)));
     scales.push_back(random<T>(shape.channels, unsigned(30 + k)));
-    pooled[k] = k % 2 == 1;
+    arrivals[k] = std::array{Arrival::kIdentity, Arrival::kAvgPool, Arrival::kMaxPool}[k % 3];
     for (int64_t h = 0; h < shape.height; ++h)
       for (int64_t w = 0; w < shape.width; ++w)
         for (int64_t c = 0; c < shape.channels; ++c) {
           const double scale = scales[k][c], value = images[k][index(h, w, c)];
-          if (!pooled[k]) {
+          if (arrivals[k] == Arrival::kMaxPool) {
+            const auto [r, s] = max_place(x, shape, h, w, c);
+            const auto [r_in, s_in] = max_place(images[k], shape, h, w, c);
+            forward[index(h, w, c)] += scale * images[k][index(r_in, s_in, c)];
+            backward[index(r, s, c)] += scale * value;
+            gates_expected[k] += value * x[index(r, s, c)];
+            continue;
+          }
+          if (arrivals[k] == Arrival::kIdentity) {
             forward[index(h, w, c)] += scale * value;
             backward[index(h, w, c)] += scale * value;
             gates_expected[k] += value * x[index(h, w, c)];
@@ -45,14 +96,15 @@ void check_node(const cpu::Kernels<T>& kernels, const ImageShape& shape, int64_t
     image_pointers.push_back(images[k].data());
     scale_pointers.push_back(scales[k].data());
   }
-  const Sources<T> sources{num, image_pointers.data(), scale_pointers.data(), pooled};
+  const Sources<T> sources{num, image_pointers.data(), scale_pointers.data(), arrivals};
   std::vector<T> y(size, T(NAN)), workspace(node_workspace(shape, num), T(NAN));
   kernels.node_forward(sources, bias.data(), y.data(), shape, workspace.data());
   expect("node_forward", y, forward, at);
   kernels.node_backward(sources, x.data(), y.data(), gates.data(), shape, workspace.data());
   expect("node_backward", y, backward, at);
   expect("gate gradients", std::vector<T>(gates.begin(), gates.end()), gates_expected, at);
-  kernels.node_backward(sources, static_cast<const T*>(nullptr), y.data(), nullptr, shape, workspace.data());
+  const bool reads = std::any_of(arrivals, arrivals + num, gradient_reads_input);
+  kernels.node_backward(sources, reads ? x.data() : nullptr, y.data(), nullptr, shape, workspace.data());
   expect("node_backward without gates", y, backward, at);
 }
 
@@ -116,6 +168,7 @@ void check_cells() {
   for (auto [height, width] : {std::pair<int64_t, int64_t>{1, 1}, {1, 5}, {2, 2}, {7, 3}, {8, 8}}) {
     for (int64_t channels : {1, 4, 8, 17, 32}) {
       for (int64_t num : {0, 1, 2, 3, 4, 9}) check_node(kernels, {height, width, channels}, num);
+      for (bool nan : {false, true}) check_max_pool(kernels, {height, width, channels}, nan);
     }
   }
   for (int64_t batch : {1, 2, 5}) {

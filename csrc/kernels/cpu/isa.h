@@ -7,16 +7,17 @@
 // A new kernel family adds its entries to Kernels, its name to ADVNAS_KERNEL_FAMILIES, and defines fill_<family> in its file.
 #pragma once
 
-#include "../cell.h"
 #include "../convolution.h"
 #include "../depthwise.h"
 #include "../gate.h"
 #include "../head.h"
+#include "../node.h"
+#include "../norm.h"
 #include "../recurrent.h"
 #include "../winograd.h"
 
 #define ADVNAS_KERNEL_FAMILIES(family) \
-  family(gate) family(cell) family(convolution) family(depthwise) family(head) family(recurrent) family(winograd)
+  family(gate) family(node) family(norm) family(convolution) family(depthwise) family(head) family(recurrent) family(winograd)
 
 namespace advnas::cpu {
 
@@ -25,8 +26,9 @@ struct Kernels {
   GateForward<T>* gate_forward;
   GateBackward<T>* gate_backward;
 
-  NodeForward<T>* node_forward;
-  NodeBackward<T>* node_backward;
+  GatherForward<T>* node_forward;
+  GatherBackward<T>* node_backward;
+
   ChannelMoments<T>* channel_moments;
   NodeSums<T>* node_sums;
   JoinMoments<T>* join_moments;
@@ -34,7 +36,7 @@ struct Kernels {
 
   FrameInput<T>* frame_input;
   FrameGradient<T>* frame_gradient;
-  InputGradientBefore<T>* input_gradient;
+  PrologueGradient<T>* input_gradient;
   Convolve<T>* convolve;
   ConvolveInputGradient<T>* convolve_input_gradient;
   ConvolveWeightGradient<T>* convolve_weight_gradient;
