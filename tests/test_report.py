@@ -2,10 +2,12 @@ import io
 import math
 
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
 from advnas.report import console, curves, figures, numbers
+from advnas.report.comparison import FOUND, OTHER, comparison
 from advnas.run.folder import Logits
 from advnas.spaces.nasbench201 import NASBENCH201
 
@@ -38,6 +40,35 @@ def test_wilson_interval(correct, count, low, high):
 )
 def test_duration(seconds, text):
     assert numbers.duration(seconds) == text
+
+
+def test_paired_differences_by_hand():
+    """Of 100 examples both are right on 60, only the first on 25, only the second on 5."""
+    first = torch.tensor([True] * 85 + [False] * 15)
+    second = torch.tensor([True] * 60 + [False] * 25 + [True] * 5 + [False] * 10)
+    difference, low, high = numbers.paired_difference(first, second)
+    half = 1.959964 * math.sqrt(30 - 400 / 100) / 100
+    assert (difference, low, high) == pytest.approx((0.2, 0.2 - half, 0.2 + half))
+    assert numbers.paired_difference(first, first) == (0, 0, 0)
+
+
+def test_paired_intervals_cover_as_often_as_they_say():
+    generator = torch.Generator().manual_seed(0)
+    covered = 0
+    for _ in range(400):
+        both = torch.rand(1000, generator=generator) < 0.5
+        first = both | (torch.rand(1000, generator=generator) < 0.4)  # 0.7
+        second = both | (torch.rand(1000, generator=generator) < 0.2)  # 0.6
+        _, low, high = numbers.paired_difference(first, second)
+        covered += low <= 0.1 <= high
+    assert 0.92 <= covered / 400 <= 0.98
+
+
+def test_a_comparison_is_a_picture():
+    values = {"random cell": (0.5, (0.45, 0.55)), "found cell": (0.75, (0.7, 0.8))}
+    picture = comparison(values, "found cell", "accuracy, %").decode()
+    assert picture.count(FOUND.lower()) >= 2
+    assert picture.count(OTHER.lower()) >= 2
 
 
 def test_progress_is_a_line_an_epoch_where_there_is_no_terminal():
