@@ -6,7 +6,7 @@ NATIVE := $(shell find csrc -type f) setup.py pyproject.toml
 FORMATTED := $(shell git ls-files 'csrc/*' 'tests/*' 'benchmarks/*' | grep -E '\.(cpp|h|cuh?)$$')
 
 .DEFAULT_GOAL := help
-.PHONY: help build search test test-python test-full test-native test-isa isa-tools cuda-check cuda-sanitize lint format bench bench-cpu bench-cuda paper-toy paper-nb201 clean
+.PHONY: help build search test test-python test-full test-native test-isa isa-tools cuda-check cuda-sanitize lint format bench bench-cpu bench-cuda paper-toy paper-nb201 paper-ptb clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1 | \2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -150,6 +150,10 @@ paper-toy: $(VENV)/.built  ## the paper's toy regression, all estimators (8 minu
 # DATA_DIR holds cifar-10-batches-py, TABLE is a NAS-Bench-201 table as CSV: for example make paper-nb201 DATA_DIR=data TABLE=nasbench201.csv
 paper-nb201: $(VENV)/.built  ## all estimators side by side on CIFAR-10 (hours; DATA_DIR=, TABLE=); writes benchmarks/results
 	$(BIN)/python benchmarks/paper_nb201.py --data-dir $(DATA_DIR) --table $(TABLE)
+
+# DATA_DIR holds train.txt, valid.txt and test.txt of Penn Treebank.
+paper-ptb: $(VENV)/.built  ## recurrent cells on Penn Treebank, searched and trained (hours; DATA_DIR=); resumable, writes benchmarks/results
+	$(BIN)/python benchmarks/paper/ptb.py --data-dir $(DATA_DIR)
 
 clean:  ## remove .venv and everything built
 	rm -rf $(VENV) $(CUDA_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks .coverage python/advnas_ext/_C*.so python/advnas_ext/_build.json

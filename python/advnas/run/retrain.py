@@ -77,7 +77,17 @@ def start(
             'there is no cell to train: give the folder of a finished search, or --arch "|...|+|...|+|...|"'
         )
     torch.set_num_threads(config.threads or torch.get_num_threads())
-    task = task_of(config)
+    return train(task_of(config), config, go_on, command, console)
+
+
+def train(
+    task: Task,
+    config: RetrainConfig,
+    go_on: bool = False,
+    command: str = "the same command",
+    console: Console | None = None,
+) -> Path:
+    """:func:`start` with a task at hand, such as one of your own."""
     config = replace(config, threads=torch.get_num_threads(), device=str(task.placement.device))
     state = RetrainState(config, task)
     settings = decisive(config)
