@@ -176,8 +176,8 @@ template <class T, int kPack>
 __global__ void __launch_bounds__(kBlock) node_forward_kernel(const __grid_constant__ NodeForward<T> a, Columns<kPack> columns) {
   forward<false>(a, columns);
 }
-template <class T, int kPack>
-__global__ void __launch_bounds__(kBlock)
+template <class T, int kPack>  // two blocks: for a third the compiler would spill
+__global__ void __launch_bounds__(kBlock, 2)
     node_forward_maxima_kernel(const __grid_constant__ NodeForward<T> a, Columns<kPack> columns) {
   forward<true>(a, columns);
 }
