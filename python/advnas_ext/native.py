@@ -179,8 +179,6 @@ _TYPES = {"cpu": (torch.float32, torch.float64), "cuda": (torch.float32, torch.f
 def runs_natively(x: Tensor) -> bool:
     """Whether the native executor takes ``x``: its device and type, without autocast."""
     device = x.device.type
-    if device == "meta":  # shapes alone
-        return False
     if device not in _TYPES or (device == "cuda" and not _C.cuda):
         _warn_not_native(device)
         return False
