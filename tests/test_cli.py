@@ -170,7 +170,10 @@ def test_a_smaller_space_and_a_smaller_supernet(advnas, tmp_path):
             "invalid choice 'audio' for argument '--task'. Expected one of ('image', 'language')",
         ),
         (["search", "--estimator", "adventage"], f"estimator: must be one of {', '.join(ESTIMATORS)}, got 'adventage'"),
-        (["search", "--data", "mnist"], "data: must be one of digits, clutter, cifar10, cifar100, or a folder of images"),
+        (
+            ["search", "--data", "mnist"],
+            "data: must be one of digits, clutter, cifar10, cifar100, or a folder of images",
+        ),
         (["search", "--data", "cifar10"], "data_dir"),
         (["search", "--table", "none.csv"], "none.csv: no such table"),
         (["search", "--config", "none.yaml"], "none.yaml: no such configuration file"),
