@@ -4,10 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -type f) setup.py pyproject.toml
 FORMATTED := $(shell git ls-files 'csrc/*' 'tests/*' 'benchmarks/*' | grep -E '\.(cpp|h|cuh?)$$')
-RUN := runs/digits
 
 .DEFAULT_GOAL := help
-.PHONY: help build search test test-python test-native test-isa isa-tools cuda-check cuda-sanitize lint format bench bench-cpu bench-cuda paper-toy paper-nb201 clean
+.PHONY: help build search test test-python test-full test-native test-isa isa-tools cuda-check cuda-sanitize lint format bench bench-cpu bench-cuda paper-toy paper-nb201 paper-ptb clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1 | \2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -24,13 +23,18 @@ $(VENV)/.built: $(VENV)/.requirements $(NATIVE)
 build: $(VENV)/.built  ## make .venv, install the pinned dependencies, build and install the package
 	@$(BIN)/python -m advnas_ext.info
 
-search: $(VENV)/.built  ## search a cell on digits, retrain it, compare it with random cells (under 4 minutes)
-	$(BIN)/python -m advnas.quickstart --out $(RUN)
+# DATA_DIR= holds cifar-10-batches-py and TABLE= is a NAS-Bench-201 table: then on CIFAR-10.
+search: $(VENV)/.built  ## search a cell on generated images, train it, compare it with random cells (under 4 minutes)
+	$(BIN)/python -m advnas.quickstart $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(if $(TABLE),--table $(TABLE)) $(if $(SEED),--seed $(SEED))
 
 test: test-native test-python  ## all tests
 
+# A worker for each core, with one thread; what is slow by rotation (tests/conftest.py).
 test-python: $(VENV)/.built
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(nproc) --dist loadfile
+
+test-full: test-native $(VENV)/.built  ## all tests, without rotation, and what they cover (an hour)
+	ADVNAS_FULL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(nproc) --dist loadfile --cov --cov-report=term:skip-covered
 
 # The kernels without torch and under sanitizers: the CPU ones for each instruction set that this machine runs, the CUDA ones on the host.
 SANITIZED := $(CXX) -std=c++20 -O1 -g -fsanitize=address,undefined -Wall -Wextra -Wno-psabi
@@ -146,6 +150,10 @@ paper-toy: $(VENV)/.built  ## the paper's toy regression, all estimators (8 minu
 # DATA_DIR holds cifar-10-batches-py, TABLE is a NAS-Bench-201 table as CSV: for example make paper-nb201 DATA_DIR=data TABLE=nasbench201.csv
 paper-nb201: $(VENV)/.built  ## all estimators side by side on CIFAR-10 (hours; DATA_DIR=, TABLE=); writes benchmarks/results
 	$(BIN)/python benchmarks/paper_nb201.py --data-dir $(DATA_DIR) --table $(TABLE)
+
+# DATA_DIR holds train.txt, valid.txt and test.txt of Penn Treebank.
+paper-ptb: $(VENV)/.built  ## recurrent cells on Penn Treebank, searched and trained (hours; DATA_DIR=); resumable, writes benchmarks/results
+	$(BIN)/python benchmarks/paper/ptb.py --data-dir $(DATA_DIR)
 
 clean:  ## remove .venv and everything built
 	rm -rf $(VENV) $(CUDA_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks .coverage python/advnas_ext/_C*.so python/advnas_ext/_build.json

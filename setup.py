@@ -165,13 +165,14 @@ class Build(build_ext):
         host = f"-O2 -DADVNAS_SHIM -I{ROOT / 'tests' / 'cuda_shim'}"
         for source in (*kernels, ROOT / "tests" / "cuda_shim" / "shim.cpp"):
             add("cxx", source, f"{host} -x c++", "shim.")
-        own = [source for source in sorted(csrc.glob("*.cpp")) if source.stem != "gate"]  # registers operators
-        for source in (*own, *sorted((csrc / "cpu").glob("*.cpp")), *sorted((csrc / "cuda").glob("*.cpp"))):
+        shared = [*sorted(csrc.glob("*.cpp")), *sorted((csrc / "cpu").glob("*.cpp"))]
+        own = [source for source in shared if source != csrc / "gate.cpp"]  # registers operators
+        for source in (*own, *sorted((csrc / "cuda").glob("*.cpp"))):
             add("cxx", source, f"{host} {flags}", "shim.")
         lines.append(link.format("shim.so", " ".join([*common, *objects])))
 
         objects = common
-        for source in (*sorted(csrc.glob("*.cpp")), *sorted((csrc / "cpu").glob("*.cpp"))):
+        for source in shared:
             add("cxx", source, flags)
         if nvcc:
             targets = [f"-gencode arch=compute_{t},code=sm_{t}" for t in CUDA_TARGETS]

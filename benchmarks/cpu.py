@@ -28,8 +28,8 @@ from sides import BARE, OURS, PLAIN, PLAIN_TO_INPUTS, XAUTODL, XAUTODL_CHANNELS_
 from torch import Tensor
 from work import Case
 
-from advnas.report import console as wide_console
-from advnas.spaces.nasbench201 import format_arch
+from advnas.report.console import console as wide_console
+from advnas.spaces.nasbench201 import NASBENCH201
 
 
 @dataclass
@@ -98,7 +98,7 @@ class Benchmark:
         self.results: dict[str, Any] = {
             "machine": asdict(self.machine),
             "case": asdict(self.case),
-            "paths": [format_arch(ops) for ops in self.paths],
+            "paths": [NASBENCH201.format(ops) for ops in self.paths],
         }
 
     def run(self) -> None:

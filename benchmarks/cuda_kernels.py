@@ -20,7 +20,7 @@ from cuda_shapes import Images, Launch
 from gpus import GPUS, LIMITS
 from report import Sheet
 
-from advnas.report import console
+from advnas.report.console import console
 
 ROOT = FilePath(__file__).parents[1]
 SOURCES = sorted((ROOT / "csrc" / "kernels" / "cuda").glob("*.cu"))
@@ -145,6 +145,8 @@ def launch_of(kernel: Kernel, channels: int) -> Launch:
     makers = {
         "node: node_forward": lambda: shapes.node_forward(images, element),
         "node: node_backward": lambda: shapes.node_backward(images, element, SOURCES_OF_NODE, SUMS_OF_NODE),
+        "node: node_forward_maxima": lambda: shapes.node_forward(images, element),
+        "node: node_backward_maxima": lambda: shapes.node_backward(images, element, SOURCES_OF_NODE, SUMS_OF_NODE),
         "norm: statistics": lambda: shapes.norm_statistics(images, element),
         "norm: gradient": lambda: shapes.norm_gradient(images, element),
         "norm: fixed": lambda: shapes.norm_fixed(channels),

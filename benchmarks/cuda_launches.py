@@ -22,7 +22,7 @@ from sides import OURS, PLAIN, PLAIN_TO_INPUTS, NetworkSide
 from torch import Tensor
 from work import Case
 
-from advnas.report import console
+from advnas.report.console import console
 
 NAMES = {False: (OURS, PLAIN), True: (OURS, PLAIN, PLAIN_TO_INPUTS)}
 LIBRARY = "library: "

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from work import Case
 
-from advnas.report import console
+from advnas.report.console import console
 
 LAUNCH = 2.5e-6  # seconds that a launch costs at least, an assumption: launches follow each other without a CUDA graph
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

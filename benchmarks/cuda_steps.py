@@ -26,8 +26,8 @@ from sides import OURS, PLAIN, PLAIN_TO_INPUTS, XAUTODL, NetworkSide
 from torch import Tensor
 from work import Case
 
-from advnas.report import console
-from advnas.spaces.nasbench201 import NUM_EDGES
+from advnas.report.console import console
+from advnas.spaces.nasbench201 import NASBENCH201
 from advnas_ext import _C, NAS_BENCH_201, OnePathCell, Path, reference
 
 # Norm of the difference over the norm: rounding, and ReLU inputs that change sign by it.
@@ -110,7 +110,7 @@ def warm_up(made: dict[str, NetworkSide]) -> None:
         for side in made.values():
             for to_gates in STEPS:
                 if to_gates or side.weight_step:
-                    side.step(torch.full((NUM_EDGES,), op), to_gates)
+                    side.step(torch.full((NASBENCH201.num_edges,), op), to_gates)
 
 
 @dataclass

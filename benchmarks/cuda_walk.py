@@ -11,8 +11,10 @@ from cuda_shapes import FLOAT, Images
 from cuda_traffic import NO_NORM, NO_PARAMETERS, NodeBackward, Norm, Work
 from work import KERNELS, Case
 
-from advnas.spaces.nasbench201 import EDGES, NUM_NODES, OPS, ZERO_OP
+from advnas.spaces.nasbench201 import NASBENCH201
 
+EDGES, NUM_NODES, OPS = NASBENCH201.edges, NASBENCH201.num_nodes, NASBENCH201.ops
+ZERO_OP = OPS.index("none")
 POOL = OPS.index("avg_pool_3x3")
 
 

@@ -33,13 +33,16 @@ from matplotlib.figure import Figure
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from scipy import stats
 
-from advnas import data
 from advnas.checkpoint import write_atomic
-from advnas.config import PRESETS, SearchConfig
-from advnas.report import COLOURS
-from advnas.run import restore, write_csv
-from advnas.search import SearchState, architecture_step, weight_step
-from advnas.tables.nasbench201 import Table
+from advnas.data import images
+from advnas.report.figures import COLOURS
+from advnas.run.folder import RunFolder, write_csv
+from advnas.run.search import Search, restore
+from advnas.search import architecture_step, weight_step
+from advnas.spaces.nasbench201 import NASBENCH201
+from advnas.state import SearchState
+from advnas.tables import Table
+from advnas.tasks.image import ImageSearchConfig, ImageTask
 from advnas_ext import ESTIMATORS
 
 OTHERS = ("cifar100_test_200", "imagenet16_120_test_200")  # columns beside CIFAR-10
@@ -83,14 +86,14 @@ class Experiment:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        preset = SearchConfig().with_settings(PRESETS["fast"], "preset fast")
+        preset = ImageSearchConfig().with_settings(ImageTask.presets["fast"], "preset fast")
         changed = {name: yaml.safe_load(value) for name, value in settings.set.items()}
         own = {
             "data": settings.data,
             "data_dir": settings.data_dir,
             "table": settings.table,
             "threads": 1,
-            "judge_cells": 0,
+            "halving_cells": 0,
         }
         self.recipe = preset.with_settings({**changed, **own}, "recipe")
         settings.out.mkdir(parents=True, exist_ok=True)
@@ -136,8 +139,8 @@ class Experiment:
         """Epochs for each estimator, so that all learn for as long as the recipe's own does; measured once."""
         file = self.settings.out / "epochs.json"
         if not file.exists():
-            state, _ = restore(self.warm_up([*self.settings.tuning_seeds, *self.settings.seeds][0]).folder)
-            cost = step_seconds(state, tuple(ESTIMATORS))
+            warm_up = self.warm_up([*self.settings.tuning_seeds, *self.settings.seeds][0])
+            cost = step_seconds(restore(RunFolder(warm_up.folder)), tuple(ESTIMATORS))
             learning = self.recipe.epochs - self.recipe.warmup_epochs
             own = cost[self.recipe.estimator]
             epochs = {
@@ -179,21 +182,20 @@ class Experiment:
             subprocess.run(command, stdout=log, stderr=log, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def step_seconds(state: SearchState, names: Sequence[str]) -> dict[str, float]:
+def step_seconds(run: Search, names: Sequence[str]) -> dict[str, float]:
     """Seconds of a weight step and an architecture step together at uniform logits: medians of steps taken in turns."""
     searches = {}
-    for name in {state.config.estimator, *names}:
-        own = {"estimator": name, "estimator_settings": SETTINGS.get(name, {}), "epochs": state.config.epochs + 1}
-        config = state.config.with_settings(own, "timing")
-        searches[name] = SearchState(config, state.images)
-        searches[name].warm_start(state.state_dict())
+    for name in {run.config.estimator, *names}:
+        own = {"estimator": name, "estimator_settings": SETTINGS.get(name, {}), "epochs": run.config.epochs + 1}
+        searches[name] = SearchState(run.config.with_settings(own, "timing"), run.task)
+        searches[name].warm_start(run.state.state_dict())
     took: dict[str, list[float]] = {name: [] for name in searches}
     for _ in range(TIMED):
         for name, timed in searches.items():
             started = time.perf_counter()
-            weight_step(timed)
+            weight_step(run.task, timed)
             if timed.learns:
-                architecture_step(timed)
+                architecture_step(run.task, timed)
             took[name].append(time.perf_counter() - started)
     return {name: statistics.median(seconds) for name, seconds in took.items()}
 
@@ -324,8 +326,8 @@ def draw(runs: dict[str, list[Run]], seconds: dict[str, list[list[float]]], path
 
 def main(settings: Settings) -> None:
     torch.set_num_threads(1)
-    data.load(settings.data, settings.data_dir)  # says what is missing before anything runs
-    Table.load(settings.table)
+    images.load(settings.data, settings.data_dir)  # says what is missing before anything runs
+    Table.load(settings.table, NASBENCH201)
     Experiment(settings).go()
 
 

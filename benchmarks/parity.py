@@ -32,17 +32,21 @@ from sides import PlainNetwork
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from advnas.config import SearchConfig
-from advnas.data import ImageData, Images, load
-from advnas.search import SearchState, evaluate, weight_step
-from advnas.spaces.nasbench201 import NUM_EDGES, OPS
+from advnas.data.images import ImageData, Images, load
+from advnas.search import evaluate, weight_step
+from advnas.spaces.nasbench201 import NASBENCH201
+from advnas.state import SearchState
+from advnas.tasks.base import Scores
+from advnas.tasks.image import ImageSearchConfig, ImageTask
 from advnas_ext import Path
 
 Side = Literal["plain", "engine"]
 SIDES: tuple[Side, ...] = ("plain", "engine")
 LOSSES = {"train_loss": "training loss", "valid_loss": "validation loss"}
 COLORS = {"plain": "#4477aa", "engine": "#cc6677"}
-VALID_PATHS = torch.randint(len(OPS), (32, NUM_EDGES), generator=torch.Generator().manual_seed(0))
+VALID_PATHS = torch.randint(
+    len(NASBENCH201.ops), (32, NASBENCH201.num_edges), generator=torch.Generator().manual_seed(0)
+)
 
 
 @dataclass
@@ -128,7 +132,7 @@ class Store:
 class PlainSupernet(nn.Module):
     """The independent plain PyTorch network, called as this package's network is."""
 
-    def __init__(self, network: nn.Module, config: SearchConfig) -> None:
+    def __init__(self, network: nn.Module, config: ImageSearchConfig) -> None:
         super().__init__()
         self.plain = PlainNetwork(config.channels, config.cells)
         self.plain.load_state_dict(network.state_dict())
@@ -138,9 +142,9 @@ class PlainSupernet(nn.Module):
         return self.plain(x, path.ops.flatten().tolist(), path.gates.flatten())
 
 
-def make_state(settings: Settings, seed: int, side: Side, images: ImageData) -> SearchState:
+def make_state(settings: Settings, seed: int, side: Side, images: ImageData) -> tuple[ImageTask, SearchState]:
     """A search that never steps its logits: its weight steps are the training. Random numbers depend on the seed alone."""
-    config = SearchConfig(
+    config = ImageSearchConfig(
         data="cifar10",
         estimator="random",
         seed=seed,
@@ -157,13 +161,14 @@ def make_state(settings: Settings, seed: int, side: Side, images: ImageData) -> 
         valid_batches=4,
         threads=settings.threads,
     )
-    state = SearchState(config, images)
+    task = ImageTask(config, images)
+    state = SearchState(config, task)
     if side == "plain":
         network = PlainSupernet(state.network, config)
         state.network = network
         state.weights = list(network.parameters())
         state.weight_optimizer.param_groups[0]["params"] = state.weights
-    return state
+    return task, state
 
 
 def compare(settings: Settings, images: ImageData) -> None:
@@ -175,7 +180,7 @@ def compare(settings: Settings, images: ImageData) -> None:
     ops = torch.tensor([3, 1, 2, 4, 2, 3])
     found = []
     for side in SIDES:
-        state = make_state(settings, 0, side, images)
+        _, state = make_state(settings, 0, side, images)
         x, y = next(state.weight_batches)
         loss = cross_entropy(state.network.double()(x[:8].double(), Path.from_ops(ops, dtype=torch.float64)), y[:8])
         loss.backward()
@@ -189,25 +194,27 @@ def compare(settings: Settings, images: ImageData) -> None:
         raise SystemExit(f"parity.py: gradients of the two sides differ by {error:.1e} in float64")
 
 
-def train(state: SearchState, side: Side, settings: Settings, advance: Callable[[], None]) -> list[Row]:
+def train(
+    task: ImageTask, state: SearchState, side: Side, settings: Settings, advance: Callable[[], None]
+) -> list[Row]:
     """A whole run. ``advance`` is called after each step and after each path that is evaluated."""
     rows: list[Row] = []
     seconds = 0.0
     while state.epoch < settings.epochs:
         begin = state.seconds
         while state.step < state.steps_per_epoch:
-            weight_step(state)
+            weight_step(task, state)
             state.schedule.step()
             state.step += 1
             advance()
         seconds += state.seconds - begin
-        train_loss = state.train_loss / state.step
+        train_loss = state.scores.means()["loss"]
         losses = []
         for ops in VALID_PATHS:
-            losses.append(evaluate(state, ops, state.config.valid_batches)[0])
+            losses.append(evaluate(task, state, ops, state.config.valid_batches)["loss"])
             advance()
         valid_loss = statistics.fmean(losses)
-        state.epoch, state.step, state.train_loss = state.epoch + 1, 0, 0.0
+        state.epoch, state.step, state.scores = state.epoch + 1, 0, Scores()
         values = (round(train_loss, 6), round(valid_loss, 6), round(seconds, 2))
         rows.append(Row(state.config.seed, side, state.epoch, *values, settings.images, settings.threads))
     return rows
@@ -232,11 +239,11 @@ def make_runs(settings: Settings, store: Store, console: Console) -> None:
     with Progress(*columns, console=console, speed_estimate_period=600) as progress:
         task = progress.add_task("", total=None)
         for count, (seed, side) in enumerate(missing):
-            state = make_state(settings, seed, side, images)
+            searched, state = make_state(settings, seed, side, images)
             units = settings.epochs * (state.steps_per_epoch + len(VALID_PATHS))
             progress.update(task, total=units * len(missing), description=f"seed {seed}, {side}")
             if (seed, side) not in store.runs():  # another process may have made it meanwhile
-                store.add(train(state, side, settings, lambda: progress.advance(task)))
+                store.add(train(searched, state, side, settings, lambda: progress.advance(task)))
             progress.update(task, completed=units * (count + 1))
 
 

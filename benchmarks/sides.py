@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, cross_entropy, one_hot
 from work import Case, Convolution, convolutions
 
-from advnas.spaces.nasbench201 import EDGES, NUM_NODES, OPS, Network
+from advnas.networks.nasbench201 import Network
+from advnas.spaces.nasbench201 import NASBENCH201
 from advnas_ext import Path
 
+EDGES, NUM_NODES, OPS = NASBENCH201.edges, NASBENCH201.num_nodes, NASBENCH201.ops
 OURS = "advnas_ext"
 PLAIN = "plain PyTorch"
 PLAIN_TO_INPUTS = "plain, inputs=[gates]"

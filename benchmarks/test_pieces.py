@@ -18,7 +18,8 @@ from sides import PLAIN_OPS, PlainNetwork, PlainReduction
 from torch import Tensor, nn
 
 import advnas_ext
-from advnas.spaces.nasbench201 import OPS, Network, Reduction
+from advnas.networks.nasbench201 import Network, Reduction
+from advnas.spaces.nasbench201 import NASBENCH201
 from advnas_ext import DartsRecurrentCell, OnePathCell, Path, reference
 from advnas_ext.recurrent import ACTIVATIONS
 
@@ -166,9 +167,9 @@ def recurrent(units: int) -> Piece:
 
 Maker = Callable[[int], Piece]
 CELLS: dict[str, Maker] = {
-    op: functools.partial(lambda op, channels: edge(op, channels=channels), op) for op in OPS[1:]
+    op: functools.partial(lambda op, channels: edge(op, channels=channels), op) for op in NASBENCH201.ops[1:]
 }
-CELLS["dense sum"] = lambda channels: edge(*OPS, channels=channels)
+CELLS["dense sum"] = lambda channels: edge(*NASBENCH201.ops, channels=channels)
 
 # name: maker, channels, runs
 PIECES: dict[str, tuple[Maker, tuple[int, ...], tuple[str, ...]]] = {

@@ -20,8 +20,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from advnas.spaces.nasbench201 import EDGES, NUM_NODES, OPS, ZERO_OP
+from advnas.spaces.nasbench201 import NASBENCH201
 
+EDGES, NUM_NODES, OPS = NASBENCH201.edges, NASBENCH201.num_nodes, NASBENCH201.ops
+ZERO_OP = OPS.index("none")
 KERNELS = {OPS.index("nor_conv_1x1"): 1, OPS.index("nor_conv_3x3"): 3}
 FLOAT = 4
 

@@ -6,34 +6,49 @@
 #include <shim.h>
 #endif
 
-#include "cell.h"
 #include "device.h"
-#include "head.h"
+#include "entry_points.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/recurrent_node.h"
-#include "recurrent.h"
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   namespace py = pybind11;
-  using advnas::Before;
+  using advnas::Arrival;
   using advnas::Kind;
   using advnas::Piece;
-  py::enum_<Kind>(m, "Kind", py::module_local())
-      .value("ZERO", Kind::kZero)
-      .value("IDENTITY", Kind::kIdentity)
-      .value("AVG_POOL", Kind::kAvgPool)
-      .value("CONVOLUTION", Kind::kConvolution);
-  py::enum_<Before>(m, "Before", py::module_local())
-      .value("NOTHING", Before::kNothing)
-      .value("RELU", Before::kRelu)
-      .value("MEAN_2X2", Before::kMean2);
+  using advnas::Prologue;
+  using advnas::Step;
+  py::enum_<Arrival>(m, "Arrival", py::module_local())
+      .value("IDENTITY", Arrival::kIdentity)
+      .value("AVG_POOL", Arrival::kAvgPool)
+      .value("MAX_POOL", Arrival::kMaxPool);
+  py::enum_<Prologue>(m, "Prologue", py::module_local())
+      .value("NOTHING", Prologue::kNothing)
+      .value("RELU", Prologue::kRelu)
+      .value("MEAN_2X2", Prologue::kMean2);
+  // A piece that gives nothing; an operation without weights; a convolution.
   py::class_<Piece>(m, "Piece", py::module_local())
-      .def(py::init<Kind, Before, bool, int64_t, int64_t, double, double>(), py::arg("kind"),
-           py::arg("before") = Before::kNothing, py::arg("normalise") = false, py::arg("stride") = 1, py::arg("dilation") = 1,
+      .def(py::init<>())
+      .def(py::init([](Arrival arrival) { return Piece{Kind::kArrival, arrival}; }), py::arg("arrival"))
+      .def(py::init([](Prologue prologue, bool normalise, int64_t stride, int64_t dilation, double eps, double momentum) {
+             return Piece{Kind::kConvolution, Arrival::kIdentity, prologue, normalise, stride, dilation, eps, momentum};
+           }),
+           py::arg("prologue"), py::arg("normalise") = false, py::arg("stride") = 1, py::arg("dilation") = 1,
            py::arg("eps") = 0.0, py::arg("momentum") = 0.0);
+  using Optional = const std::optional<at::Tensor>&;
+  py::class_<Step>(m, "Step", py::module_local())
+      .def(py::init([](const Piece& piece, Optional weight, Optional depthwise, Optional bias, Optional gamma, Optional beta,
+                       Optional running_mean, Optional running_var, Optional batches_tracked, bool use_running) {
+             const auto or_none = [](Optional tensor) { return tensor.value_or(at::Tensor()); };
+             return Step{piece,          use_running,   or_none(weight),       or_none(depthwise),   or_none(bias),
+                         or_none(gamma), or_none(beta), or_none(running_mean), or_none(running_var), or_none(batches_tracked)};
+           }),
+           py::arg("piece"), py::arg("weight") = py::none(), py::arg("depthwise") = py::none(), py::arg("bias") = py::none(),
+           py::arg("gamma") = py::none(), py::arg("beta") = py::none(), py::arg("running_mean") = py::none(),
+           py::arg("running_var") = py::none(), py::arg("batches_tracked") = py::none(), py::arg("use_running") = false)
+      .def_readonly("piece", &Step::piece);
   m.def("cell", &advnas::cell, py::arg("x"), py::arg("gates"), py::arg("gate_values"), py::arg("offsets"),
-        py::arg("offset_targets"), py::arg("pieces"), py::arg("links"), py::arg("num_nodes"), py::arg("running"),
-        py::arg("tensors"), py::call_guard<py::gil_scoped_release>());
+        py::arg("offset_targets"), py::arg("steps"), py::arg("num_nodes"), py::call_guard<py::gil_scoped_release>());
   m.def("head", &advnas::head, py::arg("x"), py::arg("gamma"), py::arg("beta"), py::arg("running_mean"), py::arg("running_var"),
         py::arg("batches_tracked"), py::arg("use_running"), py::arg("eps"), py::arg("momentum"),
         py::call_guard<py::gil_scoped_release>());
@@ -45,7 +60,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .value("RELU", advnas::kRecurrentRelu)
       .value("NONE", advnas::kNumRecurrentOps);
   m.def("recurrent", &advnas::recurrent, py::arg("x"), py::arg("h"), py::arg("gates"), py::arg("gate_values"), py::arg("offsets"),
-        py::arg("ops"), py::arg("weights"), py::arg("x_mask"), py::arg("h_mask"), py::arg("whole"));
+        py::arg("ops"), py::arg("weights"), py::arg("x_mask"), py::arg("h_mask"), py::arg("whole"),
+        py::call_guard<py::gil_scoped_release>());
   m.attr("MAX_RECURRENT_NODES") = advnas::kMaxRecurrentSources;
 #ifdef ADVNAS_SHIM  // {(kernel, grid, threads of a block, shared bytes): launches}
   m.def("launch_counts", &cuda_shim::launch_counts);

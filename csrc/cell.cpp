@@ -1,12 +1,8 @@
 // The cell with autograd: what is saved, and which gradients are wanted. The work is in pass.h.
-#include "cell.h"
-
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/graph_task.h>
 
-#include <algorithm>
-#include <array>
-
+#include "entry_points.h"
 #include "pass.h"
 
 namespace advnas {
@@ -18,13 +14,17 @@ using torch::autograd::variable_list;
 
 // A call's own data, which autograd does not see: activations among it. What was an input waits for the backward pass in
 // autograd, which notices if it is changed meanwhile.
-struct Call : torch::CustomClassHolder {
+struct CellCall : torch::CustomClassHolder {
+  // Places of a convolution's parameters among the inputs of Cell::forward; -1 for absent ones, which autograd does not take.
+  struct Places {
+    int64_t weight, depthwise, bias, gamma, beta;
+  };
+
   Pass pass;
-  // Place of each convolution's tensors among the inputs of Cell::forward; -1 for absent ones, which autograd does not take.
-  std::vector<std::array<int64_t, kNumConvolutionTensors>> place;
+  std::vector<Places> places;  // of each convolution
+  int64_t num_inputs = 2, offsets_place = -1;
   at::ScalarType gates_type = at::kFloat;
   std::vector<int64_t> gates_shape;
-  int64_t offsets_place = -1;
 };
 
 // Calls visit(tensor) for all inputs that wait for the backward pass, in a fixed order.
@@ -42,7 +42,7 @@ void for_inputs(Pass& pass, const Visit& visit) {
 class Cell : public torch::autograd::Function<Cell> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& /*gates*/, at::TensorList,
-                        const c10::intrusive_ptr<Call>& call) {
+                        const c10::intrusive_ptr<CellCall>& call) {
     const at::AutoDispatchBelowADInplaceOrView below;
     Pass& pass = call->pass;
     pass.nodes = {x};
@@ -61,40 +61,35 @@ class Cell : public torch::autograd::Function<Cell> {
     TORCH_CHECK(!at::GradMode::is_enabled(),
                 "OnePathCell: double backward is not implemented; call backward without create_graph, or use "
                 "advnas_ext.reference.cell");
-    const auto call = c10::static_intrusive_pointer_cast<Call>(ctx->saved_data["call"].toCapsule());
+    const auto call = c10::static_intrusive_pointer_cast<CellCall>(ctx->saved_data["call"].toCapsule());
     const variable_list saved = ctx->get_saved_variables();
     // Without another backward pass to come, activations are freed on the way.
-    Pass pass = torch::autograd::get_current_graph_task_keep_graph() ? call->pass : std::move(call->pass);
+    Pass pass = torch::autograd::get_current_graph_task_keep_graph() ? call->pass.copy() : std::move(call->pass);
     auto next = saved.begin();
     for_inputs(pass, [&](Tensor& tensor) { tensor = *next++; });
-    const auto wants = [&](size_t k, ConvolutionTensor which) {
-      return call->place[k][which] >= 0 && ctx->needs_input_grad(size_t(call->place[k][which]));
-    };
-    Wanted wanted{
-        ctx->needs_input_grad(0), ctx->needs_input_grad(1), call->offsets_place >= 0 && ctx->needs_input_grad(2), {}, {}};
-    for (size_t k = 0; k < call->place.size(); ++k) {
-      wanted.weight.push_back(wants(k, kWeight) || wants(k, kDepthwise));
-      wanted.norm.push_back(wants(k, kGamma) || wants(k, kBeta) || wants(k, kBias));
+    const auto wants = [&](int64_t place) { return place >= 0 && ctx->needs_input_grad(size_t(place)); };
+    Wanted wanted{wants(0), wants(1), wants(call->offsets_place), {}, {}};
+    for (const auto& places : call->places) {
+      wanted.weight.push_back(wants(places.weight) || wants(places.depthwise));
+      wanted.norm.push_back(wants(places.gamma) || wants(places.beta) || wants(places.bias));
     }
 
     const Gradients gradients = run_backward(pass, grads[0], wanted);
 
-    int64_t inputs = call->offsets_place >= 0 ? 3 : 2;
-    for (const auto& places : call->place)
-      inputs += std::count_if(places.begin(), places.end(), [](int64_t at) { return at >= 0; });
-    variable_list result(inputs + 1);  // the call itself is an input too
+    variable_list result(call->num_inputs + 1);  // the call itself is an input too
     result[0] = gradients.x;
     if (wanted.gates) result[1] = gradients.gates.to(call->gates_type).reshape(call->gates_shape);
-    if (wanted.offsets) result[2] = gradients.offsets.to(call->gates_type);
-    for (size_t k = 0; k < call->place.size(); ++k) {
-      const auto put = [&](ConvolutionTensor which, const Tensor& gradient) {
-        if (gradient.defined() && wants(k, which)) result[call->place[k][which]] = gradient.to(grads[0].scalar_type());
-      };
-      put(kWeight, gradients.weight[k]);
-      put(kDepthwise, gradients.depthwise[k]);
-      put(kGamma, gradients.gamma[k]);
-      put(kBeta, gradients.beta[k]);
-      put(kBias, gradients.bias[k]);
+    if (wanted.offsets) result[call->offsets_place] = gradients.offsets.to(call->gates_type);
+    const auto put = [&](int64_t place, const Tensor& gradient) {
+      if (gradient.defined() && wants(place)) result[place] = gradient.to(grads[0].scalar_type());
+    };
+    for (size_t k = 0; k < call->places.size(); ++k) {
+      const auto& places = call->places[k];
+      put(places.weight, gradients.weight[k]);
+      put(places.depthwise, gradients.depthwise[k]);
+      put(places.bias, gradients.bias[k]);
+      put(places.gamma, gradients.gamma[k]);
+      put(places.beta, gradients.beta[k]);
     }
     return result;
   }
@@ -103,53 +98,57 @@ class Cell : public torch::autograd::Function<Cell> {
 }  // namespace
 
 Tensor cell(const Tensor& x, const Tensor& gates, const Tensor& gate_values, const std::optional<Tensor>& offsets,
-            const std::vector<int64_t>& offset_targets, const std::vector<Piece>& pieces,
-            const std::vector<std::tuple<int64_t, int64_t, int64_t>>& links, int64_t num_nodes, const std::vector<bool>& running,
-            const std::vector<std::optional<Tensor>>& tensors) {
-  const auto call = c10::make_intrusive<Call>();
+            const std::vector<int64_t>& offset_targets, const std::vector<LinkedStep>& steps, int64_t num_nodes) {
+  const auto call = c10::make_intrusive<CellCall>();
   Pass& pass = call->pass;
   pass.gates = row_of(gate_values);
   const bool wants_offsets = offsets && offsets->requires_grad();  // of a node that must be one then
-  std::vector<Gate> known;
+  std::vector<GateState> known;
   for (const double gate : pass.gates) {
     const bool is_one = gate == 1 && !wants_offsets;
-    known.push_back(gates.requires_grad() ? Gate::kWanted : gate == 0 ? Gate::kZero : is_one ? Gate::kOne : Gate::kOther);
+    known.push_back(gates.requires_grad() ? GateState::kWanted
+                    : gate == 0           ? GateState::kZero
+                    : is_one              ? GateState::kOne
+                                          : GateState::kOther);
   }
-  std::vector<Link> all;
-  for (const auto& [source, target, gate] : links) all.push_back({source, target, gate});
-  pass.plan = make_plan(pieces, all, known, num_nodes);
   call->gates_type = gates.scalar_type();
   call->gates_shape = gates.sizes().vec();
   std::vector<Tensor> inputs;
   bool differentiable = x.requires_grad() || gates.requires_grad();
+  const auto add_input = [&](const Tensor& tensor) -> int64_t {
+    if (!tensor.defined()) return -1;
+    inputs.push_back(tensor);
+    differentiable |= tensor.requires_grad();
+    return call->num_inputs++;
+  };
   if (offsets) {
     pass.num_offsets = offsets->numel();
     pass.offset_targets = offset_targets;
-    call->offsets_place = 2;
-    inputs.push_back(*offsets);
-    differentiable |= wants_offsets;
+    call->offsets_place = add_input(*offsets);
   }
-  for (size_t first = 0; first < tensors.size(); first += kNumConvolutionTensors) {
-    const auto at = [&](ConvolutionTensor which) { return tensors[first + which].value_or(Tensor()); };
-    const auto detached = [&](ConvolutionTensor which) { return at(which).defined() ? at(which).detach() : Tensor(); };
-    pass.convolutions.push_back(
-        {{detached(kBias), detached(kGamma), detached(kBeta), at(kRunningMean), at(kRunningVar), at(kBatchesTracked)},
-         detached(kWeight),
-         detached(kDepthwise)});
-    auto& place = call->place.emplace_back();
-    place.fill(-1);
-    for (const auto which : {kWeight, kDepthwise, kBias, kGamma, kBeta}) {
-      if (!at(which).defined()) continue;
-      place[which] = 2 + int64_t(inputs.size());
-      inputs.push_back(at(which));
-      differentiable |= at(which).requires_grad();
-    }
+  const auto detached = [](const Tensor& tensor) { return tensor.defined() ? tensor.detach() : tensor; };
+  std::vector<Piece> pieces;
+  std::vector<Link> links;
+  for (const auto& [given, source, target, gate] : steps) {
+    TORCH_CHECK_VALUE(given != nullptr, "advnas_ext: a graph needs steps, got None");
+    const Step& step = *given;
+    pieces.push_back(step.piece);
+    links.push_back({source, target, gate});
+    const bool is_convolution = step.piece.kind == Kind::kConvolution;
+    TORCH_CHECK_VALUE(is_convolution || !step.weight.defined(), "advnas_ext: only a convolution takes tensors; leave them out");
+    if (!is_convolution) continue;
+    TORCH_CHECK_VALUE(step.weight.defined(), "advnas_ext: a convolution needs a weight, got None; give the step one");
+    const Statistics statistics = !step.piece.normalise ? Statistics::kNone
+                                  : step.use_running    ? Statistics::kRunning
+                                                        : Statistics::kBatch;
+    pass.convolutions.push_back({{detached(step.bias), detached(step.gamma), detached(step.beta), step.running_mean,
+                                  step.running_var, step.batches_tracked, statistics},
+                                 detached(step.weight),
+                                 detached(step.depthwise)});
+    call->places.push_back(
+        {add_input(step.weight), add_input(step.depthwise), add_input(step.bias), add_input(step.gamma), add_input(step.beta)});
   }
-  for (size_t i = 0, k = 0; i < pieces.size(); ++i) {
-    if (pieces[i].kind != Kind::kConvolution) continue;
-    if (pieces[i].normalise) pass.convolutions[k].statistics = running[k] ? Statistics::kRunning : Statistics::kBatch;
-    ++k;
-  }
+  pass.plan = make_plan(pieces, links, known, num_nodes);
   pass.save = at::GradMode::is_enabled() && differentiable;
   pass.save_for_gates = gates.requires_grad();
   return Cell::apply(x, gates, at::TensorList(inputs), call);

@@ -16,7 +16,7 @@ namespace {
 using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-using Gradients = std::tuple<Tensor, Tensor>;
+using GateGradients = std::tuple<Tensor, Tensor>;
 
 // Elements in a chunk: one chunk is one partial sum, so the result does not depend on the number of threads.
 constexpr int64_t kChunk = 1 << 15;
@@ -24,7 +24,7 @@ constexpr int64_t kChunk = 1 << 15;
 // Everywhere without a kernel: in dtype and device of h, the sum in double.
 Tensor forward_plain(const Tensor& h, const Tensor& gate) { return h * gate.reshape({}).to(h.options()); }
 
-Gradients backward_plain(const Tensor& h, const Tensor& dy, const Tensor& gate) {
+GateGradients backward_plain(const Tensor& h, const Tensor& dy, const Tensor& gate) {
   return {dy * gate.reshape({}).to(h.options()), (dy * h).sum(at::kDouble).to(gate.options()).reshape(gate.sizes())};
 }
 
@@ -57,7 +57,7 @@ Tensor forward_cpu(const Tensor& h, const Tensor& gate) {
   return y;
 }
 
-Gradients backward_cpu(const Tensor& h, const Tensor& dy, const Tensor& gate) {
+GateGradients backward_cpu(const Tensor& h, const Tensor& dy, const Tensor& gate) {
   if (!has_cpu_kernel(h)) return backward_plain(h, dy, gate);
   Tensor dh = at::empty_like(h);
   const Tensor ordered = in_order_of(h, dy);
@@ -95,7 +95,7 @@ Tensor forward_cuda(const Tensor& h, const Tensor& gate) {
   return y;
 }
 
-Gradients backward_cuda(const Tensor& h, const Tensor& dy, const Tensor& gate) {
+GateGradients backward_cuda(const Tensor& h, const Tensor& dy, const Tensor& gate) {
   if (!has_cuda_kernel(h)) return backward_plain(h, dy, gate);
   const OnDevice device(h);
   Tensor dh = at::empty_like(h);
@@ -113,11 +113,13 @@ Gradients backward_cuda(const Tensor& h, const Tensor& dy, const Tensor& gate) {
 #endif
 
 Tensor forward_meta(const Tensor& h, const Tensor&) { return at::empty_like(h); }
-Gradients backward_meta(const Tensor& h, const Tensor&, const Tensor& gate) { return {at::empty_like(h), at::empty_like(gate)}; }
+GateGradients backward_meta(const Tensor& h, const Tensor&, const Tensor& gate) {
+  return {at::empty_like(h), at::empty_like(gate)};
+}
 
 template <class... Arguments>
 auto call(const char* name, const Arguments&... arguments) {
-  using Result = std::conditional_t<sizeof...(Arguments) == 2, Tensor, Gradients>;
+  using Result = std::conditional_t<sizeof...(Arguments) == 2, Tensor, GateGradients>;
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").template typed<Result(const Arguments&...)>().call(
       arguments...);
 }

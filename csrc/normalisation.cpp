@@ -2,25 +2,13 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/lerp.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
-#include <cmath>
-
-#include "kernels/batch_norm_math.h"
-#include "kernels/cpu/isa.h"
 
 namespace advnas {
-namespace {
 
 using at::Tensor;
-
-void update(const Tensor& running, const Row& current, double momentum) {
-  running.lerp_(tensor_of(current).to(running.scalar_type()), momentum);
-}
-
-}  // namespace
 
 Row row_of(const Tensor& tensor) {
   const Tensor dense = tensor.contiguous();
@@ -36,12 +24,6 @@ Tensor tensor_of(const Row& row) {
   return tensor;
 }
 
-Row sum_images(const Row& rows, int64_t width) {
-  Row sum(width);
-  if (width > 0) cpu::kernels<double>().add_images(rows.data(), int64_t(rows.size()) / width, width, sum.data());
-  return sum;
-}
-
 void check_rows(const Normalisation& norm, int64_t channels, at::Device device) {
   for (const Tensor& row : {norm.bias, norm.gamma, norm.beta, norm.running_mean, norm.running_var}) {
     if (!row.defined()) continue;
@@ -50,66 +32,6 @@ void check_rows(const Normalisation& norm, int64_t channels, at::Device device) 
     TORCH_CHECK_VALUE(row.device() == device, "advnas_ext: the images are on ", device, " and batch norm on ", row.device(),
                       "; move one of them with .to()");
   }
-}
-
-void take_parameters(Normalisation& norm, int64_t channels) {
-  const auto row_or = [&](const Tensor& tensor, double value) {
-    return tensor.defined() ? row_of(tensor) : Row(channels, value);
-  };
-  norm.rows = {row_or(norm.bias, 0), row_or(norm.gamma, 1), row_or(norm.beta, 0), {}, {}};
-}
-
-void take_fixed_statistics(Normalisation& norm, double eps) {
-  const size_t channels = norm.rows.bias.size();
-  norm.rows.mean.assign(channels, 0);
-  norm.rows.rstd.assign(channels, 1);
-  if (norm.statistics == Statistics::kRunning) {
-    norm.rows.mean = row_of(norm.running_mean);
-    norm.rows.rstd = row_of(norm.running_var);
-    for (double& v : norm.rows.rstd) v = 1 / std::sqrt(v + eps);
-  }
-  for (size_t c = 0; c < channels; ++c) norm.rows.mean[c] -= norm.rows.bias[c];
-}
-
-void take_batch_statistics(Normalisation& norm, const Moments& moments, int64_t images, int64_t pixels, double eps,
-                           double momentum) {
-  const int64_t channels = int64_t(norm.rows.bias.size()), count = images * pixels;
-  Row mean(channels), variance(channels);
-  cpu::kernels<double>().join_moments(moments.mean.data(), moments.m2.data(), images, pixels, channels, mean.data(),
-                                      variance.data());
-  norm.rows.mean = mean;
-  norm.rows.rstd = variance;
-  for (double& v : norm.rows.rstd) v = 1 / std::sqrt(v + eps);
-  if (!norm.running_mean.defined()) return;
-  if (norm.batches_tracked.defined()) norm.batches_tracked.add_(1);
-  if (count == 0) return;
-  for (int64_t c = 0; c < channels; ++c) {
-    mean[c] += norm.rows.bias[c];
-    variance[c] *= double(count) / double(count - 1);
-  }
-  update(norm.running_mean, mean, momentum);
-  update(norm.running_var, variance, momentum);
-}
-
-NormGradient gradient_of(const Normalisation& norm, double gate, const double* s1, const double* s2, int64_t count) {
-  const auto& [bias, gammas, betas, means, rstds] = norm.rows;
-  const size_t channels = means.size();
-  const bool fixed = norm.statistics != Statistics::kBatch;
-  NormGradient gradient{Row(channels), Row(channels), Row(channels), Row(channels), Row(channels), Row(channels), 0};
-  for (size_t c = 0; c < channels; ++c) {
-    const double gamma = gammas[c], rstd = rstds[c], scale = gate * gamma * rstd;
-    const InputGradient map = fixed
-                                  ? InputGradient{scale, 0, 0}
-                                  : batch_norm_backward(scale, means[c], rstd, s1[c], s2[c], double(std::max<int64_t>(1, count)));
-    gradient.of_dy[c] = map.of_dy;
-    gradient.of_z[c] = map.of_z;
-    gradient.constant[c] = map.constant;
-    gradient.dgamma[c] = gate * rstd * s2[c];
-    gradient.dbeta[c] = gate * s1[c];
-    gradient.dbias[c] = scale * s1[c];
-    gradient.dgate += gamma * rstd * s2[c] + betas[c] * s1[c];
-  }
-  return gradient;
 }
 
 }  // namespace advnas

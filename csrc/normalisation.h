@@ -1,5 +1,4 @@
-// Batch norm on the host: its statistics from those of every image, its gradients from sums over its output's. Formulas:
-// kernels/batch_norm_math.h.
+// Batch norm as both devices take it, and rows of values on the host.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,56 +9,20 @@ namespace advnas {
 
 using Row = std::vector<double>;  // a value a channel
 
+Row row_of(const at::Tensor& tensor);
+at::Tensor tensor_of(const Row& row);
+
 enum class Statistics { kBatch, kRunning, kNone };
 
-// Of one convolution on the host: parameters, and the statistics of its output without its bias.
-struct Rows {
-  Row bias, gamma, beta, mean, rstd;
-};
-
-// Tensors are undefined where there are none.
+// What follows one convolution. Tensors are undefined where there are none.
 struct Normalisation {
   at::Tensor bias;  // of the convolution before
   at::Tensor gamma, beta;
   at::Tensor running_mean, running_var, batches_tracked;
   Statistics statistics = Statistics::kNone;
-  // The forward pass leaves these for the backward pass: on the host, or on the device.
-  Rows rows;
-  at::Tensor device_rows;  // kernels/norm.h
 };
 
 // Refuses rows of another length than `channels` or elsewhere than on `device`.
 void check_rows(const Normalisation& norm, int64_t channels, at::Device device);
-
-void take_parameters(Normalisation& norm, int64_t channels);
-
-// Statistics that do not come from the batch; without batch norm the mean is 0 and the deviation 1.
-void take_fixed_statistics(Normalisation& norm, double eps);
-
-// Of each image, [images, channels].
-struct Moments {
-  Row mean, m2;
-};
-// Of images of so many pixels. Updates the running statistics.
-void take_batch_statistics(Normalisation& norm, const Moments& moments, int64_t images, int64_t pixels, double eps,
-                           double momentum);
-
-struct NormGradient {
-  Row of_dy, of_z, constant, dgamma, dbeta, dbias;
-  double dgate;
-};
-// s1, s2: [channels]; count: values of a channel.
-NormGradient gradient_of(const Normalisation& norm, double gate, const double* s1, const double* s2, int64_t count);
-
-Row row_of(const at::Tensor& tensor);
-at::Tensor tensor_of(const Row& row);
-
-template <class T>
-std::vector<T> cast(const Row& row) {
-  return {row.begin(), row.end()};
-}
-
-// rows: [images, width] -> [width], in the order of the images.
-Row sum_images(const Row& rows, int64_t width);
 
 }  // namespace advnas

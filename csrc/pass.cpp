@@ -5,10 +5,9 @@
 
 #include <algorithm>
 
-#include "convolver.h"
-#include "cuda/pass.h"
+#include "cpu/cpu_backend.h"
+#include "cuda/cuda_backend.h"
 #include "device.h"
-#include "images.h"
 
 namespace advnas {
 namespace {
@@ -29,8 +28,7 @@ void check(const Term& term, const Convolution& convolution, const ImageShape& s
                     "advnas_ext: after a depthwise convolution comes one with size 1 and stride 1");
 }
 
-}  // namespace
-
+// Of every node; refuses what does not fit.
 void find_shapes(Pass& pass) {
   const auto shape_after = [&](const Term& term) {
     const ImageShape& source = pass.shapes[term.source];
@@ -55,6 +53,26 @@ void find_shapes(Pass& pass) {
   }
 }
 
+std::shared_ptr<Backend> backend_of([[maybe_unused]] const Tensor& x) {
+#ifdef ADVNAS_DEVICE
+  if (on_device(x)) return cuda::make_backend();
+#endif
+  return make_cpu_backend();
+}
+
+}  // namespace
+
+ImageShape output_shape(const ImageShape& x, const Piece& piece, int64_t out_channels) {
+  const ImageShape inner = shape_after_prologue(x, piece.prologue);
+  return ConvolutionShape{inner.height, inner.width, x.channels, out_channels, 1, piece.stride}.output();
+}
+
+Pass Pass::copy() const {
+  Pass copy = *this;
+  copy.backend = backend->clone();
+  return copy;
+}
+
 void forget_read(Pass& pass, int64_t node) {
   const auto forget_value = [&](int64_t read) {
     const auto& out_of = pass.plan.out_of[read];
@@ -62,10 +80,11 @@ void forget_read(Pass& pass, int64_t node) {
     for (const Term& term : out_of) {
       if (term.convolution < 0 && term.target > node) return;
     }
-    const bool feeds_convolution = std::any_of(out_of.begin(), out_of.end(), [](const Term& t) { return t.convolution >= 0; });
-    if (pass.save && (pass.save_for_gates || feeds_convolution) && !pass.is_made_again(read)) return;
+    const bool is_read_backward =
+        std::any_of(out_of.begin(), out_of.end(), [](const Term& t) { return t.reads_source_backward(); });
+    if (pass.save && (pass.save_for_gates || is_read_backward) && !pass.backend->recomputes(read)) return;
     pass.nodes[read] = Tensor();
-    if (!pass.relus.empty()) pass.relus[read] = Tensor();
+    pass.backend->forget(read);
   };
   forget_value(node);
   for (const Term& term : pass.plan.into[node]) {
@@ -79,7 +98,7 @@ void forget_read(Pass& pass, int64_t node) {
 
 void forget_read_backward(Pass& pass, int64_t node) {
   pass.nodes[node] = Tensor();
-  if (!pass.relus.empty()) pass.relus[node] = Tensor();
+  pass.backend->forget(node);
   for (const Term& term : pass.plan.out_of[node]) {
     if (term.convolution >= 0) pass.z[term.convolution] = Tensor();
   }
@@ -106,6 +125,12 @@ bool Needs::gates_out_of(int64_t node) const {
          std::any_of(out_of.begin(), out_of.end(), [](const Term& term) { return term.convolution < 0 && term.gate >= 0; });
 }
 
+bool Needs::value_of(int64_t node) const {
+  const auto& out_of = pass_.plan.out_of[node];
+  return gates_out_of(node) ||
+         (nodes_[node] && std::any_of(out_of.begin(), out_of.end(), [](const Term& t) { return t.reads_source_backward(); }));
+}
+
 std::vector<std::vector<int64_t>> gradients_read_last_at(const Plan& plan) {
   std::vector<std::vector<int64_t>> read(plan.num_nodes);
   for (int64_t node = 1; node < plan.num_nodes; ++node) {
@@ -122,17 +147,10 @@ void run_forward(Pass& pass) {
   pass.type = pass.nodes[0].scalar_type();
   pass.nodes.resize(pass.plan.num_nodes);
   pass.z.resize(pass.convolutions.size());
-#ifdef ADVNAS_DEVICE
-  if (on_device(pass.nodes[0])) return cuda::run_forward(pass);
-#endif
-  run_forward_cpu(pass);
+  pass.backend = backend_of(pass.nodes[0]);
+  pass.backend->forward(pass);
 }
 
-Gradients run_backward(Pass& pass, const Tensor& dy, const Wanted& wanted) {
-#ifdef ADVNAS_DEVICE
-  if (on_device(dy)) return cuda::run_backward(pass, dy, wanted);
-#endif
-  return run_backward_cpu(pass, dy, wanted);
-}
+Gradients run_backward(Pass& pass, const Tensor& dy, const Wanted& wanted) { return pass.backend->backward(pass, dy, wanted); }
 
 }  // namespace advnas

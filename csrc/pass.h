@@ -11,12 +11,13 @@
 //
 // A node's value, a convolution's output or a gradient is forgotten as soon as nothing reads it any more.
 //
-// On the host threads take shares of the batch (shares.h); sums over the images are taken in their order. On a GPU (cuda/pass.h)
-// a node's work is a launch over the whole batch.
+// On the host threads take shares of the batch (cpu/shares.h); sums over the images are taken in their order. On a GPU
+// (cuda/cuda_backend.h) a node's work is a launch over the whole batch.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
+#include <memory>
 #include <vector>
 
 #include "normalisation.h"
@@ -30,6 +31,8 @@ struct Convolution : Normalisation {
   at::Tensor depthwise;  // [in, 1, size, size]; then the weight is 1x1 and comes after it
 };
 
+class Backend;
+
 struct Pass {
   Plan plan;
   Row gates;
@@ -42,16 +45,14 @@ struct Pass {
   int64_t batch = 0;
   at::ScalarType type = at::kFloat;
   // Activations, [batch, channels, height, width] in channels_last order.
-  std::vector<at::Tensor> nodes;   // x is the first
-  std::vector<at::Tensor> relus;   // on the device, of the nodes that a convolution of the library takes through a ReLU
-  std::vector<at::Tensor> z;       // of each convolution that ran
-  std::vector<ImageShape> shapes;  // of each live node
-  // On the host, of each node: whether convolutions are all that arrives there. Their outputs are kept for batch norm, and the
-  // node's value is made from them again where the backward pass wants it.
-  std::vector<bool> made_again;
+  std::vector<at::Tensor> nodes;     // x is the first
+  std::vector<at::Tensor> z;         // of each convolution that ran
+  std::vector<ImageShape> shapes;    // of each live node
+  std::shared_ptr<Backend> backend;  // of the device that it runs on
 
   double gate_of(const Term& term) const { return term.gate < 0 ? 1 : gates[term.gate]; }
-  bool is_made_again(int64_t node) const { return !made_again.empty() && made_again[node]; }
+  // For a backward pass that leaves this one for another.
+  Pass copy() const;
 };
 
 // Takes nodes[0]; leaves the last node, what a backward pass needs, shapes and the statistics, and updates running statistics in
@@ -73,10 +74,22 @@ struct Gradients {
 // dy: gradient of the last node. Takes the activations out of the pass as it goes.
 Gradients run_backward(Pass& pass, const at::Tensor& dy, const Wanted& wanted);
 
-// The parts of the two above.
-void find_shapes(Pass& pass);
-void run_forward_cpu(Pass& pass);
-Gradients run_backward_cpu(Pass& pass, const at::Tensor& dy, const Wanted& wanted);
+// One device's side of a pass: its order of work, and what it keeps for the backward pass besides the activations.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual std::shared_ptr<Backend> clone() const = 0;
+  // As run_forward and run_backward; shapes are known.
+  virtual void forward(Pass& pass) = 0;
+  virtual Gradients backward(Pass& pass, const at::Tensor& dy, const Wanted& wanted) = 0;
+  // Whether the backward pass recomputes the node's value from the outputs of the convolutions that arrive there.
+  virtual bool recomputes(int64_t /*node*/) const { return false; }
+  // Forgets what it keeps of the node's value in other forms.
+  virtual void forget(int64_t /*node*/) {}
+};
+
+inline ImageShape shape_of(const at::Tensor& x) { return {x.size(2), x.size(3), x.size(1)}; }
+ImageShape output_shape(const ImageShape& x, const Piece& piece, int64_t out_channels);
 
 // Forgets what the forward pass has read at `node` for the last time, or the backward pass.
 void forget_read(Pass& pass, int64_t node);
@@ -92,6 +105,8 @@ class Needs {
   bool of(int64_t node) const { return nodes_[node]; }
   // Whether a gate of an operation without weights that leaves the node wants the node's value.
   bool gates_out_of(int64_t node) const;
+  // Whether the gradient of an operation without weights that leaves the node needs the node's value, or its gate's does.
+  bool value_of(int64_t node) const;
   bool offset_into(int64_t node) const { return offsets_[node]; }
 
  private:

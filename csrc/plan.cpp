@@ -3,8 +3,13 @@
 #include <cstddef>
 
 namespace advnas {
+namespace {
 
-Plan make_plan(const std::vector<Piece>& pieces, const std::vector<Link>& links, const std::vector<Gate>& gates,
+bool is_identity(const Piece& piece) { return piece.kind == Kind::kArrival && piece.arrival == Arrival::kIdentity; }
+
+}  // namespace
+
+Plan make_plan(const std::vector<Piece>& pieces, const std::vector<Link>& links, const std::vector<GateState>& gates,
                int64_t num_nodes) {
   Plan plan{num_nodes, std::vector<std::vector<Term>>(num_nodes), std::vector<std::vector<Term>>(num_nodes),
             std::vector<bool>(num_nodes, false), std::vector<Term>(num_nodes)};
@@ -13,13 +18,13 @@ Plan make_plan(const std::vector<Piece>& pieces, const std::vector<Link>& links,
   for (std::size_t i = 0; i < pieces.size(); ++i) {
     terms.push_back({links[i], pieces[i], pieces[i].kind == Kind::kConvolution ? convolution++ : -1});
   }
-  const auto is = [&](const Term& term, Gate what) { return term.gate >= 0 && gates[term.gate] == what; };
+  const auto is = [&](const Term& term, GateState what) { return term.gate >= 0 && gates[term.gate] == what; };
   // In reverse every consumer of a node is seen before what the node consumes.
   plan.live.back() = true;
   std::vector<bool> runs(terms.size());
   for (std::size_t i = terms.size(); i-- > 0;) {
     const Term& term = terms[i];
-    runs[i] = plan.live[term.target] && term.piece.kind != Kind::kZero && !is(term, Gate::kZero);
+    runs[i] = plan.live[term.target] && term.piece.kind != Kind::kZero && !is(term, GateState::kZero);
     if (runs[i]) plan.live[term.source] = true;
   }
   for (std::size_t i = terms.size(); i-- > 0;) plan.first[terms[i].target] = terms[i];
@@ -31,7 +36,7 @@ Plan make_plan(const std::vector<Piece>& pieces, const std::vector<Link>& links,
     auto& into = plan.into[node];
     for (Term& term : into) term.source = same[term.source];
     same[node] = node;
-    if (node + 1 < num_nodes && into.size() == 1 && into[0].piece.kind == Kind::kIdentity && is(into[0], Gate::kOne)) {
+    if (node + 1 < num_nodes && into.size() == 1 && is_identity(into[0].piece) && is(into[0], GateState::kOne)) {
       same[node] = into[0].source;
       plan.live[node] = false;
       into.clear();

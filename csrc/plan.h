@@ -4,17 +4,20 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/arrival.h"
 #include "kernels/convolution.h"
 
 namespace advnas {
 
-enum class Kind { kZero, kIdentity, kAvgPool, kConvolution };
+// kArrival: an operation without weights, which the node that it reaches does.
+enum class Kind { kZero, kArrival, kConvolution };
 
 // What an operation is made of, as far as the weights do not say it.
 struct Piece {
-  Kind kind;
-  // Of a convolution: what comes before it, and whether batch norm follows.
-  Before before = Before::kNothing;
+  Kind kind = Kind::kZero;
+  Arrival arrival = Arrival::kIdentity;
+  // Of a convolution: its prologue, and whether batch norm follows.
+  Prologue prologue = Prologue::kNothing;
   bool normalise = false;
   int64_t stride = 1, dilation = 1;
   double eps = 0, momentum = 0;
@@ -28,6 +31,9 @@ struct Link {
 struct Term : Link {
   Piece piece;
   int64_t convolution = -1;  // its place among the picked convolutions, dead ones included; -1 for other pieces
+
+  // Whether its gradient depends on the value of its source.
+  bool reads_source_backward() const { return convolution >= 0 || gradient_reads_input(piece.arrival); }
 };
 
 struct Plan {
@@ -38,12 +44,12 @@ struct Plan {
 };
 
 // A gate whose gradient is wanted, or the value of one whose gradient is not.
-enum class Gate { kWanted, kZero, kOne, kOther };
+enum class GateState { kWanted, kZero, kOne, kOther };
 
 // pieces, links: one for each picked operation; targets do not fall, a source is below its target, the last node is the output.
 // Drops what contributes nothing: zeros, gates of 0, and edges into a node that does not reach the output. A node where nothing
 // arrives but another node, through a gate of 1, is that node.
-Plan make_plan(const std::vector<Piece>& pieces, const std::vector<Link>& links, const std::vector<Gate>& gates,
+Plan make_plan(const std::vector<Piece>& pieces, const std::vector<Link>& links, const std::vector<GateState>& gates,
                int64_t num_nodes);
 
 }  // namespace advnas

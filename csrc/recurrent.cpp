@@ -1,7 +1,7 @@
-// The recurrent cells over a sequence, with autograd: recurrent.h says what they take, kernels/recurrent_node.h has the formula of
+// The recurrent cells over a sequence, with autograd: entry_points.h says what they take, kernels/recurrent_node.h has the formula of
 // a node. Steps are the device's part; what does not depend on the step before is here, one product for all steps: x W_0, and all
 // weight gradients. Kept for the backward pass: the states and the pre-activations of the edges that run.
-#include "recurrent.h"
+#include "entry_points.h"
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>

@@ -1,15 +1,28 @@
 """Shared by all tests: the tolerance table, and where the data that the project does not carry lies."""
 
+import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
 
 # Relative to the largest entry of the expected tensor.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2}
+
+
+T = TypeVar("T")
+FULL = os.environ.get("ADVNAS_FULL") == "1"
+
+
+def rotation(items: Sequence[T], share: int) -> list[T]:
+    """Every ``share``-th of what is slow, others from day to day; all of it with ADVNAS_FULL=1, as in ``make test-full``."""
+    if FULL:
+        return list(items)
+    today = datetime.datetime.now(datetime.timezone.utc).date().toordinal()
+    return list(items[today % min(share, len(items)) :: share])
 
 
 def assert_close(

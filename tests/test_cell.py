@@ -99,6 +99,24 @@ def test_a_weight_step_where_a_node_is_another(close, ops):
             close(parameter.grad, other.grad)
 
 
+@pytest.mark.parametrize("requires_grad", [False, True], ids=["weights", "gates"])
+@pytest.mark.parametrize("ops", [[1, 0, 2], [2, 0, 2], [2, 1, 2]], ids=str)
+def test_a_maximum_of_what_was_not_kept(close, ops, requires_grad):
+    """Its gradient reads the node that it took, which a convolution made or which nothing else would read."""
+    cell = OnePathCell(6, ("none", "nor_conv_3x3", "max_pool_3x3"), num_nodes=3).double()
+    twin, x = copy.deepcopy(cell), torch.randn(3, 6, 5, 4, dtype=torch.double)
+    paths = [Path.from_ops(ops, requires_grad=requires_grad, dtype=torch.double) for _ in range(2)]
+    results = []
+    for call, path in zip((cell, twin.plain), paths, strict=True):
+        x = x.detach().requires_grad_()
+        y = call(x, path)
+        y.backward(torch.linspace(-1, 1, y.numel(), dtype=torch.double).view_as(y))
+        results.append([y, x.grad, *([path.gates.grad] if requires_grad else [])])
+    weights = [[p.grad for p in module.parameters() if p.dim() == 4 and p.grad is not None] for module in (cell, twin)]
+    for found, expected in zip(results[0] + weights[0], results[1] + weights[1], strict=True):
+        close(found, expected)
+
+
 def test_a_dead_edge_is_not_run():
     cell = OnePathCell(4)
     path = Path.from_ops([CONV, CONV, CONV, 1, NONE, NONE])

@@ -79,6 +79,17 @@ def test_kind_and_settings_must_be_the_same(saved):
         checkpoint.load(file, "search", {**CONFIG, "epochs": 4})
 
 
+def test_a_checkpoint_of_another_format_says_what_made_it(saved):
+    file, _ = saved
+    payload = torch.load(file, weights_only=True)
+    assert payload["format"] == checkpoint.FORMAT
+    for version in ({"version": "advnas-ext 9.1"}, {}):
+        torch.save({"kind": "search", "format": 1, "config": CONFIG, "state": {}, **version}, file)
+        made_by = version.get("version", "an advnas-ext without a version")
+        with pytest.raises(ValueError, match=f"must have format 2, got 1, made by {made_by}; go on with that version"):
+            checkpoint.load(file, "search", CONFIG)
+
+
 def test_a_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"search\.pt: there is no checkpoint here"):
         checkpoint.load(tmp_path / "search.pt", "search", CONFIG)

@@ -9,7 +9,8 @@ import sys
 import pytest
 import yaml
 
-from advnas import cli, run
+from advnas import cli
+from advnas.run import search as run
 from advnas_ext import ESTIMATORS
 
 CELL = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|skip_connect~0|nor_conv_1x1~1|avg_pool_3x3~2|"
@@ -27,7 +28,7 @@ TINY = [
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run.report, "curves", lambda *args: b"")
+    monkeypatch.setattr(run, "curves", lambda *args: b"")
     monkeypatch.setenv("COLUMNS", "80")
 
 
@@ -85,7 +86,7 @@ def test_flags_count_more_than_the_file_and_the_file_more_than_the_preset(advnas
         "search",
         "--preset=fast",
         "--config=my.yaml",
-        "--judge-steps=1",
+        "--halving-steps=1",
         *TINY,
         "--arch-betas",
         "0.1",
@@ -100,7 +101,7 @@ def test_flags_count_more_than_the_file_and_the_file_more_than_the_preset(advnas
     assert settings["arch_weight_decay"] == 0  # preset
     assert settings["momentum"] == 0.9  # default
     assert (settings["arch_betas"], settings["nesterov"]) == ([0.1, 0.2], False)
-    code, _, _ = advnas("search", "--preset=fast", "--judge-steps=1", *TINY[1:], "--out=preset")
+    code, _, _ = advnas("search", "--preset=fast", "--halving-steps=1", *TINY[1:], "--out=preset")
     assert settings_of(tmp_path / "preset")["channels"] == 8
 
 
@@ -134,14 +135,14 @@ def test_a_smaller_space_and_a_smaller_supernet(advnas, tmp_path):
         "avg_pool_3x3",
         "--image-size=4",
         "--reduction=light",
-        "--judge-cells=1",
-        "--judge-steps=1",
+        "--halving-cells=1",
+        "--halving-steps=1",
     ]
     code, out, err = advnas("search", *TINY, *flags, "--out=run")
     assert (code, err) == (0, "")
     settings = settings_of(tmp_path / "run")
     assert (settings["without"], settings["image_size"]) == (["none", "avg_pool_3x3"], 4)
-    assert (settings["reduction"], settings["judge_cells"]) == ("light", 1)
+    assert (settings["reduction"], settings["halving_cells"]) == ("light", 1)
     arch = json.loads((tmp_path / "run" / "result.json").read_text())["arch"]
     assert arch in out
     assert "none" not in arch
@@ -164,9 +165,15 @@ def test_a_smaller_space_and_a_smaller_supernet(advnas, tmp_path):
         (["search", "--epochs"], "Missing value for argument '--epochs'"),
         (["search", "--epoch", "3"], "Unrecognized options: --epoch, 3; perhaps you meant --epochs or "),
         (["search", "--preset", "quick"], "'quick'"),
-        (["search", "--task", "language"], "task: language is not available yet: use image, got 'language'"),
+        (
+            ["search", "--task", "audio"],
+            "invalid choice 'audio' for argument '--task'. Expected one of ('image', 'language')",
+        ),
         (["search", "--estimator", "adventage"], f"estimator: must be one of {', '.join(ESTIMATORS)}, got 'adventage'"),
-        (["search", "--data", "mnist"], "data: must be one of digits, cifar10, cifar100, or a folder of images"),
+        (
+            ["search", "--data", "mnist"],
+            "data: must be one of digits, clutter, cifar10, cifar100, or a folder of images",
+        ),
         (["search", "--data", "cifar10"], "data_dir"),
         (["search", "--table", "none.csv"], "none.csv: no such table"),
         (["search", "--config", "none.yaml"], "none.yaml: no such configuration file"),
@@ -182,7 +189,7 @@ def test_a_smaller_space_and_a_smaller_supernet(advnas, tmp_path):
         (["search", "--reduction", "heavy"], "reduction: must be one of residual, light, got 'heavy'"),
         (["search", "--without", "noise"], "without: must be operations among none, skip_connect"),
         (["search", "--image-size", "0"], "image_size: Input should be greater than or equal to 1, got 0"),
-        (["lab"], "choose a measurement: advnas lab signal or advnas lab rank"),
+        (["lab"], "choose a measurement: advnas analysis signal or advnas analysis rank"),
         (["query"], "FILE"),
         (["query", "table.csv"], "give one of --arch and --top"),
         (["query", "table.csv", "--top", "1", "--arch", CELL], "give one of --arch and --top"),
@@ -190,7 +197,7 @@ def test_a_smaller_space_and_a_smaller_supernet(advnas, tmp_path):
         (["query", "table.csv", "--top", "1", "--by", "speed"], "has no column 'speed'"),
         (["query", "table.csv", "--arch", CELL.replace("none", "nothing")], "unknown operation 'nothing'"),
         (["query", "none.csv", "--top", "1"], "none.csv: no such table"),
-        (["fly"], "no such command; choose among search, retrain, query, lab, info"),
+        (["fly"], "no such command; choose among search, retrain, query, analysis, info"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(advnas, table, tmp_path, args, message):

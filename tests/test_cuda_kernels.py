@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from conftest import rotation
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-TARGETS = (75, 80, 86, 89, 90, 100, 120)
+TARGETS = rotation((75, 80, 86, 89, 90, 100, 120), 4)
 
 
 @pytest.fixture(scope="module")

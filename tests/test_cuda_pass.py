@@ -9,8 +9,8 @@ import pytest
 import torch
 from comparison import compare
 
-from advnas.spaces import nasbench201
-from advnas_ext import NAS_BENCH_201, DartsRecurrentCell, OnePathCell, Path, head, native, recurrent, reference
+from advnas.networks import nasbench201
+from advnas_ext import NAS_BENCH_201, DartsRecurrentCell, OnePathCell, OnePathRecurrentCell, Path, head, native, recurrent, reference
 from advnas_ext.operations import OPERATIONS
 
 NORMS = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
@@ -69,6 +69,12 @@ def test_more_than_one_pick(shim, close, picks):
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if name.startswith(("sep", "dil"))])
 def test_the_operations_of_darts(shim, close, name):
     compare(close, torch.tensor([1, 1, 0]), shape=(2, 8, 6, 7), names=("skip_connect", name), affine=True, track=True)
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 8, 8), (3, 3, 5, 7), (1, 17, 1, 5)], ids=str)
+@pytest.mark.parametrize("ops", [[1, 0, 2], [2, 0, 2], [2, 1, 2]], ids=str)
+def test_maxima(shim, close, ops, shape):
+    compare(close, torch.tensor(ops), shape=shape, names=("none", "nor_conv_3x3", "max_pool_3x3"))
 
 
 @pytest.mark.parametrize("dtype", NORMS, ids=str)
@@ -164,27 +170,32 @@ def test_a_supernet(extension, monkeypatch, close, reduction):
 
 @pytest.mark.parametrize("dtype", NORMS, ids=str)
 @pytest.mark.parametrize("size", [(3, 2, 5), (4, 3, 64), (2, 0, 8)], ids=str)
-def test_a_recurrent_cell(shim, dtype, size):
+@pytest.mark.parametrize("kind", [OnePathRecurrentCell, DartsRecurrentCell])
+def test_a_recurrent_cell(shim, kind, dtype, size):
     torch.manual_seed(0)
-    cell = DartsRecurrentCell(size[-1], 3).to(dtype)
+    cell = kind(size[-1], 3).to(dtype)
     for weight in cell.weights:
         torch.nn.init.normal_(weight, std=size[-1] ** -0.5)
     truth = copy.deepcopy(cell).double()
     functions = [recurrent.ACTIVATIONS[op].function for op in cell.ops]
     ops = torch.tensor([[1, 2], [3, 4], [4, 1], [0, 3], [2, 1], [1, 3]])
     x, dy = torch.randn(2, *size, dtype=dtype).unbind()
+    masks = [torch.rand(size[1:]).lt(0.7).to(dtype).requires_grad_() for _ in range(2)]
     x.requires_grad_()
     wide = x.detach().double().requires_grad_()
+    wide_masks = [mask.detach().double().requires_grad_() for mask in masks]
     path, exact = (Path.from_ops(ops, dtype=t).with_offsets() for t in (torch.float32, torch.float64))
+    specification = reference.recurrent_cell if kind is OnePathRecurrentCell else reference.darts_recurrent_cell
     y, expected = (
-        cell(x, path)[0],
-        reference.darts_recurrent_cell(wide, exact, wide[0] * 0, list(truth.weights), functions)[0],
+        cell(x, path, None, *masks)[0],
+        specification(wide, exact, wide[0] * 0, list(truth.weights), functions, *wide_masks)[0],
     )
     y.backward(dy)
     expected.backward(dy.double())
     pairs = {"y": (y, expected), "x": (x.grad, wide.grad)}
     pairs |= {name: (getattr(path, name).grad, getattr(exact, name).grad) for name in ("gates", "offsets")}
     pairs |= {name: (p.grad, dict(truth.named_parameters())[name].grad) for name, p in cell.named_parameters()}
+    pairs |= {f"mask {i}": (one.grad, other.grad) for i, (one, other) in enumerate(zip(masks, wide_masks, strict=True))}
     for name, (value, wanted) in pairs.items():
         # Rounding adds up over the steps, and sums over them may cancel.
         scale = max(wanted.norm().item(), wide.grad.norm().item())

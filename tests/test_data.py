@@ -3,9 +3,9 @@ import itertools
 import pytest
 import torch
 
-from advnas import data
-from advnas.data import Augment, Batches, Images, evaluation_batches, split_halves
-from advnas.data.images import ImageData, normalise, pixel_statistics
+from advnas.data import images as data
+from advnas.data.images import Augment, Batches, Evaluation, ImageData, Images, split_halves
+from advnas.data.images.base import normalise, pixel_statistics
 
 MEAN, STD = torch.tensor([0.2, 0.4, 0.6]), torch.tensor([0.1, 0.2, 0.3])
 
@@ -19,15 +19,17 @@ def random_images(count, height=8, width=8, channels=3, classes=4):
 
 def batches(images, batch_size, seed=0, index=None, augment=None, drop_last=False):
     return Batches(
-        images,
+        data_of(images, augment=augment),
         torch.arange(len(images)) if index is None else index,
         batch_size,
         generator=torch.Generator().manual_seed(seed),
-        augment=augment,
-        mean=MEAN,
-        std=STD,
+        augment=augment is not None,
         drop_last=drop_last,
     )
+
+
+def data_of(images, pad=0, augment=None):
+    return ImageData(images, images, ("a", "b", "c", "d"), MEAN, STD, augment or Augment(pad, flip=True))
 
 
 def one_epoch(source):
@@ -65,7 +67,9 @@ def test_digits():
 
 
 def test_unknown_name():
-    with pytest.raises(FileNotFoundError, match=r"digits, cifar10, cifar100, or a folder .* no folder cifar11"):
+    with pytest.raises(
+        FileNotFoundError, match=r"digits, clutter, cifar10, cifar100, or a folder .* no folder cifar11"
+    ):
         data.load("cifar11")
 
 
@@ -112,10 +116,6 @@ def test_augmentation_leaves_its_input_and_the_global_generator_alone():
 
 
 # Smaller images
-
-
-def data_of(images, pad):
-    return ImageData(images, images, ("a", "b", "c", "d"), MEAN, STD, Augment(pad, flip=True))
 
 
 def test_resized_pixels_are_the_means_of_those_that_they_cover():
@@ -273,11 +273,13 @@ def test_batches_that_would_never_come(batch_size, count, drop_last):
 def test_evaluation_batches_are_in_order():
     images = random_images(10)
     index = torch.tensor([7, 2, 9, 0, 4])
-    x, y = (torch.cat(part) for part in zip(*evaluation_batches(images, index, 2, MEAN, STD), strict=True))
+    evaluation = Evaluation(data_of(images), images, index, 2)
+    x, y = (torch.cat(part) for part in zip(*evaluation(9), strict=True))
     assert torch.equal(identities(x), index)
     assert torch.equal(x, normalise(images.pixels[index], MEAN, STD))
     assert torch.equal(y, images.labels[index])
-    assert [len(y) for _, y in evaluation_batches(images, index, 2, MEAN, STD)] == [2, 2, 1]
+    assert [len(y) for _, y in evaluation(9)] == [2, 2, 1]
+    assert [len(y) for _, y in evaluation(2)] == [2, 2]
 
 
 # Halves

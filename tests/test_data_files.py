@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from advnas import data
+from advnas.data import images as data
 
 IMAGES = 6  # in each file
 

@@ -6,7 +6,7 @@ import copy
 import pytest
 import torch
 
-from advnas.spaces import nasbench201
+from advnas.networks import nasbench201
 from advnas_ext import _C, AdvantageEstimator, OnePathCell, Path, gate, reference
 
 pytestmark = [

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from conftest import FULL, rotation
 
 ROOT = Path(__file__).parents[1]
 SHIM = ROOT / "tests" / "cuda_shim"
@@ -79,7 +80,7 @@ norm.cu: the blocks of every slab write the count
 norm.cuh, norm: the parts of two blocks overlap
 - int64_t(block) * (1 + 2 * channels)
 + int64_t(block) * (2 * channels)
-node.cu: threads beyond the lanes of a block work too
+arrivals.cuh, node: threads beyond the lanes of a block work too
 - index < num && lanes.lane() < lanes.lanes && pack
 + index < num && pack
 node.cu: a slab leaves the sums of the gates where another one does
@@ -151,10 +152,10 @@ norm.cu: a gradient one pack too far
 norm.cu: packs where the channels do not divide
 - shape.channels % kFull == 0 ? launch_gradient
 + shape.channels % 1 == 0 ? launch_gradient
-node.cu: columns beyond the batch are worked on
+arrivals.cuh, node: columns beyond the batch are worked on
 - index < num && lanes
 + lanes
-node.cu: rows below the image are read
+arrivals.cuh, node: rows below the image are read
 - if (h < column.rows) {
 + if (h < kRows<kPack>) {
 node.cu: rows below the image are written, forward
@@ -167,12 +168,25 @@ node.cu: rows below the image are written, backward
 node.cu: rows below the image are summed
 - if (h < column.rows) sum +=
 + sum +=
-node.cu: pooling reads the row above the image
+arrivals.cuh, node: pooling reads the row above the image
 - if (row < 0 || row >= shape.height) continue;
 + if (row >= shape.height) continue;
-node.cu: pooling reads beyond the right border
+arrivals.cuh, node: pooling reads beyond the right border
 - if (w < 0 || w >= shape.width) continue;
 + if (w < 0) continue;
+arrivals.cuh, node: a maximum is sought above the image
+- exists(column.row + r, column.w + side)
++ exists(max(column.row + r, 0), column.w + side)
+arrivals.cuh, node: a maximum is sought beyond the right border
+- exists(column.row + r, column.w + side)
++ exists(column.row + r, min(column.w + side, shape.width - 1))
+arrivals.cuh, node: the gradient of a maximum comes from beyond the border
+- if (!exists(column.row, column.w + side)) continue;
+arrivals.cuh, node: the maximum of a row is sought beyond the border
+- if (!exists(row, column.w + across)) continue;
++ if (!exists(row, column.w + side)) continue;
+arrivals.cuh, node: windows below the image give a gradient
+- if (!row_exists(window)) continue;
 node.cu: channels beyond the last slab are written
 - if (channel >= a.shape.channels) continue;
 layout.cu: channels beyond the image are read
@@ -271,18 +285,45 @@ norm.cuh, norm: without gamma the scale is 0
 norm.cu: the coefficients of another channel
 - gradient + i * kPack % channels
 + gradient + i % channels
-node.cu: the mean of a pooled pixel is always over 9
+arrivals.cuh, node: the mean of a pooled pixel is always over 9
 - 1.0f / float(pool_window(column.w, shape.width) * pool_window(column.row + h, shape.height))
 + 1.0f / 9.0f
-node.cu: the transpose divides by the window of the wrong column
+arrivals.cuh, node: the transpose divides by the window of the wrong column
 - pool_window(w, shape.width)
 + pool_window(column.w, shape.width)
-node.cu: pooling leaves out a row
+arrivals.cuh, node: pooling leaves out a row
 - h < r - 1 || h > r + 1
 + h < r - 1 || h > r
+arrivals.cuh, node: a maximum loses a NaN
+- is_greater(value[i], to[h][i])
++ (value[i] > to[h][i])
+arrivals.cuh, node: a maximum leaves out the row above
+- h < r - 1 || r < h - 1
++ h < r || r < h - 1
+arrivals.cuh, node: the gradient goes to the last of equal values in a row
+- is_greater(value[i], greatest[r][i])
++ (value[i] >= greatest[r][i])
+arrivals.cuh, node: the gradient goes to the last of equal rows
+- is_greater(greatest[window + 1][i], value)
++ (greatest[window + 1][i] >= value)
+arrivals.cuh, node: the row below a window is left out
+- if (row_exists(window + 1) &&
++ if (false &&
+arrivals.cuh, node: the gradient of every window of the right rows is taken
+- row == h + 2 && (ours[h + 2] >> i & 1) != 0
++ row == h + 2
+arrivals.cuh, node: the gradient of every window of the right columns is taken
+- row == h + 2 && (ours[h + 2] >> i & 1) != 0
++ (ours[h + 2] >> i & 1) != 0
+arrivals.cuh, node: the gradient of a maximum is taken by another channel
+- 1u << i : ours
++ 1u << (i ^ 1) : ours
+arrivals.cuh, node: a maximum is not taken back
+- : ours[r] & ~(1u << i)
++ : ours[r]
 node.cu: forward pools by the transpose
-- arrive<false>(source, shape, column, value);
-+ arrive<true>(source, shape, column, value);
+- arrive<false, kMaxima>(source, source.data, shape, column, value);
++ arrive<true, kMaxima>(source, source.data, shape, column, value);
 node.cu: backward leaves out what it starts from
 - start_column(a.start, shape, column, dx);
 + start_column<T, kPack>(nullptr, shape, column, dx);
@@ -298,21 +339,21 @@ node.cu: the scale is taken for the shift
 - source.scale_shift[shape.channels + channel + i]
 + source.scale_shift[channel + i]
 pointwise.cu: the mean of 2x2 pixels reads beyond the border
-- across = halved_window(w, before.width)
+- across = halved_window(w, prologue.width)
 + across = 2
 pointwise.cu: the mean of 2x2 pixels takes a row of the next image
-- down = halved_window(h, before.height)
+- down = halved_window(h, prologue.height)
 + down = 2
 pointwise.cu: the second row of 2x2 pixels is taken for the first
-- k / across) * before.width
+- k / across) * prologue.width
 + k / across) * 0
-node.cu: a gradient is spread with the share of a whole window
+arrivals.cuh, node: a gradient is spread with the share of a whole window
 - 1.0f / float(halved_window(row, shape.height) * halved_window(w, shape.width))
 + 0.25f
-node.cu: a gradient is spread by images of full height
+arrivals.cuh, node: a gradient is spread by images of full height
 - image * height + row
 + image * shape.height + row
-node.cu: rows below the image are spread
+arrivals.cuh, node: rows below the image are spread
 - if (h >= column.rows) continue;
 -     const int row =
 + const int row =
@@ -320,8 +361,8 @@ norm.cuh, node: without batch norm the deviation is 0
 - at_or(norm.rows, kRstd * channels + c, 1)
 + at_or(norm.rows, kRstd * channels + c, 0)
 pointwise.cu: a ReLU where there is none
-- before.relu ? relu(v[i]) : v[i]
-+ before.relu ? v[i] : relu(v[i])
+- prologue.relu ? relu(v[i]) : v[i]
++ prologue.relu ? v[i] : relu(v[i])
 pointwise.cu: the last range is left out of the weight's gradient
 - in * out, int(gridDim.x)
 + in * out, int(gridDim.x) - 1
@@ -362,6 +403,7 @@ def parse(listed: str) -> list[Mutation]:
 
 
 MUTATIONS = parse(LIST)
+TODAY = rotation(MUTATIONS, 8)
 
 
 class Workshop:
@@ -422,12 +464,13 @@ def test_kernels_as_they_are(workshop: Workshop, program: str) -> None:
     assert workshop.run(workshop.copy(program), program) == (0, "nothing")
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: f"{m.file}: {m.what}")
+@pytest.mark.parametrize("mutation", TODAY, ids=lambda m: f"{m.file}: {m.what}")
 def test_mutation_is_found(workshop: Workshop, mutation: Mutation) -> None:
     code, by = workshop.find(mutation)
     assert code in (1, 3), f"{code}: {by}"
 
 
+@pytest.mark.skipif(not FULL, reason="takes all mutations: make test-full")
 def test_what_finds_them(workshop: Workshop) -> None:
     by = {mutation: workshop.find(mutation)[1] for mutation in MUTATIONS}
     counts = Counter(by.values()).most_common()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from advnas.spaces.nasbench201 import OPS, format_arch
+from advnas.spaces.nasbench201 import NASBENCH201
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +20,9 @@ def paper_nb201():
 def table(tmp_path_factory):
     """Every cell of the space, with made-up accuracies."""
     path = tmp_path_factory.mktemp("table") / "table.csv"
-    cells = torch.cartesian_prod(*[torch.arange(len(OPS))] * 6)
+    cells = torch.cartesian_prod(*[torch.arange(len(NASBENCH201.ops))] * 6)
     columns = "cifar10_test_200,cifar100_test_200,imagenet16_120_test_200"
-    rows = [f"{i},{format_arch(ops)},{i / 200},{i / 300},{i / 400}" for i, ops in enumerate(cells)]
+    rows = [f"{i},{NASBENCH201.format(ops)},{i / 200},{i / 300},{i / 400}" for i, ops in enumerate(cells)]
     path.write_text("\n".join([f"index,arch_str,{columns}", *rows]) + "\n")
     return path
 

@@ -9,10 +9,11 @@ import torch
 import yaml
 from PIL import Image
 
-from advnas import run, search
-from advnas.config import SearchConfig
-from advnas.spaces.nasbench201 import OPS, format_arch
-from advnas.watch import Interrupted, Watch
+from advnas.run import search as run
+from advnas.run.folder import RunFolder
+from advnas.run.watch import Interrupted, Watch
+from advnas.spaces.nasbench201 import NASBENCH201
+from advnas.tasks.image import ImageSearchConfig
 
 TINY = {
     "channels": 4,
@@ -30,20 +31,20 @@ FIXED = ["epoch", "seconds", "train_loss", "valid_loss", "valid_accuracy", "entr
 def quick(request, monkeypatch):
     """The figure takes a second: one test draws it."""
     if request.node.name != "test_a_run_folder_holds_everything":
-        monkeypatch.setattr(run.report, "curves", lambda *args: b"")
+        monkeypatch.setattr(run, "curves", lambda *args: b"")
 
 
 @pytest.fixture
 def config(tmp_path):
-    return SearchConfig(**TINY, out=tmp_path / "run")
+    return ImageSearchConfig(**TINY, out=tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     """Every cell of the space, with two made-up columns."""
     path = tmp_path_factory.mktemp("table") / "table.csv"
-    cells = torch.cartesian_prod(*[torch.arange(len(OPS))] * 6)
-    rows = [f"{i},{format_arch(ops)},{i / 200},{i}" for i, ops in enumerate(cells)]
+    cells = torch.cartesian_prod(*[torch.arange(len(NASBENCH201.ops))] * 6)
+    rows = [f"{i},{NASBENCH201.format(ops)},{i / 200},{i}" for i, ops in enumerate(cells)]
     path.write_text("\n".join(["index,arch_str,cifar10_test_200,params_m", *rows]) + "\n")
     return path
 
@@ -70,7 +71,7 @@ def interrupted_after(steps, monkeypatch):
 
 
 def test_a_run_folder_holds_everything(config, table):
-    folder = run.start(SearchConfig(**{**config.to_dict(), "table": table, "tensorboard": True}))
+    folder = run.start(ImageSearchConfig(**{**config.to_dict(), "table": table, "tensorboard": True}))
     assert folder == config.out
     names = [
         "cell.svg",
@@ -83,7 +84,7 @@ def test_a_run_folder_holds_everything(config, table):
         "split.npz",
     ]
     assert sorted(os.listdir(folder)) == [*names, "tensorboard"]
-    assert yaml.safe_load((folder / "config.yaml").read_text()).keys() == set(SearchConfig.names())
+    assert yaml.safe_load((folder / "config.yaml").read_text()).keys() == set(ImageSearchConfig.names())
 
     history = read(folder / "history.csv")
     assert list(history[0]) == [*FIXED, "cifar10_test_200", "params_m"]
@@ -121,21 +122,21 @@ def test_a_run_folder_holds_everything(config, table):
 def test_the_table_never_steers(config, table, tmp_path):
     alone = read(run.start(config) / "history.csv")
     with_table = read(
-        run.start(SearchConfig(**{**config.to_dict(), "table": table, "out": tmp_path / "other"})) / "history.csv"
+        run.start(ImageSearchConfig(**{**config.to_dict(), "table": table, "out": tmp_path / "other"})) / "history.csv"
     )
     assert without_time(alone) == [{name: row[name] for name in FIXED if name != "seconds"} for row in with_table]
 
 
 def test_a_configuration_of_a_run_repeats_it(config, tmp_path):
     first = run.start(config)
-    again = SearchConfig().with_file(first / "config.yaml").with_settings({"out": tmp_path / "again"}, "test")
+    again = ImageSearchConfig().with_file(first / "config.yaml").with_settings({"out": tmp_path / "again"}, "test")
     second = run.start(again)
     assert without_time(read(first / "history.csv")) == without_time(read(second / "history.csv"))
     assert (first / "logits.csv").read_bytes() == (second / "logits.csv").read_bytes()
 
 
 def test_a_resumed_run_ends_as_if_it_had_not_stopped(config, tmp_path, monkeypatch):
-    expected = run.start(SearchConfig(**{**config.to_dict(), "out": tmp_path / "whole"}))
+    expected = run.start(ImageSearchConfig(**{**config.to_dict(), "out": tmp_path / "whole"}))
     with monkeypatch.context() as patched:
         interrupted_after(3, patched)
         with pytest.raises(Interrupted, match=r"step 1 of epoch 2; go on with: advnas search --resume .*/run"):
@@ -153,8 +154,8 @@ def test_the_pause_does_not_count(config, monkeypatch):
         interrupted_after(3, patched)
         with pytest.raises(Interrupted):
             run.start(config)
-    worked = torch.load(config.out / run.CHECKPOINT, weights_only=True)["state"]["seconds"]
-    clock = search.Training.seconds.fget.__globals__["time"].perf_counter
+    worked = torch.load(RunFolder(config.out).checkpoint("search"), weights_only=True)["state"]["seconds"]
+    clock = run.SearchState.seconds.fget.__globals__["time"].perf_counter
     monkeypatch.setattr("time.perf_counter", lambda: clock() + 10_000)
     run.resume(config.out)
     assert worked < json.loads((config.out / "result.json").read_text())["seconds"] < 1_000
@@ -176,7 +177,7 @@ def test_a_folder_that_is_not_empty_is_left_alone(config, tmp_path):
     file = tmp_path / "file"
     file.write_text("mine")
     with pytest.raises(FileExistsError, match="choose another --out"):
-        run.start(SearchConfig(**{**config.to_dict(), "out": file}))
+        run.start(ImageSearchConfig(**{**config.to_dict(), "out": file}))
 
 
 def test_the_folder_of_a_run_can_be_resumed_but_not_begun_again(config):
@@ -192,17 +193,17 @@ def test_an_empty_folder_will_do(config):
 
 def test_without_a_name_a_run_gets_the_next_free_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = [str(run.start(SearchConfig(**{**TINY, "epochs": 1}, seed=3))) for _ in range(3)]
+    names = [str(run.start(ImageSearchConfig(**{**TINY, "epochs": 1}, seed=3))) for _ in range(3)]
     assert names == ["runs/digits-advantage-seed3", "runs/digits-advantage-seed3-2", "runs/digits-advantage-seed3-3"]
 
 
 def test_nothing_is_made_for_a_run_that_cannot_start(config, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such table"):
-        run.start(SearchConfig(**{**config.to_dict(), "table": tmp_path / "none.csv"}))
+        run.start(ImageSearchConfig(**{**config.to_dict(), "table": tmp_path / "none.csv"}))
     with pytest.raises(FileNotFoundError, match="there is no folder nothing"):
-        run.start(SearchConfig(**{**config.to_dict(), "data": "nothing"}))
+        run.start(ImageSearchConfig(**{**config.to_dict(), "data": "nothing"}))
     with pytest.raises(ValueError, match="estimator_settings"):
-        run.start(SearchConfig(**{**config.to_dict(), "estimator_settings": {"no": 1}}))
+        run.start(ImageSearchConfig(**{**config.to_dict(), "estimator_settings": {"no": 1}}))
     assert os.listdir(tmp_path) == []
 
 
@@ -210,7 +211,7 @@ def test_a_table_that_lacks_cells_is_refused_before_the_search(config, table, tm
     cut = tmp_path / "cut.csv"
     cut.write_text("".join(table.read_text().splitlines(keepends=True)[:1000]))
     with pytest.raises(ValueError, match=r"cut\.csv: must hold every cell of the space, got 999; it may be truncated"):
-        run.start(SearchConfig(**{**config.to_dict(), "table": cut}))
+        run.start(ImageSearchConfig(**{**config.to_dict(), "table": cut}))
 
 
 def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
@@ -221,8 +222,8 @@ def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda folder: (folder / run.CHECKPOINT).unlink(), "there is no checkpoint here"),
-        (lambda folder: (folder / run.CHECKPOINT).write_bytes(b"x" * 100), "damaged"),
+        (lambda folder: RunFolder(folder).checkpoint("search").unlink(), "there is no checkpoint here"),
+        (lambda folder: RunFolder(folder).checkpoint("search").write_bytes(b"x" * 100), "damaged"),
         (
             lambda folder: edit(folder / "config.yaml", "channels: 4", "channels: 8"),
             r"other settings \(channels 4, now 8\)",
@@ -245,7 +246,7 @@ def edit(path, old, new):
 
 
 def test_a_full_disk_ends_the_search_with_the_last_checkpoint_whole(config, tmp_path, monkeypatch):
-    expected = run.start(SearchConfig(**{**config.to_dict(), "out": tmp_path / "whole"}))
+    expected = run.start(ImageSearchConfig(**{**config.to_dict(), "out": tmp_path / "whole"}))
     real, saves = os.fsync, iter(range(1, 1000))
 
     def full(descriptor):
@@ -266,5 +267,5 @@ def test_a_full_disk_ends_the_search_with_the_last_checkpoint_whole(config, tmp_
 
 
 def test_a_search_of_warm_up_alone_says_that_it_finds_nothing(config, capsys):
-    run.start(SearchConfig(**{**config.to_dict(), "warmup_epochs": 2}))
+    run.start(ImageSearchConfig(**{**config.to_dict(), "warmup_epochs": 2}))
     assert "every epoch is a warm-up epoch" in capsys.readouterr().out

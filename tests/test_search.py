@@ -5,12 +5,15 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from advnas import checkpoint, data, search
-from advnas.config import SearchConfig
-from advnas.report import Progress
-from advnas.search import SearchState
+from advnas import search
+from advnas import state as states
+from advnas.data import images as data
+from advnas.report.console import Progress
+from advnas.run.folder import RunFolder
+from advnas.run.watch import Interrupted, Watch
+from advnas.state import SearchState
+from advnas.tasks.image import ImageSearchConfig, ImageTask
 from advnas.training import generators
-from advnas.watch import Interrupted, Watch
 from advnas_ext import ESTIMATORS, Path
 
 TINY = {
@@ -31,17 +34,21 @@ def digits():
 
 
 def state_of(digits, **settings) -> SearchState:
-    return SearchState(SearchConfig(**{**TINY, **settings}), digits)
+    config = ImageSearchConfig(**{**TINY, **settings})
+    task = ImageTask(config, digits)
+    state = SearchState(config, task)
+    state.task = task
+    return state
 
 
 def watch_of(state, tmp_path=None) -> Watch:
-    file = None if tmp_path is None else tmp_path / "search.pt"
-    return Watch(state, Progress("searching", state.config.epochs, {}), file, go_on="the command")
+    folder = None if tmp_path is None else RunFolder(tmp_path)
+    return Watch(state, Progress("searching", state.config.epochs, {}), folder, go_on="the command")
 
 
 def run(state, watch=None) -> SearchState:
     with watch or watch_of(state) as watching:
-        search.search(state, watching)
+        search.search(state.task, state, watching)
     return state
 
 
@@ -77,7 +84,7 @@ def test_every_estimator_searches(digits, estimator):
     assert row["epoch"] == 1
     assert all(math.isfinite(row[name]) for name in ("train_loss", "valid_loss", "valid_accuracy", "entropy"))
     assert 0 <= row["valid_accuracy"] <= 1
-    state.space.parse_arch(row["arch"])
+    state.space.parse(row["arch"])
     after = state.network.state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before if "weight" in name)
     learns = estimator != "random"
@@ -105,7 +112,7 @@ def assert_resumes(digits, tmp_path, stop_after, **settings):
         run(state, watch)
     resumed = state_of(digits, **settings)
     torch.rand(7)  # the global generator has no part in it
-    resumed.load_state_dict(checkpoint.load(tmp_path / "search.pt", "search", {}))
+    resumed.load_state_dict(RunFolder(tmp_path).load("search", {}))
     assert resumed.epoch * 3 + resumed.step == stop_after
     assert_equal(comparable(run(resumed)), expected)
 
@@ -125,7 +132,7 @@ def test_a_checkpoint_after_every_epoch(digits, tmp_path):
     state = state_of(digits)
     epochs = []
     watch = watch_of(state, tmp_path)
-    watch.record = lambda: epochs.append(checkpoint.load(watch.file, "search", {})["values"]["epoch"]) or {"epoch": 0}
+    watch.record = lambda: epochs.append(watch.folder.load("search", {})["values"]["epoch"]) or {"epoch": 0}
     run(state, watch)
     assert epochs == [1, 2]
 
@@ -154,9 +161,9 @@ def test_streams_of_random_numbers_differ():
 def test_a_weight_step_is_a_clipped_step_of_sgd(digits):
     state = state_of(digits, grad_clip=0.01, momentum=0.0, nesterov=False, weight_decay=0.0, lr=0.5)
     twin = copy.deepcopy(state.network)
-    x, y = next(iter(copy.deepcopy(state.weight_half)))
+    x, y = next(iter(copy.deepcopy(state.weight_stream)))
     path = state.estimator.sample(clone(state.path_generator)).detach()
-    search.weight_step(state)
+    search.weight_step(state.task, state)
     cross_entropy(twin(x, path), y).backward()
     touched = [p for p in twin.parameters() if p.grad is not None]
     norm = torch.stack([p.grad.norm() for p in touched]).norm()
@@ -177,12 +184,12 @@ def clone(generator):
 def test_an_architecture_step_moves_the_logits_by_the_advantage_and_no_weight(digits):
     state = state_of(digits, arch_betas=(0.0, 0.0), arch_weight_decay=0.0)
     twin = copy.deepcopy(state.network)
-    x, y = next(iter(copy.deepcopy(state.arch_half)))
+    x, y = next(iter(copy.deepcopy(state.arch_stream)))
     path = state.estimator.sample(clone(state.path_generator))
     before = copy.deepcopy(list(state.network.parameters()))
-    search.architecture_step(state)
+    search.architecture_step(state.task, state)
     cross_entropy(twin(x, path), y).backward()
-    advantage, zero = path.gates.grad[:, 0], path.ops[:, 0] == state.space.ZERO_OP
+    advantage, zero = path.gates.grad[:, 0], path.ops[:, 0] == state.space.ops.index(state.space.zero_op)
     live = ~zero & (advantage.abs() > 1e-6)
     assert live.any()
     # Adam without averages steps by the sign: against the picked operation where its advantage, the loss it adds, is positive.
@@ -199,7 +206,7 @@ def test_a_gradient_that_is_no_number_stops_before_the_step(digits):
     # The loss is a number and its gradient is not: sqrt has an infinite slope at 0.
     state.network.classifier.register_forward_hook(lambda module, args, scores: scores + scores.sub(scores).sqrt())
     with pytest.raises(FloatingPointError, match="the norm of the weights' gradient must be finite, got nan"):
-        search.weight_step(state)
+        search.weight_step(state.task, state)
     assert all(torch.equal(old, new) for old, new in zip(weights, state.network.parameters(), strict=True))
 
 
@@ -207,8 +214,8 @@ def test_only_an_architecture_step_asks_for_gradients_of_the_gates(digits):
     state = state_of(digits)
     asked = []
     state.network.register_forward_pre_hook(lambda module, args: asked.append(args[1].gates.requires_grad))
-    search.weight_step(state)
-    search.architecture_step(state)
+    search.weight_step(state.task, state)
+    search.architecture_step(state.task, state)
     assert asked == [False, True]
 
 
@@ -239,19 +246,19 @@ def test_the_warm_up_draws_uniformly_and_leaves_the_logits_alone(digits):
 
 def test_the_halves_are_disjoint_and_the_held_out_images_are_of_the_architecture_half(digits):
     state = state_of(digits, batch_size=64)
-    weights, arch = set(state.weight_index.tolist()), set(state.arch_index.tolist())
+    weights, arch = set(state.task.weight_index.tolist()), set(state.task.arch_index.tolist())
     assert not weights & arch
     assert len(weights | arch) == len(digits.train)
-    assert sorted(state.held_out.tolist()) == sorted(arch)
-    assert state.held_out[:128].sort().values.tolist() != sorted(arch)[:128]  # a mix of all classes
+    assert sorted(state.held_out.index.tolist()) == sorted(arch)
+    assert state.held_out.index[:128].sort().values.tolist() != sorted(arch)[:128]  # a mix of all classes
 
 
 def test_held_out_batches_are_the_first_ones_always(digits):
     state = state_of(digits, batch_size=64)
-    everything = list(state.held_out_batches(1000))
-    assert sum(len(y) for _, y in everything) == len(state.arch_index)
+    everything = list(state.held_out(1000))
+    assert sum(len(y) for _, y in everything) == len(state.task.arch_index)
     for count in (1, 3, 1):
-        for (x, y), (same_x, same_y) in zip(state.held_out_batches(count), everything[:count], strict=True):
+        for (x, y), (same_x, same_y) in zip(state.held_out(count), everything[:count], strict=True):
             assert torch.equal(x, same_x)
             assert torch.equal(y, same_y)
 
@@ -260,24 +267,24 @@ def test_random_search_keeps_the_best_cell_that_it_drew(digits, monkeypatch):
     state = state_of(digits, estimator="random", epochs=2, steps_per_epoch=1)
     measured = {}
 
-    def evaluate(state, ops, batches):
+    def evaluate(task, state, ops, batches):
         measured[tuple(ops.tolist())] = loss = float(ops.sum())
-        return loss, 0.0
+        return {"loss": loss, "accuracy": 0.0}
 
     monkeypatch.setattr(search, "evaluate", evaluate)
     run(state)
-    assert len(measured) > search.DRAWN
+    assert len(measured) > states.DRAWN
     best = min(measured, key=measured.get)
-    assert state.space.parse_arch(state.history[-1]["arch"]).sum() == sum(best)
+    assert state.space.parse(state.history[-1]["arch"]).sum() == sum(best)
     assert state.history[-1]["valid_loss"] == sum(best) <= state.history[0]["valid_loss"]
 
 
 def test_the_training_loss_of_an_epoch_is_the_mean_over_its_steps(digits, monkeypatch):
-    losses, real = [], search.finite
+    losses, real = [], search.check_finite
     monkeypatch.setattr(
         search,
-        "finite",
-        lambda name, value: losses.append(value.item()) or real(name, value) if "loss" in name else 0.0,
+        "check_finite",
+        lambda name, value: losses.append(value.item()) or real(name, value) if "loss" in name else None,
     )
     state = run(state_of(digits, steps_per_epoch=5))
     expected = [sum(losses[:5]) / 5, sum(losses[5:]) / 5]
@@ -299,7 +306,7 @@ def test_a_number_that_is_none_stops_the_search_with_the_last_good_checkpoint(di
     watch.after_step = poison
     with pytest.raises(FloatingPointError, match=rf"^epoch 2, step 2: .*{what} .*last good checkpoint is .*search\.pt"):
         run(state, watch)
-    good = checkpoint.load(tmp_path / "search.pt", "search", {})
+    good = RunFolder(tmp_path).load("search", {})
     assert good["values"]["epoch"] == 1
     assert all(value.isfinite().all() for value in good["parts"]["network"].values())
 
@@ -323,13 +330,13 @@ def test_evaluation_does_not_touch_the_weights(digits):
     state = state_of(digits)
     before = [p.clone() for p in state.network.parameters()]
     path = Path.from_ops(state.estimator.argmax())
-    loss, accuracy = search.evaluate(state, path.ops[:, 0], 3)
-    batches = list(state.held_out_batches(3))
+    metrics = search.evaluate(state.task, state, path.ops[:, 0], 3)
+    batches = list(state.held_out(3))
     y = torch.cat([y for _, y in batches])
     scores = torch.cat([state.network(x, path) for x, _ in batches])  # batch norm sees a batch at a time
     assert len(y) == 3 * TINY["batch_size"]
-    assert loss == pytest.approx(cross_entropy(scores, y).item(), rel=1e-5)
-    assert accuracy == pytest.approx((scores.argmax(1) == y).float().mean().item())
+    assert metrics["loss"] == pytest.approx(cross_entropy(scores, y).item(), rel=1e-5)
+    assert metrics["accuracy"] == pytest.approx((scores.argmax(1) == y).float().mean().item())
     assert all(torch.equal(old, new) for old, new in zip(before, state.network.parameters(), strict=True))
 
 
@@ -349,7 +356,7 @@ def test_paths_that_belong_together_are_measured_on_one_batch(digits):
     state = state_of(digits, estimator="rloo", estimator_settings={"num_samples": 3})
     seen, logits = record(state.network), []
     for _ in range(2):
-        search.architecture_step(state)
+        search.architecture_step(state.task, state)
         logits.append(state.estimator.logits.clone())
     first, second = seen[:3], seen[3:]
     assert len(second) == 3
@@ -365,9 +372,9 @@ def test_paths_that_belong_together_are_measured_on_one_batch(digits):
 def test_paths_that_do_not_belong_together_have_batches_of_their_own(digits):
     state = state_of(digits, estimator="parsec", estimator_settings={"num_samples": 2})
     seen = record(state.network)
-    search.architecture_step(state)
+    search.architecture_step(state.task, state)
     assert torch.equal(state.estimator.logits, torch.tensor(state.logits[0]))
-    search.architecture_step(state)
+    search.architecture_step(state.task, state)
     assert not torch.equal(state.estimator.logits, torch.tensor(state.logits[0]))
     assert not torch.equal(seen[0][0], seen[1][0])
 
@@ -376,8 +383,8 @@ def test_a_weight_step_between_them_does_not_disturb_the_paths(digits):
     """A weight step draws from the same estimator, which is between two groups then."""
     state = state_of(digits, estimator="rloo")
     for _ in range(3):
-        search.weight_step(state)
-        search.architecture_step(state)
+        search.weight_step(state.task, state)
+        search.architecture_step(state.task, state)
         assert state.estimator.collected == 0
 
 
@@ -406,7 +413,7 @@ def test_cells_are_named_by_the_operations_that_run(digits):
     arch = state.arch(ops)
     assert arch == "|nor_conv_3x3~0|+|nor_conv_1x1~0|none~1|+|nor_conv_1x1~0|nor_conv_3x3~1|nor_conv_3x3~2|"
     ran = []
-    for target, source in state.space.EDGES:
+    for target, source in state.space.edges:
         for name, op in zip(state.ops, state.network.cells[0].edges[f"{target}<-{source}"], strict=True):
             weight = next((p for p in op.parameters() if p.dim() == 4), None)
             if weight is not None:
@@ -448,5 +455,5 @@ def test_other_supernets_search(digits, settings):
 
 def test_images_do_not_grow(digits):
     state = state_of(digits, image_size=9)
-    assert torch.equal(state.images.train.pixels, digits.train.pixels)
-    assert state.images.augment == digits.augment
+    assert torch.equal(state.task.images.train.pixels, digits.train.pixels)
+    assert state.task.images.augment == digits.augment

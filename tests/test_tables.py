@@ -1,6 +1,7 @@
 import pytest
 
-from advnas.tables.nasbench201 import Table
+from advnas.spaces.nasbench201 import NASBENCH201
+from advnas.tables import Table
 
 NONE = "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"
 SKIP = "|skip_connect~0|+|none~0|none~1|+|none~0|none~1|none~2|"
@@ -16,7 +17,7 @@ def write(path, lines, end="\n"):
 
 @pytest.fixture
 def table(tmp_path):
-    return Table.load(write(tmp_path / "table.csv", [HEADER, *ROWS]))
+    return Table.load(write(tmp_path / "table.csv", [HEADER, *ROWS]), NASBENCH201)
 
 
 def test_lookup(table):
@@ -65,26 +66,26 @@ def test_wrong_questions(table, call, message):
 )
 def test_damaged_table(lines, end, message, tmp_path):
     with pytest.raises(ValueError, match=r"table\.csv.*" + message):
-        Table.load(write(tmp_path / "table.csv", lines, end))
+        Table.load(write(tmp_path / "table.csv", lines, end), NASBENCH201)
 
 
 def test_foreign_table(tmp_path):
     path = tmp_path / "table.csv"
     with pytest.raises(FileNotFoundError, match=r"table\.csv: no such table"):
-        Table.load(path)
+        Table.load(path, NASBENCH201)
     path.write_bytes(b"\xfd7zXZ\x00\x00\x04")
     with pytest.raises(ValueError, match=r"table\.csv: not a CSV table"):
-        Table.load(path)
+        Table.load(path, NASBENCH201)
 
 
 def test_windows_line_ends(tmp_path, table):
     path = tmp_path / "windows.csv"
     path.write_bytes("\r\n".join([HEADER, *ROWS, ""]).encode())
-    assert Table.load(path).rows == table.rows
+    assert Table.load(path, NASBENCH201).rows == table.rows
 
 
 def test_the_benchmarks_table(shared):
-    table = Table.load(shared / "data" / "nasbench201.csv")
+    table = Table.load(shared / "data" / "nasbench201.csv", NASBENCH201)
     assert len(table.rows) == 5**6
     best = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|"
     assert best in {arch for arch, _ in table.top(10)}

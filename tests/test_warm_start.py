@@ -6,8 +6,9 @@ import json
 import pytest
 import torch
 
-from advnas import run
-from advnas.config import SearchConfig
+from advnas.run import search as run
+from advnas.run.folder import RunFolder
+from advnas.tasks.image import ImageSearchConfig
 
 SMALL = {
     "data": "digits",
@@ -26,7 +27,7 @@ def rows(folder):
 
 
 def config(**settings):
-    return SearchConfig(**{**SMALL, "epochs": 4, "warmup_epochs": 2, "arch_lr": 0.1, **settings})
+    return ImageSearchConfig(**{**SMALL, "epochs": 4, "warmup_epochs": 2, "arch_lr": 0.1, **settings})
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +37,15 @@ def warm_up(tmp_path_factory):
 
 @pytest.mark.parametrize("estimator", ["advantage", "rloo", "gdas", "darts"])
 def test_it_goes_on_as_if_the_warm_up_had_been_its_own(warm_up, tmp_path, estimator):
-    whole = run.start(config(estimator=estimator, judge_cells=1, judge_steps=1, out=tmp_path / "whole"))
+    whole = run.start(config(estimator=estimator, halving_cells=1, halving_steps=1, out=tmp_path / "whole"))
     taken = run.start(
-        config(estimator=estimator, judge_cells=1, judge_steps=1, warm_start=warm_up, out=tmp_path / "taken")
+        config(estimator=estimator, halving_cells=1, halving_steps=1, warm_start=warm_up, out=tmp_path / "taken")
     )
     assert rows(taken) == rows(whole)
     assert (taken / "logits.csv").read_text() == (whole / "logits.csv").read_text()
-    one, other = (torch.load(folder / run.CHECKPOINT, weights_only=True)["state"] for folder in (whole, taken))
+    one, other = (
+        torch.load(RunFolder(folder).checkpoint("search"), weights_only=True)["state"] for folder in (whole, taken)
+    )
     for name, value in one["parts"]["network"].items():
         assert torch.equal(value, other["parts"]["network"][name])
     found, expected = (json.loads((folder / "result.json").read_text()) for folder in (taken, whole))

@@ -1,7 +1,7 @@
 #include <map>
 #include <mutex>
 
-#include "images.h"
+#include "cuda_pass.h"
 
 #ifdef ADVNAS_CUDA
 #include <c10/cuda/CUDAGraphsC10Utils.h>

@@ -1,14 +1,14 @@
-#include "images.h"
-#include "pass.h"
+#include "cuda_pass.h"
 
 namespace advnas::cuda {
 namespace {
 
 template <class T>
-class Backward {
+class CudaBackward {
  public:
-  Backward(Pass& pass, const Tensor& dy, const Wanted& wanted)
+  CudaBackward(Pass& pass, const CudaState& state, const Tensor& dy, const Wanted& wanted)
       : pass_(pass),
+        state_(state),
         wanted_(wanted),
         needs_(pass, wanted),
         read_last_(gradients_read_last_at(pass.plan)),
@@ -58,8 +58,8 @@ class Backward {
         kept.push_back(dp);
         sources.push_back({in<T>(dp), arrival_of(term), 1, nullptr, nullptr});
       } else if (needs_.of(term)) {
-        const Arrival arrival = term.piece.kind == Kind::kAvgPool ? Arrival::kPooled : Arrival::kDirect;
-        sources.push_back({in<T>(gradient_[term.target]), arrival, float(pass_.gate_of(term)), nullptr, gate_gradient(term)});
+        sources.push_back(
+            {in<T>(gradient_[term.target]), term.piece.arrival, float(pass_.gate_of(term)), nullptr, gate_gradient(term)});
       }
     }
     if (wants_input) gradient_[node] = new_images(like_, pass_.shapes[node]);
@@ -68,9 +68,9 @@ class Backward {
 
   // Of what a convolution gives back. The library's has spread the gradient already.
   Arrival arrival_of(const Term& term) const {
-    if (term.piece.before == Before::kRelu) return Arrival::kMasked;
-    const bool halved = term.piece.before == Before::kMean2 && is_pointwise<T>(of(term), term.piece);
-    return halved ? Arrival::kHalved : Arrival::kDirect;
+    if (term.piece.prologue == Prologue::kRelu) return Arrival::kMasked;
+    const bool halved = term.piece.prologue == Prologue::kMean2 && is_pointwise<T>(of(term), term.piece);
+    return halved ? Arrival::kHalved : Arrival::kIdentity;
   }
 
   float* gate_gradient(const Term& term) const {
@@ -82,7 +82,7 @@ class Backward {
     const std::vector<NormBackward<T>> sums = sums_of(node);
     const bool total = needs_.offset_into(node);
     if (total) totals_[node] = workspace(like_, 1);
-    const Tensor& x = pass_.nodes[node].defined() ? pass_.nodes[node] : pass_.relus[node];
+    const Tensor& x = pass_.nodes[node].defined() ? pass_.nodes[node] : state_.relus[node];
     const Tensor& dx = gradient_[node];
     const ImageShape& s = pass_.shapes[node];
     const Images shape{int(like_.size(0)), int(s.height), int(s.width), int(s.channels)};
@@ -127,7 +127,7 @@ class Backward {
       result_.bias[k] = row_if(convolution.bias.defined() && !of_batch);
       const Tensor gamma = floats(convolution.gamma), beta = floats(convolution.beta);
       parameters_.insert(parameters_.end(), {gamma, beta});
-      sums.push_back({in<T>(pass_.z[k]), in<float>(gamma), in<float>(beta), in<float>(convolution.device_rows),
+      sums.push_back({in<T>(pass_.z[k]), in<float>(gamma), in<float>(beta), in<float>(state_.norm_rows[k]),
                       float(pass_.gate_of(term)), of_batch, out<float>(coefficients), out<float>(result_.gamma[k]),
                       out<float>(result_.beta[k]), out<float>(result_.bias[k]), gate_gradient(term)});
     }
@@ -145,7 +145,7 @@ class Backward {
   Tensor by_pointwise(const Term& term, bool wants_input, bool wants_weight) {
     const int64_t k = term.convolution;
     const Convolution& convolution = of(term);
-    const Tensor& x = pass_.nodes[term.source].defined() ? pass_.nodes[term.source] : pass_.relus[term.source];
+    const Tensor& x = pass_.nodes[term.source].defined() ? pass_.nodes[term.source] : state_.relus[term.source];
     const ImageShape &source = pass_.shapes[term.source], &target = pass_.shapes[term.target];
     const PointwiseShape shape = pointwise_shape(x.size(0), target, convolution);
     const Tensor weight = convolution.weight.contiguous();
@@ -153,7 +153,7 @@ class Backward {
     if (wants_weight) result_.weight[k] = at::empty(weight.sizes(), weight.options());
     const Tensor partial = wants_weight ? workspace(like_, pointwise_gradient_workspace(shape)) : Tensor();
     pointwise_backward(PointwiseBackward<T>{shape, in<T>(gradient_[term.target]), in<T>(pass_.z[k]), in<float>(coefficients_[k]),
-                                            in<T>(x), in<T>(weight), pointwise_before(source, term.piece.before), out<T>(dp),
+                                            in<T>(x), in<T>(weight), pointwise_prologue(source, term.piece.prologue), out<T>(dp),
                                             out<T>(result_.weight[k]), out<float>(partial), out<unsigned>(counter_)},
                        device_.stream());
     return dp;
@@ -162,8 +162,8 @@ class Backward {
   Tensor by_library(const Term& term, bool wants_input, bool wants_weight) {
     const int64_t k = term.convolution;
     const Convolution& convolution = of(term);
-    const Tensor& node = term.piece.before == Before::kRelu ? pass_.relus[term.source] : pass_.nodes[term.source];
-    const Tensor x = before(node, term.piece.before), dy = gradient_[term.target];
+    const Tensor& node = term.piece.prologue == Prologue::kRelu ? state_.relus[term.source] : pass_.nodes[term.source];
+    const Tensor x = apply_prologue(node, term.piece.prologue), dy = gradient_[term.target];
     Tensor gradient = new_images(like_, pass_.shapes[term.target]);
     norm_gradient(in<T>(dy), in<T>(pass_.z[k]), in<float>(coefficients_[k]), out<T>(gradient), images_of(gradient),
                   device_.stream());
@@ -184,10 +184,11 @@ class Backward {
     } else {
       result_.weight[k] = backward(x, convolution.weight, spatial, 1, wants_input);
     }
-    return wants_input ? in_layout(before_backward(gradient, node, term.piece.before)) : Tensor();
+    return wants_input ? in_layout(prologue_backward(gradient, node, term.piece.prologue)) : Tensor();
   }
 
   Pass& pass_;
+  const CudaState& state_;
   const Wanted& wanted_;
   const Needs needs_;
   const std::vector<std::vector<int64_t>> read_last_;
@@ -204,9 +205,10 @@ class Backward {
 
 }  // namespace
 
-Gradients run_backward(Pass& pass, const Tensor& dy, const Wanted& wanted) {
-  return for_device_type(dy.scalar_type(),
-                         [&](auto* zero) { return Backward<std::remove_pointer_t<decltype(zero)>>(pass, dy, wanted).run(); });
+Gradients run_backward(Pass& pass, const CudaState& state, const Tensor& dy, const Wanted& wanted) {
+  return for_device_type(dy.scalar_type(), [&](auto* zero) {
+    return CudaBackward<std::remove_pointer_t<decltype(zero)>>(pass, state, dy, wanted).run();
+  });
 }
 
 }  // namespace advnas::cuda

@@ -1,17 +1,18 @@
 #include "../kernels/layout.h"
-#include "images.h"
-#include "pass.h"
+#include "cuda_pass.h"
 
 namespace advnas::cuda {
 namespace {
 
 template <class T>
-class Forward {
+class CudaForward {
  public:
-  explicit Forward(Pass& pass) : pass_(pass), device_(pass.nodes[0]), counter_(counter(pass.nodes[0], device_)) {}
+  CudaForward(Pass& pass, CudaState& state)
+      : pass_(pass), state_(state), device_(pass.nodes[0]), counter_(counter(pass.nodes[0], device_)) {}
 
   void run() {
-    pass_.relus.resize(pass_.plan.num_nodes);
+    state_.relus.resize(pass_.plan.num_nodes);
+    state_.norm_rows.resize(pass_.convolutions.size());
     for (int64_t node = 0; node < pass_.plan.num_nodes; ++node) {
       if (!pass_.plan.live[node]) continue;
       const Reads reads = reads_of(node);
@@ -29,10 +30,10 @@ class Forward {
     bool value = false, relu = false;
   };
 
-  Convolution& of(const Term& term) { return pass_.convolutions[term.convolution]; }
+  const Convolution& of(const Term& term) { return pass_.convolutions[term.convolution]; }
 
   bool takes_relu(const Term& term) {
-    return term.convolution >= 0 && term.piece.before == Before::kRelu && !is_pointwise<T>(of(term), term.piece);
+    return term.convolution >= 0 && term.piece.prologue == Prologue::kRelu && !is_pointwise<T>(of(term), term.piece);
   }
 
   Reads reads_of(int64_t node) {
@@ -42,17 +43,17 @@ class Forward {
     for (const Term& term : out_of) reads.relu |= takes_relu(term);
     for (const Term& term : out_of) {
       // ReLU of a ReLU is itself: our own 1x1 convolution takes either.
-      const bool either = reads.relu && term.convolution >= 0 && term.piece.before == Before::kRelu;
+      const bool either = reads.relu && term.convolution >= 0 && term.piece.prologue == Prologue::kRelu;
       reads.value |= !either;
     }
     return reads;
   }
 
-  const Tensor& either(int64_t node) { return pass_.nodes[node].defined() ? pass_.nodes[node] : pass_.relus[node]; }
+  const Tensor& either(int64_t node) { return pass_.nodes[node].defined() ? pass_.nodes[node] : state_.relus[node]; }
 
   void take_input(const Reads& reads) {
     Tensor& x = pass_.nodes[0];
-    Tensor& relu = pass_.relus[0];
+    Tensor& relu = state_.relus[0];
     const ImageShape& shape = pass_.shapes[0];
     if (reads.relu) relu = new_images(x, shape);
     if (!x.is_contiguous(kLayout) && x.is_contiguous()) {
@@ -71,12 +72,11 @@ class Forward {
     for (const Term& term : pass_.plan.into[node]) {
       const auto gate = float(pass_.gate_of(term));
       if (term.convolution < 0) {
-        const Arrival arrival = term.piece.kind == Kind::kAvgPool ? Arrival::kPooled : Arrival::kDirect;
-        sources.push_back({in<T>(pass_.nodes[term.source]), arrival, gate, nullptr, nullptr});
+        sources.push_back({in<T>(pass_.nodes[term.source]), term.piece.arrival, gate, nullptr, nullptr});
       } else {
-        const float* const rows = in<float>(of(term).device_rows);
+        const float* const rows = in<float>(state_.norm_rows[term.convolution]);
         const float* const map = rows != nullptr ? rows + kScale * shape.channels : nullptr;
-        sources.push_back({in<T>(pass_.z[term.convolution]), Arrival::kDirect, gate, map, nullptr});
+        sources.push_back({in<T>(pass_.z[term.convolution]), Arrival::kIdentity, gate, map, nullptr});
       }
     }
     const Tensor value = reads.value || sources.size() > kMaxSources ? new_images(like_, shape) : Tensor();
@@ -90,24 +90,25 @@ class Forward {
       node_forward(launch, device_.stream());
     } while (first < sources.size());
     pass_.nodes[node] = value;
-    pass_.relus[node] = relu;
+    state_.relus[node] = relu;
   }
 
   void convolve(const Term& term) {
-    Convolution& convolution = of(term);
-    const Tensor& x = takes_relu(term) ? pass_.relus[term.source] : either(term.source);
+    const Convolution& convolution = of(term);
+    const Tensor& x = takes_relu(term) ? state_.relus[term.source] : either(term.source);
     const bool of_batch = convolution.statistics == Statistics::kBatch;
     const Parameters parameters(convolution, term, float(pass_.gate_of(term)));
-    if (!is_plain(convolution)) convolution.device_rows = workspace(like_, kNormRows * pass_.shapes[term.target].channels);
-    const NormForward norm = parameters.norm(out<float>(convolution.device_rows));
+    Tensor& rows = state_.norm_rows[term.convolution];
+    if (!is_plain(convolution)) rows = workspace(like_, kNormRows * pass_.shapes[term.target].channels);
+    const NormForward norm = parameters.norm(out<float>(rows));
     Tensor& z = pass_.z[term.convolution];
     if (is_pointwise<T>(convolution, term.piece)) {
       z = new_images(like_, pass_.shapes[term.target]);
       const PointwiseShape shape = pointwise_shape(x.size(0), pass_.shapes[term.target], convolution);
-      const PointwiseBefore before = pointwise_before(pass_.shapes[term.source], term.piece.before);
+      const PointwisePrologue prologue = pointwise_prologue(pass_.shapes[term.source], term.piece.prologue);
       const Tensor weight = convolution.weight.contiguous();
       const Tensor partial = of_batch ? workspace(like_, pointwise_statistics_workspace(shape)) : Tensor();
-      pointwise_forward(PointwiseForward<T>{shape, in<T>(x), in<T>(weight), before, out<T>(z), of_batch, norm,
+      pointwise_forward(PointwiseForward<T>{shape, in<T>(x), in<T>(weight), prologue, out<T>(z), of_batch, norm,
                                             out<float>(partial), of_batch ? out<unsigned>(counter_) : nullptr},
                         device_.stream());
     } else {
@@ -123,7 +124,7 @@ class Forward {
 
   Tensor by_library(const Tensor& x, const Term& term) {
     const Convolution& convolution = of(term);
-    Tensor z = before(x, term.piece.before);
+    Tensor z = apply_prologue(x, term.piece.prologue);
     const Tensor& spatial = convolution.depthwise.defined() ? convolution.depthwise : convolution.weight;
     const Geometry g(spatial, term.piece);
     const int64_t groups = convolution.depthwise.defined() ? z.size(1) : 1;
@@ -180,6 +181,7 @@ class Forward {
   };
 
   Pass& pass_;
+  CudaState& state_;
   const OnDevice device_;
   const Tensor counter_;
   const Tensor like_ = pass_.nodes[0];
@@ -187,8 +189,9 @@ class Forward {
 
 }  // namespace
 
-void run_forward(Pass& pass) {
-  for_device_type(pass.nodes[0].scalar_type(), [&](auto* zero) { Forward<std::remove_pointer_t<decltype(zero)>>(pass).run(); });
+void run_forward(Pass& pass, CudaState& state) {
+  for_device_type(pass.nodes[0].scalar_type(),
+                  [&](auto* zero) { CudaForward<std::remove_pointer_t<decltype(zero)>>(pass, state).run(); });
 }
 
 }  // namespace advnas::cuda

@@ -13,20 +13,25 @@
 
 namespace advnas {
 
+// y = scale z + shift. V: the value of one channel, or a row of [channels].
+template <class V>
 struct ScaleShift {
-  double scale, shift;
+  V scale, shift;
 };
 
-ADVNAS_HOST_DEVICE inline ScaleShift batch_norm_forward(double gate, double gamma, double beta, double mean, double rstd) {
+ADVNAS_HOST_DEVICE inline ScaleShift<double> batch_norm_forward(double gate, double gamma, double beta, double mean,
+                                                                double rstd) {
   return {gate * gamma * rstd, gate * (beta - gamma * rstd * mean)};
 }
 
-struct InputGradient {
-  double of_dy, of_z, constant;  // dz = of_dy dy + of_z z + constant
+// dz = of_dy dy + of_z z + constant.
+template <class V>
+struct NormGradient {
+  V of_dy, of_z, constant;
 };
 
-ADVNAS_HOST_DEVICE inline InputGradient batch_norm_backward(double scale, double mean, double rstd, double s1, double s2,
-                                                            double count) {
+ADVNAS_HOST_DEVICE inline NormGradient<double> batch_norm_backward(double scale, double mean, double rstd, double s1, double s2,
+                                                                   double count) {
   const double slope = -scale * rstd * rstd * s2 / count;
   return {scale, slope, -scale * s1 / count - slope * mean};
 }

@@ -5,7 +5,7 @@
 //                      over the r, s that divide
 //   weight gradient    dweight[o, i, r, s] = sum_{h, w} p(x)[stride h + r - size/2, stride w + s - size/2, i] dz[h, w, o]
 //
-// p is what comes before: nothing, ReLU, or the mean of 2x2 pixels. Images are first copied into frames, with a border of zero
+// p is the prologue: nothing, ReLU, or the mean of 2x2 pixels. Images are first copied into frames, with a border of zero
 // pixels, and on the way go through p (frame_input) or become the gradient before batch norm (frame_gradient): the sums then need
 // no tests at the border. In a frame [frame_side(height), frame_side(width), channels] the image begins size/2 pixels from the
 // corner. Frames and images of a batch follow each other.
@@ -17,13 +17,14 @@
 
 #include <cstdint>
 
-#include "cell.h"
+#include "batch_norm_math.h"
 #include "host_device.h"
+#include "image_shape.h"
 #include "pool_math.h"
 
 namespace advnas {
 
-enum class Before { kNothing, kRelu, kMean2 };
+enum class Prologue { kNothing, kRelu, kMean2 };
 
 // What the convolution itself takes: height and width are those of p(x).
 struct ConvolutionShape {
@@ -54,18 +55,19 @@ ADVNAS_HOST_DEVICE inline Phase phase_of(int64_t phase, int64_t size, int64_t st
   return {(last - first) / stride + 1, last, (shifted - last) / stride};
 }
 
-ADVNAS_HOST_DEVICE inline ImageShape shape_before(const ImageShape& x, Before before) {
-  return before == Before::kMean2 ? ImageShape{halved(x.height), halved(x.width), x.channels} : x;
+ADVNAS_HOST_DEVICE inline ImageShape shape_after_prologue(const ImageShape& x, Prologue prologue) {
+  return prologue == Prologue::kMean2 ? ImageShape{halved(x.height), halved(x.width), x.channels} : x;
 }
 
 // frames = p(x) inside, 0 at the border.
 template <class T>
-using FrameInput = void(const T* x, T* frames, const ImageShape& shape, int64_t images, Before before, int64_t size);
+using FrameInput = void(const T* x, T* frames, const ImageShape& shape, int64_t images, Prologue prologue, int64_t size);
 
-// A gradient before batch norm (batch_norm_math.h): dz = of_dy dy + of_z z + constant, coefficients [channels].
+// The gradient of a convolution's output z, before batch norm.
 template <class T>
 struct OutputGradient {
-  const T *dy, *z, *of_dy, *of_z, *constant;
+  const T *dy, *z;
+  NormGradient<const T*> norm;  // [channels] each
 };
 // frames = dz inside, 0 at the border.
 template <class T>
@@ -73,8 +75,8 @@ using FrameGradient = void(const OutputGradient<T>& gradient, T* frames, const I
 
 // dx = the gradient of p, or dx += with `add`; dp of p's shape.
 template <class T>
-using InputGradientBefore = void(const T* dp, const T* x, T* dx, const ImageShape& shape, int64_t images, Before before,
-                                 bool add);
+using PrologueGradient = void(const T* dp, const T* x, T* dx, const ImageShape& shape, int64_t images, Prologue prologue,
+                              bool add);
 
 template <class T>
 using Convolve = void(const T* frames, const T* weight, T* z, const ConvolutionShape& shape, int64_t images);

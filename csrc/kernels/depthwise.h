@@ -10,8 +10,8 @@
 
 #include <cstdint>
 
-#include "cell.h"
 #include "host_device.h"
+#include "image_shape.h"
 
 namespace advnas {
 

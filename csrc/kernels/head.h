@@ -9,26 +9,19 @@
 
 #include <cstdint>
 
+#include "batch_norm_math.h"
+
 namespace advnas {
 
 template <class T>
-struct HeadMap {
-  const T *scale, *shift;
-};
+using HeadForward = void(const T* x, const ScaleShift<const T*>& map, int64_t pixels, int64_t channels, T* h);
 
 template <class T>
-using HeadForward = void(const T* x, const HeadMap<T>& map, int64_t pixels, int64_t channels, T* h);
+using HeadSums = void(const T* x, const T* dh, const ScaleShift<const T*>& map, const T* mean, int64_t pixels, int64_t channels,
+                      double* s1, double* s2);
 
 template <class T>
-using HeadSums = void(const T* x, const T* dh, const HeadMap<T>& map, const T* mean, int64_t pixels, int64_t channels, double* s1,
-                      double* s2);
-
-template <class T>
-struct HeadGradient {
-  const T *of_dy, *of_z, *constant;
-};
-template <class T>
-using HeadBackward = void(const T* x, const T* dh, const HeadMap<T>& map, const HeadGradient<T>& gradient, int64_t pixels,
-                          int64_t channels, T* dx);
+using HeadBackward = void(const T* x, const T* dh, const ScaleShift<const T*>& map, const NormGradient<const T*>& gradient,
+                          int64_t pixels, int64_t channels, T* dx);
 
 }  // namespace advnas

@@ -1,16 +1,41 @@
-// Batch norm on CUDA: statistics of a convolution's output z, and the two maps that they make. Formulas: batch_norm_math.h.
+// Batch norm: statistics of a convolution's output z, and the sums of its backward pass. Formulas: batch_norm_math.h.
 #pragma once
+
+#include <cstdint>
 
 #include "channels_last.h"
 
-namespace advnas::cuda {
+namespace advnas {
+
+// On the host, of one image; serially.
+
+// mean [channels] and m2 [channels], the sum of squared distances from it, over the pixels of one image.
+template <class T>
+using ChannelMoments = void(const T* z, int64_t pixels, int64_t channels, double* mean, double* m2);
+
+// s1 [channels] = sum dy. For each of `num` convolution outputs, s2[k] [channels] = sum dy (z_k - mean_k), mean[k] [channels].
+template <class T>
+using NodeSums = void(const T* dy, const T* const* z, const T* const* mean, int64_t num, int64_t pixels, int64_t channels,
+                      double* s1, double* const* s2);
+
+// Mean and (biased) variance [channels] of a batch from the moments of its images [images, channels], by the rule of Chan, Golub
+// and LeVeque (1983): exact where the mean is large beside the spread.
+template <class T>
+using JoinMoments = void(const double* means, const double* m2s, int64_t images, int64_t pixels, int64_t channels, double* mean,
+                         double* variance);
+
+// sum [width] of rows [images, width], in the order of the images.
+template <class T>
+using AddImages = void(const double* rows, int64_t images, int64_t width, double* sum);
+
+namespace cuda {
 
 // Counters of a launch at most: each of its parts that end by themselves counts its blocks.
 inline constexpr int kCounters = 16;
 
 // Rows of [channels] floats that the forward pass leaves for each convolution.
 enum NormRow { kMean, kRstd, kScale, kShift, kNormRows };
-// Rows that the backward pass leaves: dz = of_dy dy + of_z z + constant.
+// Rows that the backward pass leaves: those of NormGradient.
 enum GradientRow { kOfDy, kOfZ, kConstant, kGradientRows };
 
 // Parameters and running statistics are rows of [channels] floats; null where there are none.
@@ -46,4 +71,5 @@ void norm_fixed(int channels, const NormForward& norm, void* stream);
 template <class T>
 void norm_gradient(const T* dy, const T* z, const float* gradient, T* dz, const Images& shape, void* stream);
 
-}  // namespace advnas::cuda
+}  // namespace cuda
+}  // namespace advnas

@@ -1,10 +1,10 @@
 // A 1x1 convolution on CUDA as a matrix product over pixels, with everything around it in the same pass over memory.
 //
-//   forward    z[p, o] = sum_i before(x)[p, i] weight[o, i], and the batch statistics of z (norm.h)
+//   forward    z[p, o] = sum_i prologue(x)[p, i] weight[o, i], and the batch statistics of z (norm.h)
 //   backward   dz = of_dy dy + of_z z + constant,    dp[p, i] = sum_o dz[p, o] weight[o, i],
-//              dweight[o, i] = sum_p dz[p, o] before(x)[p, i]
+//              dweight[o, i] = sum_p dz[p, o] prologue(x)[p, i]
 //
-// before is ReLU, the mean of 2x2 pixels (pool_math.h), or nothing. dp is the gradient of before(x); the node that gathers it
+// prologue is ReLU, the mean of 2x2 pixels (pool_math.h), or nothing. dp is the gradient of prologue(x); the node that gathers it
 // applies the mask, or spreads it.
 #pragma once
 
@@ -17,8 +17,8 @@ struct PointwiseShape {
   int in, out;
 };
 
-// What comes before. height, width: of the images of x where it is the mean, else 0.
-struct PointwiseBefore {
+// What comes prologue. height, width: of the images of x where it is the mean, else 0.
+struct PointwisePrologue {
   bool relu;
   int height, width;
 };
@@ -31,7 +31,7 @@ template <class T>
 struct PointwiseForward {
   PointwiseShape shape;
   const T *x, *weight;
-  PointwiseBefore before;
+  PointwisePrologue prologue;
   T* z;
   bool of_batch;  // whether norm's statistics are those of z
   NormForward norm;
@@ -45,7 +45,7 @@ struct PointwiseBackward {
   const T *dy, *z;
   const float* gradient;  // [kGradientRows, out]
   const T *x, *weight;
-  PointwiseBefore before;
+  PointwisePrologue prologue;
   T* dp;              // or null
   T* dweight;         // or null
   float* partial;     // pointwise_gradient_workspace floats if dweight is wanted

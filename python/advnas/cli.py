@@ -229,14 +229,13 @@ def tested(task: type[Task], result: Mapping[str, Any]) -> dict[str, str]:
 
 
 def task_asked_for(args: Sequence[str]) -> type[Task]:
-    """The task of ``--task``, else that of the file of ``--config``, else that of the run folder, else image classification."""
-    values = {name: option(args, name) for name in ("--task", "--config", "--resume")}
-    name = values["--task"]
-    if name is None and values["--config"] is not None:
-        name = task_named_in(Path(values["--config"]))
-    folders = [values["--resume"], args[0] if args and not args[0].startswith("-") else None]
-    for folder in filter(None, folders):
-        name = name or task_named_in(Path(folder) / "config.yaml")
+    """The task of ``--task``, else that of the file of ``--config``, else that of a run folder among the arguments, else image
+    classification."""
+    name, file = option(args, "--task"), option(args, "--config")
+    if name is None and file is not None:
+        name = task_named_in(Path(file))
+    for word in args:
+        name = name or task_named_in(Path(word.partition("=")[2] or word) / "config.yaml")
     return TASKS.get(name or "image", TASKS["image"])  # whoever parses the arguments refuses another one
 
 
@@ -335,10 +334,10 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "retrain": retrain,
     "query": query,
     "analysis": analysis,
-    "lab": analysis,
     "info": info,
 }
 
+ALIASES = {"lab": "analysis"}
 MEASUREMENTS: dict[str, Callable[[Sequence[str]], None]] = {"signal": signal, "rank": rank}
 
 
@@ -384,9 +383,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if args else 2
     command, *rest = args
     try:
-        if command not in COMMANDS:
+        name = ALIASES.get(command, command)
+        if name not in COMMANDS:
             raise ValueError(f"no such command; choose among {', '.join(COMMANDS)}")
-        COMMANDS[command](rest)
+        COMMANDS[name](rest)
     except Interrupted as interrupt:
         print(f"advnas {command}: {interrupt}", file=sys.stderr)
         return 130

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,7 +33,8 @@ def cost(network: nn.Module, shape: Sequence[int], dtype: torch.dtype = torch.fl
     """
     on_meta = copy.deepcopy(network).to("meta").eval()
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm: _product_with_bias})
-    with torch.no_grad(), counter:
+    with torch.no_grad(), counter, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "advnas_ext: no native kernels for meta")  # shapes alone
         on_meta(torch.empty(*shape, dtype=dtype, device="meta"))
     return Cost(sum(p.numel() for p in network.parameters()), counter.get_total_flops() // 2)
 

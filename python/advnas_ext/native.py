@@ -10,53 +10,43 @@ import functools
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from advnas_ext import _C
+from advnas_ext._C import Prologue, Step
 from advnas_ext.path import Path
 
-Before = _C.Before
-
-
-class Step(NamedTuple):
-    """One native piece, with what it takes of the module that holds its parameters."""
-
-    piece: _C.Piece
-    running: bool = False
-    """Whether batch norm takes its running statistics."""
-    tensors: tuple[Tensor | None, ...] = ()
-    """Of a convolution, in the order of ``ConvolutionTensor`` in csrc/cell.h."""
-
-
-ZERO = Step(_C.Piece(_C.Kind.ZERO))
-IDENTITY = Step(_C.Piece(_C.Kind.IDENTITY))
-AVG_POOL = Step(_C.Piece(_C.Kind.AVG_POOL))
+ZERO = Step(_C.Piece())
+IDENTITY = Step(_C.Piece(_C.Arrival.IDENTITY))
+AVG_POOL = Step(_C.Piece(_C.Arrival.AVG_POOL))
+MAX_POOL = Step(_C.Piece(_C.Arrival.MAX_POOL))
 
 
 def convolution(
-    before: _C.Before, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, depthwise: nn.Conv2d | None = None
+    prologue: Prologue, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, depthwise: nn.Conv2d | None = None
 ) -> Step:
-    """What comes before, then a depthwise convolution if there is one, a convolution, and batch norm if there is one.
+    """The prologue, then a depthwise convolution if there is one, a convolution, and batch norm if there is one.
 
     The convolutions have padding for an unchanged image size at stride 1. With ``depthwise`` the other one is 1x1, and
     both have stride 1.
     """
     spatial = conv if depthwise is None else depthwise
     weight, bias = weight_and_bias(conv)
-    weights = (weight, None if depthwise is None else weight_and_bias(depthwise)[0], bias)
+    depthwise_weight = None if depthwise is None else weight_and_bias(depthwise)[0]
     if norm is None:
-        piece = _piece_of(before, False, spatial.stride[0], spatial.dilation[0])
-        return Step(piece, False, (*weights, None, None, None, None, None))
-    piece = _piece_of(before, True, spatial.stride[0], spatial.dilation[0], norm.eps, norm.momentum or 0.0)
-    statistics = running_statistics(norm)
-    running = statistics[0] is not None and not norm.training
-    return Step(piece, running, (*weights, *weight_and_bias(norm), *statistics))
+        piece = _piece_of(prologue, False, spatial.stride[0], spatial.dilation[0])
+        return Step(piece, weight, depthwise_weight, bias)
+    piece = _piece_of(prologue, True, spatial.stride[0], spatial.dilation[0], norm.eps, norm.momentum or 0.0)
+    gamma, beta = weight_and_bias(norm)
+    mean, variance, tracked = running_statistics(norm)
+    use_running = mean is not None and not norm.training
+    # By position: names would cost a microsecond each time, of dozens in a step.
+    return Step(piece, weight, depthwise_weight, bias, gamma, beta, mean, variance, tracked, use_running)
 
 
-_piece_of = functools.cache(functools.partial(_C.Piece, _C.Kind.CONVOLUTION))
+_piece_of = functools.cache(_C.Piece)
 
 
 # A step asks for hundreds of tensors, and nn.Module searches for each that is asked for as an attribute. Only who has parametrized
@@ -85,8 +75,7 @@ class Graph:
 
     def __init__(self) -> None:
         self.num_nodes = 1
-        self._steps: list[Step] = []
-        self._links: list[tuple[int, int, int]] = []  # of each step: its source, its target, its gate
+        self._steps: list[tuple[Step, int, int, int]] = []  # each with its source, its target, its gate
         self._offset_targets: list[int] = []
 
     def node(self, arrivals: Iterable[tuple[Sequence[Step], int, int]]) -> int:
@@ -99,14 +88,12 @@ class Graph:
         last = []
         for steps, source, gate in arrivals:
             for step in steps[:-1]:
-                self._steps.append(step)
-                self._links.append((source, self.num_nodes, -1))
+                self._steps.append((step, source, self.num_nodes, -1))
                 source, self.num_nodes = self.num_nodes, self.num_nodes + 1
             last.append((steps[-1], source, gate))
         node = self.num_nodes
         for step, source, gate in last:
-            self._steps.append(step)
-            self._links.append((source, node, gate))
+            self._steps.append((step, source, node, gate))
         self.num_nodes = node + 1
         return node
 
@@ -126,18 +113,14 @@ class Graph:
             ValueError: channels of ``x`` or of a convolution do not fit, or batch statistics would be of one value.
             RuntimeError: in a double backward pass, which is not implemented.
         """
-        convolutions = [step for step in self._steps if step.tensors]
         return _run(
             x,
             _NO_GATES if path is None else path.gates_on(x.device),
             _NO_GATES if path is None else path.gates,
             None if path is None else path.offsets_on(x.device),
             self._offset_targets,
-            [step.piece for step in self._steps],
-            self._links,
+            self._steps,
             self.num_nodes,
-            [step.running for step in convolutions],
-            [tensor for step in convolutions for tensor in step.tensors],
         )
 
 
@@ -196,8 +179,6 @@ _TYPES = {"cpu": (torch.float32, torch.float64), "cuda": (torch.float32, torch.f
 def runs_natively(x: Tensor) -> bool:
     """Whether the native executor takes ``x``: its device and type, without autocast."""
     device = x.device.type
-    if device == "meta":  # shapes alone
-        return False
     if device not in _TYPES or (device == "cuda" and not _C.cuda):
         _warn_not_native(device)
         return False

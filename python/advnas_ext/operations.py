@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from advnas_ext import native
-from advnas_ext.native import Before, Step
+from advnas_ext.native import Prologue, Step
 
 NAS_BENCH_201 = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 
@@ -50,6 +50,20 @@ class AvgPool(nn.Module):
         return self.op(x)
 
 
+class MaxPool(nn.Module):
+    """3x3, stride 1; at the border the maximum is among the pixels that exist. The gradient goes to the first of equal values."""
+
+    def steps(self) -> Sequence[Step]:
+        return (native.MAX_POOL,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.op = nn.MaxPool2d(3, stride=1, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
 class ReLUConvBN(nn.Module):
     """ReLU, convolution padded by half its size, batch norm.
 
@@ -75,7 +89,7 @@ class ReLUConvBN(nn.Module):
     def steps(self) -> Sequence[Step]:
         op: nn.Sequential = self._modules["op"]  # type: ignore[assignment]  # self.op searches: see native.convolution
         _, conv, norm = op
-        return (native.convolution(Before.RELU, conv, norm),)  # type: ignore[arg-type]
+        return (native.convolution(Prologue.RELU, conv, norm),)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
@@ -104,7 +118,7 @@ class SeparableConv(nn.Module):
     def steps(self) -> Sequence[Step]:
         op = list(self.op)
         return tuple(
-            native.convolution(Before.RELU, op[i + 2], op[i + 3], depthwise=op[i + 1])  # type: ignore[arg-type]
+            native.convolution(Prologue.RELU, op[i + 2], op[i + 3], depthwise=op[i + 1])  # type: ignore[arg-type]
             for i in range(0, len(op), 4)
         )
 
@@ -128,6 +142,7 @@ OPERATIONS: dict[str, Callable[[int, bool, bool], nn.Module]] = {
     "nor_conv_1x1": lambda channels, affine, track: ReLUConvBN(channels, channels, 1, 1, affine, track),
     "nor_conv_3x3": lambda channels, affine, track: ReLUConvBN(channels, channels, 3, 1, affine, track),
     "avg_pool_3x3": lambda channels, affine, track: AvgPool(),
+    "max_pool_3x3": lambda channels, affine, track: MaxPool(),
     "sep_conv_3x3": lambda channels, affine, track: SeparableConv(channels, 3, 1, 2, affine, track),
     "sep_conv_5x5": lambda channels, affine, track: SeparableConv(channels, 5, 1, 2, affine, track),
     "dil_conv_3x3": lambda channels, affine, track: SeparableConv(channels, 3, 2, 1, affine, track),

@@ -7,6 +7,7 @@ namespace {
 
 using namespace check;
 using namespace advnas::cuda;
+using advnas::Arrival;
 using Doubles = std::vector<double>;
 
 // avg_pool_3x3, or its transpose.
@@ -27,6 +28,23 @@ Doubles pool(const Doubles& from, const Images& s, bool transposed) {
         }
       }
     }
+  }
+  return to;
+}
+
+// max_pool_3x3 of `x`, or its transpose, which takes `dy` to the first maximum of each window or to its last NaN.
+Doubles max_pool(const Doubles& x, const Images& s, const Doubles* dy) {
+  Doubles to(x.size());
+  for (size_t i = 0; i < x.size(); ++i) {
+    const int w = int(i / s.channels % s.width), h = int(i / s.channels / s.width % s.height);
+    size_t best = x.size();
+    for (int y = std::max(h - 1, 0); y <= std::min(h + 1, s.height - 1); ++y) {
+      for (int v = std::max(w - 1, 0); v <= std::min(w + 1, s.width - 1); ++v) {
+        const size_t at = i + ((int64_t(y) - h) * s.width + v - w) * s.channels;
+        if (best == x.size() || x[at] > x[best] || std::isnan(x[at])) best = at;
+      }
+    }
+    dy != nullptr ? to[best] += (*dy)[i] : to[i] = x[best];
   }
   return to;
 }
@@ -55,26 +73,29 @@ struct SourceCase {
 float gate_of(size_t k) { return 0.5f + 0.25f * float(k); }
 
 // The k-th case of a cycle through all kinds of sources.
-SourceCase forward_source(size_t k) { return {k % 2 ? Arrival::kPooled : Arrival::kDirect, k % 4 >= 2}; }
-SourceCase backward_source(size_t k) {
-  if (k % 4 >= 2) return {k % 4 == 2 ? Arrival::kMasked : Arrival::kHalved, false};
-  return {k % 4 ? Arrival::kPooled : Arrival::kDirect, k % 8 < 4};
-}
+constexpr Arrival kArrivals[] = {Arrival::kIdentity, Arrival::kAvgPool, Arrival::kMaxPool, Arrival::kMasked, Arrival::kHalved};
+SourceCase forward_source(size_t k) { return {kArrivals[k % 3], k % 6 >= 3}; }
+SourceCase backward_source(size_t k) { return {kArrivals[k % 5], k % 5 < 3 && k % 10 < 5}; }
 std::vector<SourceCase> cycle(SourceCase (*one)(size_t), size_t first, size_t num) {
   std::vector<SourceCase> cases;
   for (size_t k = 0; k < num; ++k) cases.push_back(one(first + k));
   return cases;
 }
 
+// Few different values, so that many are equal, and those that a comparison can get wrong.
+template <class T>
+void make_special(std::vector<T>& values) {
+  for (T& value : values) value = T(std::floor(float(value)));
+  values[0] = T(std::numeric_limits<float>::quiet_NaN());
+  values[1] = T(std::numeric_limits<float>::infinity());
+  values[2] = T(-std::numeric_limits<float>::infinity());
+}
+
 template <class T>
 void forward(const Images& s, const std::vector<SourceCase>& cases, bool has_start, bool has_y, bool has_relu,
              bool special_values, const std::string& what) {
   std::vector<T> start = noise<T>(s.size(), 1);
-  if (special_values) {
-    start[0] = T(std::numeric_limits<float>::quiet_NaN());
-    start[1] = T(std::numeric_limits<float>::infinity());
-    start[2] = T(-std::numeric_limits<float>::infinity());
-  }
+  if (special_values) make_special(start);
   const Buffer<T> start_device(start, "start");
   Buffer<T> y(size_t(s.size()), "y"), relu(size_t(s.size()), "relu");
   Buffers<T> data;
@@ -87,10 +108,13 @@ void forward(const Images& s, const std::vector<SourceCase>& cases, bool has_sta
                       int(cases.size()),
                       {}};
   for (size_t k = 0; k < cases.size(); ++k) {
-    data.emplace_back(noise<T>(s.size(), 10 + k), "source");
+    std::vector<T> source = noise<T>(s.size(), 10 + k);
+    if (special_values) make_special(source);
+    data.emplace_back(source, "source");
     maps.emplace_back(noise<float>(2 * s.channels, 30 + k), "scale_shift");
     Doubles value = doubles(data[k]);
-    if (cases[k].arrival == Arrival::kPooled) value = pool(value, s, false);
+    if (cases[k].arrival == Arrival::kAvgPool) value = pool(value, s, false);
+    if (cases[k].arrival == Arrival::kMaxPool) value = max_pool(value, s, nullptr);
     const Doubles map = doubles(maps[k]);
     for (size_t i = 0; i < value.size(); ++i) {
       const size_t c = i % s.channels;
@@ -178,11 +202,7 @@ template <class T>
 void backward(const Images& s, const Backward& asked, const std::string& what) {
   const auto size = size_t(s.size());
   std::vector<T> x = noise_with_zeros<T>(s.size(), 2);
-  if (asked.special_values) {
-    x[0] = T(std::numeric_limits<float>::quiet_NaN());
-    x[1] = T(std::numeric_limits<float>::infinity());
-    x[2] = T(-std::numeric_limits<float>::infinity());
-  }
+  if (asked.special_values) make_special(x);
   const Buffer<T> start(noise<T>(s.size(), 1), "start"), x_device(x, "x");
   Buffer<T> dx(size, "dx");
   Buffer<float> total(1, "total"), partial(node_backward_workspace(s), "partial");
@@ -215,7 +235,8 @@ void backward(const Images& s, const Backward& asked, const std::string& what) {
     data.emplace_back(noise<T>((halved ? half : s).size(), 10 + k), "source");
     gates.emplace_back(std::vector{kGateBefore}, "gate_grad");
     Doubles value = halved ? spread(data[k].host(), s) : doubles(data[k]);
-    if (arrival == Arrival::kPooled) value = pool(value, s, true);
+    if (arrival == Arrival::kAvgPool) value = pool(value, s, true);
+    if (arrival == Arrival::kMaxPool) value = max_pool(at, s, &value);
     for (size_t i = 0; i < size; ++i) {
       products[k].add(value[i] * at[i]);
       const double term = arrival == Arrival::kMasked ? (at[i] <= 0 ? 0 : value[i]) : gate_of(k) * value[i];
@@ -294,12 +315,15 @@ int main() {
     for (int sums = 0; sums <= kMaxSums; ++sums)
       backward<T>(small, {{}, sums, true, false, false, true, 0}, "sums of start, " + type);
     backward<T>(small, {{}, 2, true, false, false, false, 8}, "sums of start without the total, " + type);
-    backward<T>(small, {{{Arrival::kDirect, false}, {Arrival::kPooled, false}}, 0, true, false, true, false, 0},
+    backward<T>(small, {{{Arrival::kIdentity, false}, {Arrival::kAvgPool, false}}, 0, true, false, true, false, 0},
                 "no sums, " + type);
-    backward<T>(small, {cycle(backward_source, 2, 1), 0, false, true, true, false, 0, true}, "masks of NaN and inf, " + type);
+    backward<T>(small, {cycle(backward_source, 3, 1), 0, false, true, true, false, 0, true}, "masks of NaN and inf, " + type);
+    backward<T>(small, {{{Arrival::kMaxPool, false}}, 0, false, true, true, false, 0, true},
+                "maxima of NaN, inf and equals, " + type);
     backward<T>(small, {cycle(backward_source, 0, 2), 0, false, true, false, false, 0}, "gates of the first node alone, " + type);
     backward<T>(small, {cycle(backward_source, 0, 4), 1, true, true, true, true, 0, false, true}, "in place, " + type);
     forward<T>(small, {}, true, true, true, true, "NaN and inf, " + type);
+    forward<T>(small, {{Arrival::kMaxPool, false}}, false, true, true, true, "maxima of NaN and inf, " + type);
     cuda_shim::clear_launches();
     NodeForward<T> no_images{};
     no_images.shape = {0, 4, 4, 8};
@@ -312,10 +336,18 @@ int main() {
 
     // A skip connection, a pooled edge and a convolution; and back, two convolutions and both gates.
     for (const Images& s : network_sizes()) {
-      forward<T>(s, {{Arrival::kDirect, false}, {Arrival::kPooled, false}, {Arrival::kDirect, true}}, false, true, true, false,
-                 "network, " + type);
+      forward<T>(s, {{Arrival::kIdentity, false}, {Arrival::kAvgPool, false}, {Arrival::kIdentity, true}}, false, true, true,
+                 false, "network, " + type);
       expect_traffic<T>("node_forward", s, 5 * s.size(), 2 * s.channels);
-      backward<T>(s, {cycle(backward_source, 0, 3), 2, false, true, true, false, 1 + 2 + 4 + 8}, "network, " + type);
+      backward<T>(s,
+                  {{{Arrival::kIdentity, true}, {Arrival::kAvgPool, true}, {Arrival::kMasked, false}},
+                   2,
+                   false,
+                   true,
+                   true,
+                   false,
+                   1 + 2 + 4 + 8},
+                  "network, " + type);
       expect_traffic<T>("node_backward", s, 7 * s.size(), 2 * (kGradientRows + 2) * s.channels);
     }
   });

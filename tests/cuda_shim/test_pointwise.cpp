@@ -14,22 +14,22 @@ std::string text(const PointwiseShape& s) {
   return std::to_string(s.pixels) + " pixels, " + std::to_string(s.in) + " to " + std::to_string(s.out);
 }
 
-constexpr PointwiseBefore kNothing{false, 0, 0}, kRelu{true, 0, 0};
+constexpr PointwisePrologue kNothing{false, 0, 0}, kRelu{true, 0, 0};
 
-int64_t inputs(const PointwiseShape& s, const PointwiseBefore& before) {
-  if (before.height == 0) return s.pixels * s.in;
-  return s.pixels / ((before.height + 1) / 2) / ((before.width + 1) / 2) * before.height * before.width * s.in;
+int64_t inputs(const PointwiseShape& s, const PointwisePrologue& prologue) {
+  if (prologue.height == 0) return s.pixels * s.in;
+  return s.pixels / ((prologue.height + 1) / 2) / ((prologue.width + 1) / 2) * prologue.height * prologue.width * s.in;
 }
 
 template <class T>
-Doubles apply(const PointwiseBefore& before, const std::vector<T>& x, const PointwiseShape& s) {
+Doubles apply(const PointwisePrologue& prologue, const std::vector<T>& x, const PointwiseShape& s) {
   Doubles values = doubles(x);
-  if (before.relu) {
+  if (prologue.relu) {
     for (double& v : values) v = check::relu(v);
   }
-  if (before.height == 0) return values;
+  if (prologue.height == 0) return values;
   Doubles means;
-  const int height = before.height, width = before.width;
+  const int height = prologue.height, width = prologue.width;
   for (size_t image = 0; image < values.size(); image += size_t(height) * width * s.in) {
     for (int h = 0; h < height; h += 2) {
       for (int w = 0; w < width; w += 2) {
@@ -49,11 +49,11 @@ Doubles apply(const PointwiseBefore& before, const std::vector<T>& x, const Poin
 
 // large: the first input is 1000 everywhere, so that outputs have means of about a thousand times their spread.
 template <class T>
-void forward(const PointwiseShape& s, PointwiseBefore before, bool of_batch, bool large, const std::string& what) {
-  std::vector<T> x = noise_with_zeros<T>(inputs(s, before), 1);
+void forward(const PointwiseShape& s, PointwisePrologue prologue, bool of_batch, bool large, const std::string& what) {
+  std::vector<T> x = noise_with_zeros<T>(inputs(s, prologue), 1);
   const std::vector<T> weight = noise<T>(int64_t(s.out) * s.in, 2, large ? 1.5 : 0);
   for (int64_t p = 0; p < s.pixels && large; ++p) x[size_t(p * s.in)] = T(1000.0f);
-  const Doubles input = apply(before, x, s), w = doubles(weight);
+  const Doubles input = apply(prologue, x, s), w = doubles(weight);
   Doubles z(size_t(s.pixels * s.out)), magnitude(z.size());
   for (int64_t p = 0; p < s.pixels; ++p) {
     for (int o = 0; o < s.out; ++o) {
@@ -71,7 +71,7 @@ void forward(const PointwiseShape& s, PointwiseBefore before, bool of_batch, boo
   Buffer<int64_t> tracked(std::vector<int64_t>{6}, "batches_tracked");
   Buffer<unsigned> counter(std::vector<unsigned>{0}, "counter");
   const Doubles old_mean = doubles(running_mean), old_variance = doubles(running_var), g = doubles(gamma), b = doubles(beta);
-  PointwiseForward<T> convolution{s,       x_device.data(), weight_device.data(), before, z_device.data(), of_batch, {},
+  PointwiseForward<T> convolution{s,       x_device.data(), weight_device.data(), prologue, z_device.data(), of_batch, {},
                                   nullptr, nullptr};
   if (of_batch) {
     convolution.norm = {gamma.data(), beta.data(), nullptr, nullptr, nullptr, nullptr, 0.75f, 1e-5f, 0.1f, rows.data()};
@@ -113,11 +113,11 @@ void forward(const PointwiseShape& s, PointwiseBefore before, bool of_batch, boo
 }
 
 template <class T>
-void backward(const PointwiseShape& s, PointwiseBefore before, bool has_dp, bool has_dweight, const std::string& what) {
+void backward(const PointwiseShape& s, PointwisePrologue prologue, bool has_dp, bool has_dweight, const std::string& what) {
   const std::vector<T> dy = noise<T>(s.pixels * s.out, 1), z = noise<T>(s.pixels * s.out, 2);
-  const std::vector<T> x = noise_with_zeros<T>(inputs(s, before), 3), weight = noise<T>(int64_t(s.out) * s.in, 4);
+  const std::vector<T> x = noise_with_zeros<T>(inputs(s, prologue), 3), weight = noise<T>(int64_t(s.out) * s.in, 4);
   const std::vector<float> gradient = noise<float>(int64_t(kGradientRows) * s.out, 5);
-  const Doubles input = apply(before, x, s), w = doubles(weight);
+  const Doubles input = apply(prologue, x, s), w = doubles(weight);
   Doubles dz, dp(size_t(s.pixels * s.in)), dp_magnitude(dp.size()), dweight(w.size()), dweight_magnitude(w.size());
   for (size_t i = 0; i < dy.size(); ++i) {
     const float* const row = gradient.data() + i % s.out;
@@ -144,7 +144,7 @@ void backward(const PointwiseShape& s, PointwiseBefore before, bool has_dp, bool
   Buffer<unsigned> counter(std::vector<unsigned>(kCounters), "counter");
   cuda_shim::clear_launches();
   pointwise_backward<T>({s, dy_device.data(), z_device.data(), rows.data(), has_dweight ? x_device.data() : nullptr,
-                         has_dp ? weight_device.data() : nullptr, before, has_dp ? dp_device.data() : nullptr,
+                         has_dp ? weight_device.data() : nullptr, prologue, has_dp ? dp_device.data() : nullptr,
                          has_dweight ? dweight_device.data() : nullptr, has_dweight ? partial.data() : nullptr, counter.data()},
                         nullptr);
   if (has_dp) expect_close(dp_device, dp, dp_magnitude, what + ": dp");
@@ -192,7 +192,7 @@ int main() {
     for (const auto& [height, width, in, out] :
          std::vector<std::array<int, 4>>{{6, 8, 8, 16}, {7, 5, 16, 24}, {1, 9, 3, 5}, {4, 1, 33, 8}}) {
       const PointwiseShape s{3 * int64_t((height + 1) / 2) * ((width + 1) / 2), in, out};
-      const PointwiseBefore mean{false, height, width};
+      const PointwisePrologue mean{false, height, width};
       forward<T>(s, mean, in % 2 == 0, false, "forward of means, " + type + " " + text(s));
       backward<T>(s, mean, true, true, "backward of means, " + type + " " + text(s));
     }

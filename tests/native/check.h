@@ -12,13 +12,17 @@
 
 namespace advnas::cpu::ADVNAS_ISA {
 template <class T>
-void fill_cell(Kernels<T>*);
+void fill_node(Kernels<T>*);
 template <class T>
 void fill_convolution(Kernels<T>*);
 template <class T>
 void fill_depthwise(Kernels<T>*);
 template <class T>
 void fill_head(Kernels<T>*);
+template <class T>
+void fill_norm(Kernels<T>*);
+template <class T>
+void fill_matrix(Kernels<T>*);
 template <class T>
 void fill_recurrent(Kernels<T>*);
 template <class T>
@@ -30,10 +34,12 @@ namespace advnas {
 template <class T>
 cpu::Kernels<T> all_kernels() {
   cpu::Kernels<T> kernels{};
-  cpu::ADVNAS_ISA::fill_cell(&kernels);
+  cpu::ADVNAS_ISA::fill_node(&kernels);
   cpu::ADVNAS_ISA::fill_convolution(&kernels);
   cpu::ADVNAS_ISA::fill_depthwise(&kernels);
   cpu::ADVNAS_ISA::fill_head(&kernels);
+  cpu::ADVNAS_ISA::fill_norm(&kernels);
+  cpu::ADVNAS_ISA::fill_matrix(&kernels);
   cpu::ADVNAS_ISA::fill_recurrent(&kernels);
   cpu::ADVNAS_ISA::fill_winograd(&kernels);
   return kernels;

@@ -1,4 +1,4 @@
-// Dense, Winograd and depthwise convolutions with all gradients, and what comes before them.
+// Dense, Winograd and depthwise convolutions with all gradients, and their prologues.
 #include "check.h"
 
 namespace advnas {
@@ -25,16 +25,16 @@ std::vector<T> part(const std::vector<T>& whole, int64_t index, int64_t parts) {
   return {whole.begin() + index * size, whole.begin() + (index + 1) * size};
 }
 
-// What comes before the convolution, of one image.
+// The prologue of the convolution, of one image.
 template <class T>
-std::vector<T> plain_before(const std::vector<T>& x, const ImageShape& shape, Before before) {
-  if (before == Before::kNothing) return x;
-  if (before == Before::kRelu) {
+std::vector<T> plain_prologue(const std::vector<T>& x, const ImageShape& shape, Prologue prologue) {
+  if (prologue == Prologue::kNothing) return x;
+  if (prologue == Prologue::kRelu) {
     std::vector<T> y(x);
     for (T& value : y) value = value > 0 ? value : T(0);
     return y;
   }
-  const ImageShape inner = shape_before(shape, before);
+  const ImageShape inner = shape_after_prologue(shape, prologue);
   std::vector<T> sum(inner.height * inner.width * inner.channels), count(sum.size());
   for (int64_t h = 0; h < shape.height; ++h)
     for (int64_t w = 0; w < shape.width; ++w)
@@ -47,18 +47,18 @@ std::vector<T> plain_before(const std::vector<T>& x, const ImageShape& shape, Be
   return sum;
 }
 
-// The gradient of the input of plain_before.
+// The gradient of the input of plain_prologue.
 template <class T>
-std::vector<double> plain_before_gradient(const std::vector<double>& dp, const std::vector<T>& x, const ImageShape& shape,
-                                          Before before) {
+std::vector<double> plain_prologue_gradient(const std::vector<double>& dp, const std::vector<T>& x, const ImageShape& shape,
+                                            Prologue prologue) {
   std::vector<double> dx(x.size());
-  const ImageShape inner = shape_before(shape, before);
+  const ImageShape inner = shape_after_prologue(shape, prologue);
   for (int64_t h = 0; h < shape.height; ++h)
     for (int64_t w = 0; w < shape.width; ++w)
       for (int64_t c = 0; c < shape.channels; ++c) {
         const int64_t i = (h * shape.width + w) * shape.channels + c;
-        if (before != Before::kMean2) {
-          dx[i] = before == Before::kRelu && !(x[i] > 0) ? 0 : dp[i];
+        if (prologue != Prologue::kMean2) {
+          dx[i] = prologue == Prologue::kRelu && !(x[i] > 0) ? 0 : dp[i];
           continue;
         }
         const int64_t rows = std::min<int64_t>(2, shape.height - h / 2 * 2),
@@ -68,9 +68,9 @@ std::vector<double> plain_before_gradient(const std::vector<double>& dp, const s
   return dx;
 }
 
-// x: the images before `before`; `at` is the convolution after it.
+// x: the images before the prologue; `at` is the convolution after it.
 template <class T>
-void check_convolutions(const cpu::Kernels<T>& kernels, const ImageShape& x_shape, Before before, int64_t images,
+void check_convolutions(const cpu::Kernels<T>& kernels, const ImageShape& x_shape, Prologue prologue, int64_t images,
                         const ConvolutionShape& at) {
   const int64_t x_size = x_shape.height * x_shape.width * x_shape.channels, pixels = at.out_height() * at.out_width();
   const int64_t inputs = at.height * at.width * at.in, taps = at.size * at.size;
@@ -93,7 +93,7 @@ void check_convolutions(const cpu::Kernels<T>& kernels, const ImageShape& x_shap
   std::vector<double> y_expected(dy.size()), dweight_expected(weight.size()), dx_expected;
   for (int64_t n = 0; n < images; ++n) {
     const auto image = part(x, n, images);
-    const auto in = plain_before(image, x_shape, before);
+    const auto in = plain_prologue(image, x_shape, prologue);
     std::vector<double> dp(inputs);
     for_taps(at, 1, [&](int64_t to, int64_t tap, int64_t from) {
       for (int64_t o = 0; o < at.out; ++o) {
@@ -107,23 +107,23 @@ void check_convolutions(const cpu::Kernels<T>& kernels, const ImageShape& x_shap
         }
       }
     });
-    const auto dx = plain_before_gradient(dp, image, x_shape, before);
+    const auto dx = plain_prologue_gradient(dp, image, x_shape, prologue);
     dx_expected.insert(dx_expected.end(), dx.begin(), dx.end());
   }
 
   std::vector<T> frames(images * frame_elements(at.input(), at.size), T(NAN));
   std::vector<T> dz_frames(images * frame_elements(at.output(), at.size), T(NAN));
   std::vector<T> y(dy.size(), T(NAN)), dp(images * inputs, T(NAN)), dx(x.size(), T(NAN)), dweight(weight.size(), T(NAN));
-  kernels.frame_input(x.data(), frames.data(), x_shape, images, before, at.size);
+  kernels.frame_input(x.data(), frames.data(), x_shape, images, prologue, at.size);
   kernels.frame_gradient({dy.data(), z.data(), a.data(), b.data(), c.data()}, dz_frames.data(), at.output(), images, at.size);
   kernels.convolve(frames.data(), packed.data(), y.data(), at, images);
   kernels.convolve_input_gradient(dz_frames.data(), phases.data(), dp.data(), at, images);
-  kernels.input_gradient(dp.data(), x.data(), dx.data(), x_shape, images, before, false);
+  kernels.input_gradient(dp.data(), x.data(), dx.data(), x_shape, images, prologue, false);
   kernels.convolve_weight_gradient(frames.data(), dz_frames.data(), dweight.data(), at, images, false);
   expect("convolve", y, y_expected, at);
   expect("convolve_input_gradient", dx, dx_expected, at);
   expect("convolve_weight_gradient", dweight, dweight_expected, at);
-  kernels.input_gradient(dp.data(), x.data(), dx.data(), x_shape, images, before, true);
+  kernels.input_gradient(dp.data(), x.data(), dx.data(), x_shape, images, prologue, true);
   for (double& value : dx_expected) value *= 2;
   expect("input_gradient, added", dx, dx_expected, at);
   auto twice = dweight_expected;
@@ -181,7 +181,7 @@ void check_depthwise(const cpu::Kernels<T>& kernels, const DepthwiseShape& shape
   }
   std::vector<T> frames(images * frame_elements(shape.image, shape.extent()), T(NAN)), y(x.size(), T(NAN));
   std::vector<T> dweight(weight.size(), T(NAN));
-  kernels.frame_input(x.data(), frames.data(), shape.image, images, Before::kNothing, shape.extent());
+  kernels.frame_input(x.data(), frames.data(), shape.image, images, Prologue::kNothing, shape.extent());
   kernels.depthwise(frames.data(), weight.data(), y.data(), shape, images);
   kernels.depthwise_weight_gradient(frames.data(), dy.data(), dweight.data(), shape, images, false);
   expect("depthwise", y, y_expected, at);
@@ -198,10 +198,10 @@ void check_all() {
     for (auto [height, width] : {std::pair<int64_t, int64_t>{1, 1}, {1, 7}, {5, 4}, {8, 8}, {9, 13}, {4, 33}}) {
       for (auto [in, out] : {std::pair<int64_t, int64_t>{1, 1}, {3, 16}, {8, 8}, {16, 16}, {17, 5}, {12, 40}}) {
         const ImageShape x{height, width, in};
-        check_convolutions(kernels, x, Before::kRelu, 2, {height, width, in, out, size});
-        check_convolutions(kernels, x, Before::kNothing, 1, {height, width, in, out, size, 2});
-        const ImageShape inner = shape_before(x, Before::kMean2);
-        check_convolutions(kernels, x, Before::kMean2, 1, {inner.height, inner.width, in, out, size});
+        check_convolutions(kernels, x, Prologue::kRelu, 2, {height, width, in, out, size});
+        check_convolutions(kernels, x, Prologue::kNothing, 1, {height, width, in, out, size, 2});
+        const ImageShape inner = shape_after_prologue(x, Prologue::kMean2);
+        check_convolutions(kernels, x, Prologue::kMean2, 1, {inner.height, inner.width, in, out, size});
       }
     }
   }

@@ -73,7 +73,7 @@ void check_head(const cpu::Kernels<T>& kernels, int64_t pixels, int64_t channels
     s2_expected[c] += g * (double(x[i]) - mean[c]);
     dx_expected[i] = of_dy[c] * g + double(of_z[c]) * x[i] + constant[c];
   }
-  const HeadMap<T> map{scale.data(), shift.data()};
+  const ScaleShift<const T*> map{scale.data(), shift.data()};
   std::vector<T> h(channels, T(NAN)), dx(x.size(), T(NAN));
   std::vector<double> s1(channels, NAN), s2(channels, NAN);
   kernels.head_forward(x.data(), map, pixels, channels, h.data());

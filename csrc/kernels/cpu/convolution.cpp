@@ -86,10 +86,10 @@ void put_gradient(const T* dp, const T* x, T* dx, int64_t size) {
 }
 
 template <bool kAdd, class T>
-void put_input_gradient(const T* dp, const T* x, T* dx, const ImageShape& shape, int64_t images, Before before) {
+void put_input_gradient(const T* dp, const T* x, T* dx, const ImageShape& shape, int64_t images, Prologue prologue) {
   const int64_t size = shape.height * shape.width * shape.channels;
-  if (before != Before::kMean2) return put_gradient<kAdd>(dp, before == Before::kRelu ? x : nullptr, dx, images * size);
-  const ImageShape inner = shape_before(shape, before);
+  if (prologue != Prologue::kMean2) return put_gradient<kAdd>(dp, prologue == Prologue::kRelu ? x : nullptr, dx, images * size);
+  const ImageShape inner = shape_after_prologue(shape, prologue);
   for (int64_t n = 0; n < images; ++n) {
     put_mean_gradient<kAdd>(dp + n * inner.height * inner.width * inner.channels, dx + n * size, shape);
   }
@@ -117,19 +117,19 @@ inline Walk forward_walk(const ConvolutionShape& shape) {
 }  // namespace
 
 template <class T>
-void frame_input(const T* x, T* frames, const ImageShape& shape, int64_t images, Before before, int64_t size) {
-  const ImageShape inner = shape_before(shape, before);
+void frame_input(const T* x, T* frames, const ImageShape& shape, int64_t images, Prologue prologue, int64_t size) {
+  const ImageShape inner = shape_after_prologue(shape, prologue);
   const int64_t row = shape.width * shape.channels;
   for (int64_t n = 0; n < images; ++n, x += shape.height * row, frames += frame_elements(inner, size)) {
     frame_image(frames, inner, size, [&](int64_t h, T* out) {
-      switch (before) {
-        case Before::kNothing:
+      switch (prologue) {
+        case Prologue::kNothing:
           std::memcpy(out, x + h * row, sizeof(T) * size_t(row));
           break;
-        case Before::kRelu:
+        case Prologue::kRelu:
           relu_row(x + h * row, out, row);
           break;
-        case Before::kMean2:
+        case Prologue::kMean2:
           mean_row(x, out, shape, h);
           break;
       }
@@ -139,7 +139,8 @@ void frame_input(const T* x, T* frames, const ImageShape& shape, int64_t images,
 
 template <class T>
 void frame_gradient(const OutputGradient<T>& gradient, T* frames, const ImageShape& shape, int64_t images, int64_t size) {
-  const auto [dy, z, of_dy, of_z, constant] = gradient;
+  const auto [dy, z, norm] = gradient;
+  const auto [of_dy, of_z, constant] = norm;
   const int64_t channels = shape.channels, row = shape.width * channels;
   for (int64_t n = 0; n < images; ++n, frames += frame_elements(shape, size)) {
     frame_image(frames, shape, size, [=](int64_t h, T* out) {
@@ -156,8 +157,9 @@ void frame_gradient(const OutputGradient<T>& gradient, T* frames, const ImageSha
 }
 
 template <class T>
-void input_gradient(const T* dp, const T* x, T* dx, const ImageShape& shape, int64_t images, Before before, bool add) {
-  add ? put_input_gradient<true>(dp, x, dx, shape, images, before) : put_input_gradient<false>(dp, x, dx, shape, images, before);
+void input_gradient(const T* dp, const T* x, T* dx, const ImageShape& shape, int64_t images, Prologue prologue, bool add) {
+  add ? put_input_gradient<true>(dp, x, dx, shape, images, prologue)
+      : put_input_gradient<false>(dp, x, dx, shape, images, prologue);
 }
 
 template <class T>

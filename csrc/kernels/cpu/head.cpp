@@ -8,7 +8,7 @@
 namespace advnas::cpu::ADVNAS_ISA {
 
 template <class T>
-void head_forward(const T* x, const HeadMap<T>& map, int64_t pixels, int64_t channels, T* h) {
+void head_forward(const T* x, const ScaleShift<const T*>& map, int64_t pixels, int64_t channels, T* h) {
   for_channels<T>(channels, [&](int64_t c, auto zero) {
     using V = decltype(zero);
     const V scale = load_as<V>(map.scale + c), shift = load_as<V>(map.shift + c);
@@ -26,8 +26,8 @@ void head_forward(const T* x, const HeadMap<T>& map, int64_t pixels, int64_t cha
 }
 
 template <class T>
-void head_sums(const T* x, const T* dh, const HeadMap<T>& map, const T* mean, int64_t pixels, int64_t channels, double* s1,
-               double* s2) {
+void head_sums(const T* x, const T* dh, const ScaleShift<const T*>& map, const T* mean, int64_t pixels, int64_t channels,
+               double* s1, double* s2) {
   for (int64_t c = 0; c < channels; ++c) s1[c] = s2[c] = 0;
   for_channels<T>(channels, [&](int64_t c, auto zero) {
     using V = decltype(zero);
@@ -47,8 +47,8 @@ void head_sums(const T* x, const T* dh, const HeadMap<T>& map, const T* mean, in
 }
 
 template <class T>
-void head_backward(const T* x, const T* dh, const HeadMap<T>& map, const HeadGradient<T>& gradient, int64_t pixels,
-                   int64_t channels, T* dx) {
+void head_backward(const T* x, const T* dh, const ScaleShift<const T*>& map, const NormGradient<const T*>& gradient,
+                   int64_t pixels, int64_t channels, T* dx) {
   for_channels<T>(channels, [&](int64_t c, auto zero) {
     using V = decltype(zero);
     const V scale = load_as<V>(map.scale + c), shift = load_as<V>(map.shift + c);

@@ -7,17 +7,18 @@
 // A new kernel family adds its entries to Kernels, its name to ADVNAS_KERNEL_FAMILIES, and defines fill_<family> in its file.
 #pragma once
 
-#include "../cell.h"
 #include "../convolution.h"
 #include "../depthwise.h"
 #include "../gate.h"
 #include "../head.h"
 #include "../matrix.h"
+#include "../node.h"
+#include "../norm.h"
 #include "../recurrent_node.h"
 #include "../winograd.h"
 
 #define ADVNAS_KERNEL_FAMILIES(family) \
-  family(gate) family(cell) family(convolution) family(depthwise) family(head) family(matrix) family(recurrent) family(winograd)
+  family(gate) family(node) family(norm) family(convolution) family(depthwise) family(head) family(matrix) family(recurrent) family(winograd)
 
 namespace advnas::cpu {
 
@@ -26,8 +27,9 @@ struct Kernels {
   GateForward<T>* gate_forward;
   GateBackward<T>* gate_backward;
 
-  NodeForward<T>* node_forward;
-  NodeBackward<T>* node_backward;
+  GatherForward<T>* node_forward;
+  GatherBackward<T>* node_backward;
+
   ChannelMoments<T>* channel_moments;
   NodeSums<T>* node_sums;
   JoinMoments<T>* join_moments;
@@ -35,7 +37,7 @@ struct Kernels {
 
   FrameInput<T>* frame_input;
   FrameGradient<T>* frame_gradient;
-  InputGradientBefore<T>* input_gradient;
+  PrologueGradient<T>* input_gradient;
   Convolve<T>* convolve;
   ConvolveInputGradient<T>* convolve_input_gradient;
   ConvolveWeightGradient<T>* convolve_weight_gradient;

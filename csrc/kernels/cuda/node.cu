@@ -1,131 +1,15 @@
 // Bound by memory. A thread has one pack of channels of a few pixels below each other: whatever it needs of a source is loaded at
 // once, the loads of a pooled source overlap in the first-level cache, and the sums stay in registers over all sources.
 #include "../node.h"
-#include "../pool_math.h"
+#include "arrivals.cuh"
 #include "device.cuh"
 #include "norm.cuh"
 
 namespace advnas::cuda {
 namespace {
 
-// Pixels of a thread: more would share more of the pooled rows, and cost the registers that let another block run.
-template <int kPack>
-inline constexpr int kRows = kPack > 1 ? 2 : 4;
 // Blocks of a backward pass: each leaves partial sums that the last one adds up.
 constexpr int kMaxBlocks = 256;
-
-// Pixels below each other, from (image, row, w) on.
-struct Column {
-  int64_t at;  // of the first element
-  int row, w, rows;
-  bool active;
-};
-
-template <int kPack>
-struct Columns {
-  Lanes lanes;
-  int strips, num;  // strips of kRows rows in an image; columns in the batch
-
-  __device__ __forceinline__ Column get(const Images& shape, int index) const {
-    const int pack = lanes.pack(), w = index % shape.width, rest = index / shape.width;
-    const int row = rest % strips * kRows<kPack>, image = rest / strips;
-    const bool active = index < num && lanes.lane() < lanes.lanes && pack * kPack < shape.channels;
-    const int64_t pixel = (int64_t(image) * shape.height + row) * shape.width + w;
-    return {pixel * shape.channels + pack * kPack, row, w, min(kRows<kPack>, shape.height - row), active};
-  }
-  int blocks() const { return (num + lanes.lanes - 1) / lanes.lanes; }
-};
-
-template <int kPack>
-Columns<kPack> columns_of(const Images& shape) {
-  const int strips = (shape.height + kRows<kPack> - 1) / kRows<kPack>;
-  return {lanes_of((shape.channels + kPack - 1) / kPack), strips, shape.batch * strips * shape.width};
-}
-
-template <int kPack>
-using Values = float[kRows<kPack>][kPack];
-
-template <class T, int kPack>
-__device__ __forceinline__ void load_column(const T* from, const Images& shape, const Column& column, Values<kPack>& to) {
-#pragma unroll
-  for (int h = 0; h < kRows<kPack>; ++h) {
-    if (h < column.rows) {
-      load(from + column.at + int64_t(h) * shape.width * shape.channels, to[h]);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kPack; ++i) to[h][i] = 0;
-    }
-  }
-}
-
-// avg_pool_3x3, or its transpose, at the column. A row's sum over columns meets up to three rows of the result.
-template <bool kTransposed, class T, int kPack>
-__device__ __forceinline__ void pool_column(const T* from, const Images& shape, const Column& column, Values<kPack>& to) {
-#pragma unroll
-  for (int h = 0; h < kRows<kPack>; ++h) {
-#pragma unroll
-    for (int i = 0; i < kPack; ++i) to[h][i] = 0;
-  }
-#pragma unroll
-  for (int r = -1; r <= kRows<kPack>; ++r) {
-    const int row = column.row + r;
-    if (row < 0 || row >= shape.height) continue;
-    float sum[kPack] = {};
-#pragma unroll
-    for (int side = -1; side <= 1; ++side) {
-      const int w = column.w + side;
-      if (w < 0 || w >= shape.width) continue;
-      float value[kPack];
-      load(from + column.at + (int64_t(r) * shape.width + side) * shape.channels, value);
-      const float share = kTransposed ? 1.0f / float(pool_window(w, shape.width) * pool_window(row, shape.height)) : 1.0f;
-#pragma unroll
-      for (int i = 0; i < kPack; ++i) sum[i] += value[i] * share;
-    }
-#pragma unroll
-    for (int h = 0; h < kRows<kPack>; ++h) {
-      if (h < r - 1 || h > r + 1) continue;
-#pragma unroll
-      for (int i = 0; i < kPack; ++i) to[h][i] += sum[i];
-    }
-  }
-#pragma unroll
-  for (int h = 0; h < kRows<kPack>; ++h) {
-    if constexpr (kTransposed) continue;
-    const float share = 1.0f / float(pool_window(column.w, shape.width) * pool_window(column.row + h, shape.height));
-#pragma unroll
-    for (int i = 0; i < kPack; ++i) to[h][i] *= share;
-  }
-}
-
-// The transpose of the mean of 2x2 pixels at the column `index`.
-template <class T, int kPack>
-__device__ __forceinline__ void spread_column(const T* from, const Images& shape, const Columns<kPack>& columns, int index,
-                                              const Column& column, Values<kPack>& to) {
-  const int channel = columns.lanes.pack() * kPack, height = halved(shape.height), width = halved(shape.width);
-  const int image = index / shape.width / columns.strips, w = column.w / 2;
-#pragma unroll
-  for (int h = 0; h < kRows<kPack>; ++h) {
-#pragma unroll
-    for (int i = 0; i < kPack; ++i) to[h][i] = 0;
-    if (h >= column.rows) continue;
-    const int row = (column.row + h) / 2;
-    load(from + (int64_t(image * height + row) * width + w) * shape.channels + channel, to[h]);
-    const float share = 1.0f / float(halved_window(row, shape.height) * halved_window(w, shape.width));
-#pragma unroll
-    for (int i = 0; i < kPack; ++i) to[h][i] *= share;
-  }
-}
-
-// The source at the column as it arrives, before its gate; not masked, not spread.
-template <bool kTransposed, class T, int kPack>
-__device__ __forceinline__ void arrive(const NodeSource<T>& source, const Images& shape, const Column& column,
-                                       Values<kPack>& to) {
-  if (source.arrival == Arrival::kPooled) {
-    pool_column<kTransposed>(source.data, shape, column, to);
-  } else {
-    load_column(source.data, shape, column, to);
-  }
-}
 
 template <class T, int kPack>
 __device__ __forceinline__ void start_column(const T* start, const Images& shape, const Column& column, Values<kPack>& sum) {
@@ -137,8 +21,8 @@ __device__ __forceinline__ void start_column(const T* start, const Images& shape
   }
 }
 
-template <class T, int kPack>
-__global__ void __launch_bounds__(kBlock) node_forward_kernel(const __grid_constant__ NodeForward<T> a, Columns<kPack> columns) {
+template <bool kMaxima, class T, int kPack>
+__device__ __forceinline__ void forward(const NodeForward<T>& a, const Columns<kPack>& columns) {
   const Images& shape = a.shape;
   const Column column = columns.get(shape, int(blockIdx.x) * columns.lanes.lanes + columns.lanes.lane());
   if (!column.active) return;
@@ -147,7 +31,7 @@ __global__ void __launch_bounds__(kBlock) node_forward_kernel(const __grid_const
   for (int k = 0; k < a.num; ++k) {
     const NodeSource<T>& source = a.source[k];
     Values<kPack> value;
-    arrive<false>(source, shape, column, value);
+    arrive<false, kMaxima>(source, source.data, shape, column, value);
     float scale[kPack], shift[kPack] = {};
 #pragma unroll
     for (int i = 0; i < kPack; ++i) scale[i] = source.gate;
@@ -218,9 +102,8 @@ __device__ void write_partial(const NodeBackward<T>& a, const Columns<kPack>& co
   }
 }
 
-template <class T, int kPack>
-__global__ void __launch_bounds__(kBlock)
-    node_backward_kernel(const __grid_constant__ NodeBackward<T> a, Columns<kPack> columns) {
+template <bool kMaxima, class T, int kPack>
+__device__ __forceinline__ void backward(const NodeBackward<T>& a, const Columns<kPack>& columns) {
   ADVNAS_DYNAMIC_SHARED(memory);
   const Slots slots{reinterpret_cast<float*>(memory)};
   const Images& shape = a.shape;
@@ -237,7 +120,7 @@ __global__ void __launch_bounds__(kBlock)
       if (source.arrival == Arrival::kHalved) {
         spread_column(source.data, shape, columns, first + columns.lanes.lane(), column, value);
       } else {
-        arrive<true>(source, shape, column, value);
+        arrive<true, kMaxima>(source, a.x, shape, column, value);
       }
       const bool masked = source.arrival == Arrival::kMasked;
       float product = 0;
@@ -290,10 +173,42 @@ __global__ void __launch_bounds__(kBlock)
 }
 
 template <class T, int kPack>
+__global__ void __launch_bounds__(kBlock) node_forward_kernel(const __grid_constant__ NodeForward<T> a, Columns<kPack> columns) {
+  forward<false>(a, columns);
+}
+template <class T, int kPack>  // two blocks: for a third the compiler would spill
+__global__ void __launch_bounds__(kBlock, 2)
+    node_forward_maxima_kernel(const __grid_constant__ NodeForward<T> a, Columns<kPack> columns) {
+  forward<true>(a, columns);
+}
+template <class T, int kPack>
+__global__ void __launch_bounds__(kBlock)
+    node_backward_kernel(const __grid_constant__ NodeBackward<T> a, Columns<kPack> columns) {
+  backward<false>(a, columns);
+}
+template <class T, int kPack>
+__global__ void __launch_bounds__(kBlock)
+    node_backward_maxima_kernel(const __grid_constant__ NodeBackward<T> a, Columns<kPack> columns) {
+  backward<true>(a, columns);
+}
+
+template <class Node>
+bool has_maxima(const Node& node) {
+  for (int k = 0; k < node.num; ++k) {
+    if (node.source[k].arrival == Arrival::kMaxPool) return true;
+  }
+  return false;
+}
+
+template <class T, int kPack>
 void launch_forward(const NodeForward<T>& node, void* stream) {
   const auto columns = columns_of<kPack>(node.shape);
   const dim3 grid(columns.blocks(), columns.lanes.slabs);
-  ADVNAS_LAUNCH((node_forward_kernel<T, kPack>), grid, columns.lanes.block(), 0, stream)(node, columns);
+  if (has_maxima(node)) {
+    ADVNAS_LAUNCH((node_forward_maxima_kernel<T, kPack>), grid, columns.lanes.block(), 0, stream)(node, columns);
+  } else {
+    ADVNAS_LAUNCH((node_forward_kernel<T, kPack>), grid, columns.lanes.block(), 0, stream)(node, columns);
+  }
 }
 
 template <class T, int kPack>
@@ -302,8 +217,12 @@ void launch_backward(const NodeBackward<T>& node, void* stream) {
   const int blocks = columns.blocks();
   const dim3 grid(blocks < kMaxBlocks ? blocks : kMaxBlocks, columns.lanes.slabs);
   const int slots = node.num + channel_sums(node) * kPack;
-  ADVNAS_LAUNCH((node_backward_kernel<T, kPack>), grid, columns.lanes.block(), slots * columns.lanes.block() * int(sizeof(float)),
-                stream)(node, columns);
+  const int shared = slots * columns.lanes.block() * int(sizeof(float));
+  if (has_maxima(node)) {
+    ADVNAS_LAUNCH((node_backward_maxima_kernel<T, kPack>), grid, columns.lanes.block(), shared, stream)(node, columns);
+  } else {
+    ADVNAS_LAUNCH((node_backward_kernel<T, kPack>), grid, columns.lanes.block(), shared, stream)(node, columns);
+  }
 }
 
 }  // namespace

@@ -11,7 +11,7 @@ namespace {
 __device__ inline float at_or(const float* row, int at, float otherwise) { return row != nullptr ? row[at] : otherwise; }
 
 __device__ inline void write_rows(const NormForward& norm, int channels, int c, float mean, float rstd) {
-  const ScaleShift map = batch_norm_forward(norm.gate, at_or(norm.gamma, c, 1), at_or(norm.beta, c, 0), mean, rstd);
+  const ScaleShift<double> map = batch_norm_forward(norm.gate, at_or(norm.gamma, c, 1), at_or(norm.beta, c, 0), mean, rstd);
   norm.rows[kMean * channels + c] = mean;
   norm.rows[kRstd * channels + c] = rstd;
   norm.rows[kScale * channels + c] = float(map.scale);
@@ -68,8 +68,8 @@ __device__ void finish_sums(const NormBackward<T>* norms, int num, const float* 
       const float gamma = at_or(norm.gamma, c, 1);
       const float mean = at_or(norm.rows, kMean * channels + c, 0), rstd = at_or(norm.rows, kRstd * channels + c, 1);
       const float scale = norm.gate * gamma * rstd;
-      const InputGradient map =
-          norm.of_batch ? batch_norm_backward(scale, mean, rstd, s1, s2, count) : InputGradient{scale, 0, 0};
+      const NormGradient<double> map =
+          norm.of_batch ? batch_norm_backward(scale, mean, rstd, s1, s2, count) : NormGradient<double>{scale, 0, 0};
       norm.gradient[kOfDy * channels + c] = float(map.of_dy);
       norm.gradient[kOfZ * channels + c] = float(map.of_z);
       norm.gradient[kConstant * channels + c] = float(map.constant);

@@ -1,4 +1,4 @@
-// A block keeps the weight in shared memory and goes over tiles of pixels: each is loaded once, through what comes before,
+// A block keeps the weight in shared memory and goes over tiles of pixels: each is loaded once, through its prologue,
 // multiplied there, and its result written once. Sums over pixels (the statistics of z, the weight's gradient) stay in registers
 // over all tiles of the block, and the last block adds them up.
 //
@@ -89,16 +89,16 @@ __device__ __forceinline__ void fill(T* to, int stride, int rows, int columns, c
 
 // The mean of the pixels of x that are `pixel` of the halved image.
 template <int kPack, class T>
-__device__ __forceinline__ void load_mean(const T* x, const PointwiseBefore& before, int channels, int64_t pixel, int channel,
+__device__ __forceinline__ void load_mean(const T* x, const PointwisePrologue& prologue, int channels, int64_t pixel, int channel,
                                           float (&v)[kPack]) {
-  const int width = halved(before.width), w = int(pixel % width);
-  const int64_t line = pixel / width, image = line / halved(before.height);
-  const int h = int(line % halved(before.height));
-  const int down = halved_window(h, before.height), across = halved_window(w, before.width);
-  const T* const first = x + ((image * before.height + 2 * h) * before.width + 2 * w) * channels + channel;
+  const int width = halved(prologue.width), w = int(pixel % width);
+  const int64_t line = pixel / width, image = line / halved(prologue.height);
+  const int h = int(line % halved(prologue.height));
+  const int down = halved_window(h, prologue.height), across = halved_window(w, prologue.width);
+  const T* const first = x + ((image * prologue.height + 2 * h) * prologue.width + 2 * w) * channels + channel;
   for (int k = 0; k < down * across; ++k) {
     float value[kPack];
-    load(first + (int64_t(k / across) * before.width + k % across) * channels, value);
+    load(first + (int64_t(k / across) * prologue.width + k % across) * channels, value);
 #pragma unroll
     for (int i = 0; i < kPack; ++i) v[i] += value[i];
   }
@@ -107,13 +107,13 @@ __device__ __forceinline__ void load_mean(const T* x, const PointwiseBefore& bef
 }
 
 template <int kPack, class T>
-__device__ __forceinline__ void fill_before(T* to, int stride, int rows, int columns, const T* x, const PointwiseBefore& before,
-                                            const Part& part) {
+__device__ __forceinline__ void fill_prologue(T* to, int stride, int rows, int columns, const T* x,
+                                              const PointwisePrologue& prologue, const Part& part) {
   fill<kPack>(to, stride, rows, columns, part, [&](int64_t pixel, int channel, float (&v)[kPack]) {
-    if (before.height > 0) return load_mean(x, before, part.channels, pixel, channel, v);
+    if (prologue.height > 0) return load_mean(x, prologue, part.channels, pixel, channel, v);
     load(x + pixel * part.channels + channel, v);
 #pragma unroll
-    for (int i = 0; i < kPack; ++i) v[i] = before.relu ? relu(v[i]) : v[i];
+    for (int i = 0; i < kPack; ++i) v[i] = prologue.relu ? relu(v[i]) : v[i];
   });
 }
 
@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(kBlock, 3)
   float origin = 0, sum = 0, squares = 0;
   int64_t count = 0;
   for (int64_t first = int64_t(blockIdx.x) * l.rows; first < pixels; first += step) {
-    fill_before<kPack>(x, l.in_stride, l.rows, l.in, a.x, a.before, {first, pixels, 0, in});
+    fill_prologue<kPack>(x, l.in_stride, l.rows, l.in, a.x, a.prologue, {first, pixels, 0, in});
     __syncthreads();  // the tile, and the first time the weight, is complete
     multiply(x, l.in_stride, weight, l.out_stride, result, l.result_stride, l.rows, l.in, l.out);
     __syncthreads();  // the result is complete
@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(kBlock, 2)
       for (int i = 0; i < kPack; ++i) v[i] = row[kOfDy * out + i] * v[i] + row[kOfZ * out + i] * z[i] + row[kConstant * out + i];
     });
     const Part part{first, pixels, slice, in};
-    if (a.dweight != nullptr) fill_before<kPack>(x, l.in_stride, l.rows, l.in, a.x, a.before, part);
+    if (a.dweight != nullptr) fill_prologue<kPack>(x, l.in_stride, l.rows, l.in, a.x, a.prologue, part);
     __syncthreads();  // the tiles, and the first time the weight, are complete
     if (a.dp != nullptr) multiply(dz, l.out_stride, weight, l.in_stride, result, l.result_stride, l.rows, l.out, l.in);
     if (a.dweight != nullptr) {

@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from advnas_ext import NAS_BENCH_201, OnePathCell, Path
 from advnas_ext.head import NormReluMean
-from advnas_ext.native import Before, Block, Graph, convolution, run_blocks
+from advnas_ext.native import Block, Graph, Prologue, convolution, run_blocks
 from advnas_ext.operations import ReLUConvBN
 
 NUM_STAGES = 3
@@ -36,7 +36,7 @@ class Reduction(Block):
     def add_to(self, graph: Graph, source: int, path: Path | None) -> int:
         half = graph.node([(self.conv_a.steps(), source, -1)])
         _, conv = self.downsample
-        shortcut = convolution(Before.MEAN_2X2, conv)  # type: ignore[arg-type]
+        shortcut = convolution(Prologue.MEAN_2X2, conv)  # type: ignore[arg-type]
         return graph.node([(self.conv_b.steps(), half, -1), ([shortcut], source, -1)])
 
 
@@ -52,7 +52,7 @@ class LightReduction(Block, nn.Sequential):
 
     def add_to(self, graph: Graph, source: int, path: Path | None) -> int:
         _, conv, norm = self
-        return graph.node([([convolution(Before.MEAN_2X2, conv, norm)], source, -1)])  # type: ignore[arg-type]
+        return graph.node([([convolution(Prologue.MEAN_2X2, conv, norm)], source, -1)])  # type: ignore[arg-type]
 
 
 # What may lie between the stages of a supernet. NAS-Bench-201's own networks have residual blocks.
@@ -70,7 +70,7 @@ class Stem(Block, nn.Sequential):
 
     def add_to(self, graph: Graph, source: int, path: Path | None) -> int:
         conv, norm = self
-        return graph.node([([convolution(Before.NOTHING, conv, norm)], source, -1)])  # type: ignore[arg-type]
+        return graph.node([([convolution(Prologue.NOTHING, conv, norm)], source, -1)])  # type: ignore[arg-type]
 
 
 class Network(nn.Module):

@@ -10,6 +10,7 @@ from advnas.spaces import Space
 WIDTH, HEIGHT = 780, 352
 NODE_WIDTH, NODE_HEIGHT, SPACING = 76, 44, 212
 MIDDLE = 196  # y of the nodes' centres
+NARROW = 150  # between nodes where many are drawn
 ARC = 46  # height of an arc for each node that it passes
 GREY = "#7D8590"  # contrast above 3.5 with white and with black
 CHARACTER = 7.2  # width of one at 13 px, a little more than the fonts have
@@ -32,12 +33,10 @@ class _Picture:
     def __init__(self, space: Space) -> None:
         self.space = space
         self.colour = {op: COLOURS[place % len(COLOURS)] for place, op in enumerate(self._in_order(space))}
-        self.is_laid_out = bool(space.bends) or space.num_nodes <= 2
-        reach = 0 if self.is_laid_out else round(ARC * (space.num_nodes - 2))
-        self.width = max(WIDTH, NODE_WIDTH + SPACING * (space.num_nodes - 1) + 68 if self.is_laid_out else 0)
-        self.spacing = min(SPACING, (self.width - NODE_WIDTH - 68) / (space.num_nodes - 1))
-        self.middle = MIDDLE if self.is_laid_out else reach + NODE_HEIGHT
-        self.height = HEIGHT if self.is_laid_out else 2 * self.middle + 44
+        self.is_laid_out = bool(space.bends)
+        self.spacing = SPACING if self.is_laid_out else NARROW
+        self.width = max(WIDTH, NODE_WIDTH + 68 + self.spacing * (space.num_nodes - 1))
+        self.middle, self.height = MIDDLE, HEIGHT
 
     @staticmethod
     def _in_order(space: Space) -> list[str]:
@@ -48,11 +47,16 @@ class _Picture:
         space = self.space
         picked = [space.ops[op] for op in space.parse(arch).tolist()]
         drawn = [
-            self._edge(target, source, op)
-            for (target, source), op in zip(space.edges, picked, strict=True)
-            if self.is_laid_out or op != space.zero_op
+            (*edge, op) for edge, op in zip(space.edges, picked, strict=True) if self.is_laid_out or op != space.zero_op
         ]
-        edges, nodes = "\n".join(drawn), "\n".join(map(self._node, range(space.num_nodes)))
+        if not self.is_laid_out:
+            reach = max((target - source - 1 for target, source, _ in drawn), default=0)
+            self.middle = ARC * reach + 2 * NODE_HEIGHT
+            self.height = 2 * self.middle + NODE_HEIGHT
+        edges, nodes = (
+            "\n".join(self._edge(*edge) for edge in drawn),
+            "\n".join(map(self._node, range(space.num_nodes))),
+        )
         return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" width="{self.width}" \
 height="{self.height}" role="img" font-family="system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif" font-size="13" \
 text-anchor="middle">
@@ -109,10 +113,9 @@ text-anchor="middle">
     def _node(self, node: int) -> str:
         names = self.space.node_names
         name = names[node] if names else str(node)
-        width = min(NODE_WIDTH, round(self.spacing * 0.6))
-        x, y = self._x(node) - width // 2, self.middle - NODE_HEIGHT // 2
+        x, y = self._x(node) - NODE_WIDTH // 2, self.middle - NODE_HEIGHT // 2
         return (
-            f'<rect x="{x}" y="{y}" width="{width}" height="{NODE_HEIGHT}" rx="10" fill="#44505C" stroke="{GREY}" '
+            f'<rect x="{x}" y="{y}" width="{NODE_WIDTH}" height="{NODE_HEIGHT}" rx="10" fill="#44505C" stroke="{GREY}" '
             f'stroke-width="1.5"/><text x="{self._x(node)}" y="{self.middle + 5}" font-size="15" fill="#FFFFFF">{name}</text>'
         )
 

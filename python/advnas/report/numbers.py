@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from torch import Tensor
+
 
 def wilson(correct: int, count: int) -> tuple[float, float]:
     """The 95% confidence interval of a proportion (Wilson 1927): right also near 0 and 1, where the normal one leaves [0, 1]."""
@@ -30,3 +32,19 @@ def duration(seconds: float) -> str:
         if minutes
         else f"{seconds:.1f} s"
     )
+
+
+def paired_difference(first: Tensor, second: Tensor) -> tuple[float, float, float]:
+    """How much more often ``first`` is right than ``second`` on the same examples, with the 95% interval of that difference.
+
+    Only examples on which the two differ count (Wald's interval for paired proportions; examples are many here). It is about these
+    two trained networks: training them again would move both.
+
+    Args:
+        first, second: bool [count].
+    """
+    count = len(first)
+    gained, lost = int((first & ~second).sum()), int((second & ~first).sum())
+    difference = (gained - lost) / count
+    half = 1.959964 * math.sqrt(max(gained + lost - (gained - lost) ** 2 / count, 0.0)) / count
+    return difference, difference - half, difference + half

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -13,7 +14,7 @@ from advnas.report.console import Progress
 from advnas.retrain import RetrainState, retrain
 from advnas.run.folder import RunFolder
 from advnas.run.watch import Watch
-from advnas.tasks import TASKS, task_of
+from advnas.tasks import TASKS, Task, task_of
 
 NOT_DECISIVE = ("data_dir", "out")
 
@@ -30,6 +31,27 @@ def settings_of(path: Path) -> RetrainConfig:
     same = ("space", "data", "data_dir", "threads")
     kind = TASKS[search.task].retrain_config
     return kind(arch=arch, out=path, **{name: getattr(search, name) for name in same})
+
+
+def restore(path: Path) -> tuple[Task, RetrainState]:
+    """A retraining as its checkpoint has it: for a finished one, the trained network.
+
+    Raises:
+        FileNotFoundError, ValueError: the folder holds no finished retraining, or its data or its checkpoint is not what it was.
+    """
+    folder = RunFolder(path)
+    result = folder.retrained()
+    defaults = TASKS[result["task"]].retrain_defaults()
+    config = defaults.with_settings({name: result[name] for name in defaults.names()}, str(path))
+    task = task_of(config)
+    state = RetrainState(config, task)
+    state.load_state_dict(folder.load(state.kind, decisive(config)))
+    return task, state
+
+
+def decisive(config: RetrainConfig) -> dict[str, Any]:
+    """What a checkpoint depends on."""
+    return {name: value for name, value in config.to_dict().items() if name not in NOT_DECISIVE}
 
 
 def start(
@@ -55,10 +77,20 @@ def start(
             'there is no cell to train: give the folder of a finished search, or --arch "|...|+|...|+|...|"'
         )
     torch.set_num_threads(config.threads or torch.get_num_threads())
-    task = task_of(config)
+    return train(task_of(config), config, go_on, command, console)
+
+
+def train(
+    task: Task,
+    config: RetrainConfig,
+    go_on: bool = False,
+    command: str = "the same command",
+    console: Console | None = None,
+) -> Path:
+    """:func:`start` with a task at hand, such as one of your own."""
     config = replace(config, threads=torch.get_num_threads(), device=str(task.placement.device))
     state = RetrainState(config, task)
-    settings = {name: value for name, value in config.to_dict().items() if name not in NOT_DECISIVE}
+    settings = decisive(config)
     name = f"{Path(config.data).name}-retrain-seed{config.seed}"
     folder = RunFolder(config.out) if config.out else RunFolder.new(None, name)
     if go_on:

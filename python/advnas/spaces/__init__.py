@@ -2,7 +2,8 @@
 
 from advnas.spaces.base import Space
 from advnas.spaces.nasbench201 import NASBENCH201
+from advnas.spaces.recurrent import DARTS_RECURRENT, RECURRENT
 
-SPACES: dict[str, Space] = {space.name: space for space in (NASBENCH201,)}
+SPACES: dict[str, Space] = {space.name: space for space in (NASBENCH201, RECURRENT, DARTS_RECURRENT)}
 
 __all__ = ["SPACES", "Space"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from advnas.config import RetrainConfig, SearchConfig
 from advnas.tasks.base import Task
 from advnas.tasks.image import ImageTask
+from advnas.tasks.language import LanguageTask
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (ImageTask,)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (ImageTask, LanguageTask)}
 
 
 def task_of(config: SearchConfig | RetrainConfig) -> Task:

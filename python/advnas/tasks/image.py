@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -96,6 +96,8 @@ class ImageRetrainConfig(RetrainConfig):
     """Channels of the first stage; the second and third have twice and four times as many."""
     cells: Count = 5
     """Cells in each of the three stages."""
+    reduction: Reduction = "residual"
+    """Block between the stages: NAS-Bench-201's residual one, or a light one (mean, 1x1 convolution)."""
     batch_size: Count = 256
     """Images in a batch."""
     lr: PositiveRate = 0.1
@@ -188,10 +190,7 @@ class ImageTask(Task):
         return Evaluation(self.images, self.images.train, index, self.config.batch_size)
 
     def supernet(self, cells: int | None = None) -> nn.Module:
-        assert isinstance(self.config, ImageSearchConfig)
-        return self.space.network(
-            *self._sizes(cells), ops=self.ops, num_nodes=self.space.num_nodes, reduction=self.config.reduction
-        )
+        return self._network(self.ops, cells)
 
     def score(self, network: nn.Module, batch: tuple[Tensor, Tensor], path: Path | None) -> Score:
         x, y = batch
@@ -210,9 +209,8 @@ class ImageTask(Task):
         return Batches(self.images, torch.arange(len(self.images.train)), self.config.batch_size, generator=order)
 
     def network(self, arch: str) -> nn.Module:
-        ops, space = self.space.parse(arch), self.space
-        settings = {"affine": True, "track_running_stats": True, "ops": space.ops, "num_nodes": space.num_nodes}
-        return space.network(*self._sizes(), **settings).fix(ops)
+        ops = self.space.parse(arch)
+        return self._network(self.space.ops, affine=True, track_running_stats=True).fix(ops)
 
     def recipe(self, network: nn.Module, steps: int) -> CosineSgd:
         assert isinstance(self.config, ImageRetrainConfig)
@@ -241,6 +239,7 @@ class ImageTask(Task):
         with self.placement.autocast():
             return torch.cat([network(x).argmax(1) == y for x, y in batches]).cpu()
 
-    def _sizes(self, cells: int | None = None) -> tuple[int, int, int, int]:
-        config, images = self.config, self.images
-        return config.channels, cells or config.cells, images.in_channels, len(images.classes)
+    def _network(self, ops: Sequence[str], cells: int | None = None, **norm: bool) -> Any:
+        config, images, space = self.config, self.images, self.space
+        sizes = config.channels, cells or config.cells, images.in_channels, len(images.classes)
+        return space.network(*sizes, ops=ops, reduction=config.reduction, num_nodes=space.num_nodes, **norm)

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from advnas.data.images import cifar, digits, folder
+from advnas.data.images import cifar, clutter, digits, folder
 from advnas.data.images.base import Augment, ImageData, Images
 from advnas.data.images.batches import Batches, Evaluation, split_halves
 
 # name -> loader(data_dir)
 DATA: dict[str, Callable[[Path | None], ImageData]] = {
     "digits": digits.load,
+    "clutter": clutter.load,
     "cifar10": cifar.load_cifar10,
     "cifar100": cifar.load_cifar100,
 }

@@ -8,16 +8,11 @@
 #include <memory>
 #include <vector>
 
-#include "kernels/convolution.h"
-#include "pass.h"
+#include "../kernels/convolution.h"
+#include "../pass.h"
 #include "shares.h"
 
 namespace advnas {
-
-inline ImageShape output_shape(const ImageShape& x, const Piece& piece, int64_t out_channels) {
-  const ImageShape inner = shape_before(x, piece.before);
-  return ConvolutionShape{inner.height, inner.width, x.channels, out_channels, 1, piece.stride}.output();
-}
 
 template <class T>
 class Convolver {
@@ -32,18 +27,18 @@ class Convolver {
   // Elements of the weight gradients' sums over some images.
   virtual int64_t sum_elements() const = 0;
 
-  // What these prepare is there when the chores are done.
-  virtual void prepare_forward(Chores& chores) = 0;
+  // What these prepare is there when the tasks are done.
+  virtual void prepare_forward(BackgroundTasks& tasks) = 0;
   // Which gradients are wanted; shares: into how many the batch is cut.
-  virtual void prepare_backward(bool input, bool weight, int64_t shares, Chores& chores) = 0;
+  virtual void prepare_backward(bool input, bool weight, int64_t shares, BackgroundTasks& tasks) = 0;
 
   // z, dz: of each convolution.
   virtual void forward(const T* x, T* const* z, int64_t images, T* workspace) const = 0;
   // Writes dx or, with `add`, adds to it; the same with the weight gradient of the share and `add_weight`.
   virtual void backward(int64_t share, bool add_weight, const T* x, const OutputGradient<T>* dz, T* dx, bool add, int64_t images,
                         T* workspace) = 0;
-  // Of a convolution's weight and depthwise, in their shapes and layouts, when the chores are done; undefined if not wanted.
-  virtual std::pair<at::Tensor, at::Tensor> weight_gradients(size_t which, Chores& chores) const = 0;
+  // Of a convolution's weight and depthwise, in their shapes and layouts, when the tasks are done; undefined if not wanted.
+  virtual std::pair<at::Tensor, at::Tensor> weight_gradients(size_t which, BackgroundTasks& tasks) const = 0;
 };
 
 inline constexpr size_t kMostSiblings = 4;

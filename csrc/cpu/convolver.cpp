@@ -4,9 +4,9 @@
 #include <cstdlib>
 #include <string_view>
 
+#include "../kernels/cpu/isa.h"
 #include "buffers.h"
-#include "images.h"
-#include "kernels/cpu/isa.h"
+#include "cpu_pass.h"
 #include "pack.h"
 
 namespace advnas {
@@ -53,8 +53,8 @@ template <class T>
 class Dense final : public Convolver<T> {
  public:
   Dense(const ImageShape& x, const Piece& piece, std::vector<Tensor> weights)
-      : x_(x), before_(piece.before), weights_(std::move(weights)), num_(int64_t(weights_.size())) {
-    const ImageShape inner = shape_before(x, before_);
+      : x_(x), prologue_(piece.prologue), weights_(std::move(weights)), num_(int64_t(weights_.size())) {
+    const ImageShape inner = shape_after_prologue(x, prologue_);
     const Tensor& weight = weights_[0];
     shape_ = {inner.height, inner.width, weight.size(1), weight.size(0), weight.size(2), piece.stride};
     gradient_shape_ = {shape_.out_height(), shape_.out_width(), shape_.out, shape_.in, shape_.size, 1};
@@ -71,20 +71,20 @@ class Dense final : public Convolver<T> {
 
   int64_t sum_elements() const override { return num_ * sum_size(); }
 
-  void prepare_forward(Chores& chores) override {
-    for (const Tensor& weight : weights_) forward_.add(pack_forward<T>(weight, winograd_, chores));
+  void prepare_forward(BackgroundTasks& tasks) override {
+    for (const Tensor& weight : weights_) forward_.add(pack_forward<T>(weight, winograd_, tasks));
   }
-  void prepare_backward(bool input, bool weight, int64_t shares, Chores& chores) override {
+  void prepare_backward(bool input, bool weight, int64_t shares, BackgroundTasks& tasks) override {
     shares_ = shares;
     for (const Tensor& w : weights_) {
-      if (input) transposed_.add(pack_transposed<T>(w, shape_.stride, winograd_, chores));
+      if (input) transposed_.add(pack_transposed<T>(w, shape_.stride, winograd_, tasks));
       if (weight) sums_.emplace_back().allocate(shares, sum_size(), w.scalar_type());
     }
   }
 
   void forward(const T* x, T* const* z, int64_t images, T* workspace) const override {
     const auto& kernels = cpu::kernels<T>();
-    kernels.frame_input(x, workspace, x_, images, before_, shape_.size);
+    kernels.frame_input(x, workspace, x_, images, prologue_, shape_.size);
     if (winograd_) {
       kernels.winograd_convolve(workspace, forward_.data.data(), z, num_, shape_, images, workspace + images * in_frame_);
     } else {
@@ -110,12 +110,12 @@ class Dense final : public Convolver<T> {
       } else {
         kernels.convolve_input_gradient(frame, transposed_.data[k], dp, shape_, images);
       }
-      kernels.input_gradient(dp, x, dx, x_, images, before_, add || k > 0);
+      kernels.input_gradient(dp, x, dx, x_, images, prologue_, add || k > 0);
     }
     if (sums_.empty()) return;
     T* sums[kMostSiblings];
     for (int64_t k = 0; k < num_; ++k) sums[k] = sums_[k].of(share);
-    kernels.frame_input(x, frames, x_, images, before_, shape_.size);
+    kernels.frame_input(x, frames, x_, images, prologue_, shape_.size);
     if (winograd_) {
       kernels.winograd_weight_gradient(frames, of_dz, sums, num_, shape_, images, add_weight, rest);
     } else {
@@ -125,9 +125,9 @@ class Dense final : public Convolver<T> {
     }
   }
 
-  std::pair<Tensor, Tensor> weight_gradients(size_t which, Chores& chores) const override {
+  std::pair<Tensor, Tensor> weight_gradients(size_t which, BackgroundTasks& tasks) const override {
     if (sums_.empty()) return {};
-    return {unpack_gradient<T>(sums_[which].data, shares_, winograd_, weights_[which], chores), Tensor()};
+    return {unpack_gradient<T>(sums_[which].data, shares_, winograd_, weights_[which], tasks), Tensor()};
   }
 
  private:
@@ -137,7 +137,7 @@ class Dense final : public Convolver<T> {
   }
 
   ImageShape x_;
-  Before before_;
+  Prologue prologue_;
   std::vector<Tensor> weights_;
   int64_t num_;
   ConvolutionShape shape_, gradient_shape_;
@@ -152,7 +152,7 @@ template <class T>
 class Separable final : public Convolver<T> {
  public:
   Separable(const ImageShape& x, const Piece& piece, const Convolution& convolution)
-      : before_(piece.before),
+      : prologue_(piece.prologue),
         weight_(convolution.weight),
         depthwise_weight_(convolution.depthwise),
         depthwise_{x, depthwise_weight_.size(2), piece.dilation},
@@ -166,16 +166,16 @@ class Separable final : public Convolver<T> {
 
   int64_t sum_elements() const override { return weight_.numel() + depthwise_weight_.numel(); }
 
-  void prepare_forward(Chores& chores) override {
-    taps_ = pack_forward<T>(depthwise_weight_, false, chores);
-    packed_ = pack_forward<T>(weight_, false, chores);
+  void prepare_forward(BackgroundTasks& tasks) override {
+    taps_ = pack_forward<T>(depthwise_weight_, false, tasks);
+    packed_ = pack_forward<T>(weight_, false, tasks);
   }
-  void prepare_backward(bool input, bool weight, int64_t shares, Chores& chores) override {
+  void prepare_backward(bool input, bool weight, int64_t shares, BackgroundTasks& tasks) override {
     shares_ = shares;
-    taps_ = pack_forward<T>(depthwise_weight_, false, chores);
-    transposed_ = pack_transposed<T>(weight_, 1, false, chores);
+    taps_ = pack_forward<T>(depthwise_weight_, false, tasks);
+    transposed_ = pack_transposed<T>(weight_, 1, false, tasks);
     flipped_ = input ? depthwise_weight_.flip({2, 3}) : Tensor();
-    if (input) rotated_ = pack_forward<T>(flipped_, false, chores);
+    if (input) rotated_ = pack_forward<T>(flipped_, false, tasks);
     if (weight) {
       sums_.allocate(shares, weight_.numel(), weight_.scalar_type());
       depthwise_sums_.allocate(shares, depthwise_weight_.numel(), weight_.scalar_type());
@@ -202,16 +202,16 @@ class Separable final : public Convolver<T> {
       kernels.depthwise_weight_gradient(frames, dbetween, depthwise_sums_.of(share), depthwise_, images, add_weight);
     }
     if (rotated_.defined()) {
-      kernels.frame_input(dbetween, gradient_frames, depthwise_.image, images, Before::kNothing, depthwise_.extent());
+      kernels.frame_input(dbetween, gradient_frames, depthwise_.image, images, Prologue::kNothing, depthwise_.extent());
       kernels.depthwise(gradient_frames, rotated_.const_data_ptr<T>(), dbetween, depthwise_, images);
-      kernels.input_gradient(dbetween, x, dx, depthwise_.image, images, before_, add);
+      kernels.input_gradient(dbetween, x, dx, depthwise_.image, images, prologue_, add);
     }
   }
 
-  std::pair<Tensor, Tensor> weight_gradients(size_t, Chores& chores) const override {
+  std::pair<Tensor, Tensor> weight_gradients(size_t, BackgroundTasks& tasks) const override {
     if (!sums_.wanted()) return {};
-    return {unpack_gradient<T>(sums_.data, shares_, false, weight_, chores),
-            unpack_gradient<T>(depthwise_sums_.data, shares_, false, depthwise_weight_, chores)};
+    return {unpack_gradient<T>(sums_.data, shares_, false, weight_, tasks),
+            unpack_gradient<T>(depthwise_sums_.data, shares_, false, depthwise_weight_, tasks)};
   }
 
  private:
@@ -219,12 +219,12 @@ class Separable final : public Convolver<T> {
   const T* run_depthwise(const T* x, int64_t images, T* frames) const {
     const auto& kernels = cpu::kernels<T>();
     T* const between = frames + images * frame_;
-    kernels.frame_input(x, frames, depthwise_.image, images, before_, depthwise_.extent());
+    kernels.frame_input(x, frames, depthwise_.image, images, prologue_, depthwise_.extent());
     kernels.depthwise(frames, taps_.const_data_ptr<T>(), between, depthwise_, images);
     return between;
   }
 
-  Before before_;
+  Prologue prologue_;
   Tensor weight_, depthwise_weight_, flipped_, taps_, rotated_, packed_, transposed_;
   DepthwiseShape depthwise_;
   ConvolutionShape pointwise_;
@@ -234,7 +234,7 @@ class Separable final : public Convolver<T> {
 
 bool are_alike(const Pass& pass, const Term& one, const Term& other) {
   const Convolution &a = pass.convolutions[one.convolution], &b = pass.convolutions[other.convolution];
-  return !a.depthwise.defined() && !b.depthwise.defined() && one.piece.before == other.piece.before &&
+  return !a.depthwise.defined() && !b.depthwise.defined() && one.piece.prologue == other.piece.prologue &&
          one.piece.stride == other.piece.stride && a.weight.sizes() == b.weight.sizes();
 }
 

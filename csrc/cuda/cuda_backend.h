@@ -6,11 +6,12 @@
 // Written against the kernels' entry points and ATen only, so that tests can run it on the host (device.h).
 #pragma once
 
+#include <memory>
+
 #include "../pass.h"
 
 namespace advnas::cuda {
 
-void run_forward(Pass& pass);
-Gradients run_backward(Pass& pass, const at::Tensor& dy, const Wanted& wanted);
+std::shared_ptr<Backend> make_backend();
 
 }  // namespace advnas::cuda

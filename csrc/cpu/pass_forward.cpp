@@ -2,7 +2,7 @@
 
 #include "buffers.h"
 #include "convolver.h"
-#include "images.h"
+#include "cpu_pass.h"
 
 namespace advnas {
 namespace {
@@ -10,17 +10,17 @@ namespace {
 using at::Tensor;
 
 template <class T>
-struct Leaving {
+struct SiblingOutputs {
   Siblings<T> of;
   // Of each of them.
   std::vector<Moments> moments;
-  std::vector<Images<T>> z;
+  std::vector<ImageViews<T>> z;
 };
 
 template <class T>
-class Forward {
+class CpuForward {
  public:
-  explicit Forward(Pass& pass) : pass_(pass) {}
+  CpuForward(Pass& pass, CpuState& state) : pass_(pass), state_(state) {}
 
   // The weights of a node's convolutions are packed while the node before it runs.
   void run() {
@@ -28,11 +28,11 @@ class Forward {
     for (int64_t node = 0; node < pass_.plan.num_nodes; ++node) {
       if (pass_.plan.live[node]) live.push_back(node);
     }
-    std::vector<Leaving<T>> leaving = convolutions_that_leave(live[0]);
-    run_now(chores_);
-    find_made_again();
+    std::vector<SiblingOutputs<T>> leaving = convolutions_that_leave(live[0]);
+    run_now(tasks_);
+    find_recomputed();
     for (size_t i = 0; i < live.size(); ++i) {
-      std::vector<Leaving<T>> next;
+      std::vector<SiblingOutputs<T>> next;
       if (i + 1 < live.size()) next = convolutions_that_leave(live[i + 1]);
       run_node(live[i], leaving);
       forget_read(pass_, live[i]);
@@ -41,11 +41,11 @@ class Forward {
   }
 
  private:
-  void find_made_again() {
-    pass_.made_again.assign(pass_.plan.num_nodes, false);
+  void find_recomputed() {
+    state_.recomputed.assign(pass_.plan.num_nodes, false);
     for (int64_t node = 1; node + 1 < pass_.plan.num_nodes; ++node) {
       const auto& into = pass_.plan.into[node];
-      pass_.made_again[node] = !into.empty() && are_convolutions(into);
+      state_.recomputed[node] = !into.empty() && are_convolutions(into);
     }
   }
 
@@ -53,11 +53,11 @@ class Forward {
     return std::all_of(terms.begin(), terms.end(), [](const Term& term) { return term.convolution >= 0; });
   }
 
-  std::vector<Leaving<T>> convolutions_that_leave(int64_t node) {
-    std::vector<Leaving<T>> leaving;
+  std::vector<SiblingOutputs<T>> convolutions_that_leave(int64_t node) {
+    std::vector<SiblingOutputs<T>> leaving;
     for (Siblings<T>& siblings : siblings_that_leave<T>(pass_, node, [](const Term&) { return 0; })) {
-      siblings.convolver->prepare_forward(chores_);
-      auto& out = leaving.emplace_back(Leaving<T>{std::move(siblings), {}, {}});
+      siblings.convolver->prepare_forward(tasks_);
+      auto& out = leaving.emplace_back(SiblingOutputs<T>{std::move(siblings), {}, {}});
       for (const Term& term : out.of.terms) {
         const bool summed = pass_.convolutions[term.convolution].statistics == Statistics::kBatch;
         const size_t sums = summed ? size_t(pass_.batch * pass_.shapes[term.target].channels) : 0;
@@ -67,26 +67,26 @@ class Forward {
     return leaving;
   }
 
-  void run_node(int64_t node, std::vector<Leaving<T>>& leaving) {
+  void run_node(int64_t node, std::vector<SiblingOutputs<T>>& leaving) {
     const auto& kernels = cpu::kernels<T>();
     const ImageShape& shape = pass_.shapes[node];
     Row bias(shape.channels);
-    const Gathered<T> sources = gather_value<T>(pass_, node, bias);
+    const Gathered<T> sources = gather_value<T>(pass_, state_, node, bias);
     const auto typed_bias = cast<T>(bias);
     // Where nothing reads the node later, its value stays in the workspace.
-    const bool passes = pass_.is_made_again(node) && are_convolutions(pass_.plan.out_of[node]);
+    const bool passes = state_.recomputed[node] && are_convolutions(pass_.plan.out_of[node]);
     if (node > 0 && !passes) pass_.nodes[node] = empty_images(pass_.batch, shape, pass_.type);
-    const Images<T> kept(node > 0 && !passes ? pass_.nodes[node] : Tensor());
-    const Images<const T> input(pass_.nodes[0]);
+    const ImageViews<T> kept(node > 0 && !passes ? pass_.nodes[node] : Tensor());
+    const ImageViews<const T> input(pass_.nodes[0]);
     int64_t group = 1, workspace = sources.workspace(shape);
-    for (Leaving<T>& out : leaving) {
+    for (SiblingOutputs<T>& out : leaving) {
       group = std::max(group, out.of.convolver->group());
       for (const Term& term : out.of.terms) {
         pass_.z[term.convolution] = empty_images(pass_.batch, pass_.shapes[term.target], pass_.type);
         out.z.emplace_back(pass_.z[term.convolution]);
       }
     }
-    for (const Leaving<T>& out : leaving) workspace = std::max(workspace, out.of.convolver->workspace(group));
+    for (const SiblingOutputs<T>& out : leaving) workspace = std::max(workspace, out.of.convolver->workspace(group));
     const int64_t value = passes ? group * elements(shape) : 0;
 
     const auto run = [&](int64_t, int64_t first, int64_t images, T* values) {
@@ -98,7 +98,7 @@ class Forward {
         });
       }
       const T* const x = node > 0 ? made : input[first];
-      for (Leaving<T>& out : leaving) {
+      for (SiblingOutputs<T>& out : leaving) {
         T* z[kMostSiblings];
         for (size_t k = 0; k < out.z.size(); ++k) z[k] = out.z[k][first];
         out.of.convolver->forward(x, z, images, space);
@@ -106,14 +106,14 @@ class Forward {
           sum(out.z[k], pass_.shapes[out.of.terms[k].target], first, images, out.moments[k]);
       }
     };
-    for_groups<T>(cut(pass_.batch, group), group, value + workspace, chores_, run);
+    for_groups<T>(cut(pass_.batch, group), group, value + workspace, tasks_, run);
 
-    for (const Leaving<T>& out : leaving) {
+    for (const SiblingOutputs<T>& out : leaving) {
       for (size_t k = 0; k < out.z.size(); ++k) take_statistics(out.of.terms[k], out.moments[k]);
     }
   }
 
-  static void sum(const Images<T>& z, const ImageShape& shape, int64_t first, int64_t images, Moments& moments) {
+  static void sum(const ImageViews<T>& z, const ImageShape& shape, int64_t first, int64_t images, Moments& moments) {
     const int64_t channels = shape.channels;
     for (int64_t i = first; !moments.mean.empty() && i < first + images; ++i) {
       cpu::kernels<T>().channel_moments(z[i], shape.height * shape.width, channels, moments.mean.data() + i * channels,
@@ -122,27 +122,31 @@ class Forward {
   }
 
   void take_statistics(const Term& term, const Moments& moments) {
-    Convolution& convolution = pass_.convolutions[term.convolution];
-    if (convolution.statistics != Statistics::kBatch) return take_fixed_statistics(convolution, term.piece.eps);
+    const Convolution& convolution = pass_.convolutions[term.convolution];
+    NormState& norm = state_.norms[term.convolution];
+    if (convolution.statistics != Statistics::kBatch) return take_fixed_statistics(convolution, norm, term.piece.eps);
     const auto [height, width, channels] = pass_.shapes[term.target];
-    take_batch_statistics(convolution, moments, pass_.batch, height * width, term.piece.eps, term.piece.momentum);
+    take_batch_statistics(convolution, norm, moments, pass_.batch, height * width, term.piece.eps, term.piece.momentum);
   }
 
   Pass& pass_;
-  Chores chores_;
+  CpuState& state_;
+  BackgroundTasks tasks_;
 };
 
 }  // namespace
 
-void run_forward_cpu(Pass& pass) {
+void run_cpu_forward(Pass& pass, CpuState& state) {
   for (int64_t node = 0; node < pass.plan.num_nodes; ++node) {
     const size_t most = std::max(pass.plan.into[node].size(), pass.plan.out_of[node].size());
     TORCH_CHECK_VALUE(most <= kMostSources, "advnas_ext: at most ", kMostSources,
                       " operations may arrive at a node or leave it, got ", most, " at node ", node);
   }
   pass.nodes[0] = pass.nodes[0].contiguous(at::MemoryFormat::ChannelsLast);
-  for (Convolution& convolution : pass.convolutions) take_parameters(convolution, convolution.weight.size(0));
-  AT_DISPATCH_FLOATING_TYPES(pass.type, "cell_forward", [&] { Forward<scalar_t>(pass).run(); });
+  for (const Convolution& convolution : pass.convolutions) {
+    state.norms.push_back(parameters_of(convolution, convolution.weight.size(0)));
+  }
+  AT_DISPATCH_FLOATING_TYPES(pass.type, "cell_forward", [&] { CpuForward<scalar_t>(pass, state).run(); });
 }
 
 }  // namespace advnas

@@ -3,18 +3,23 @@
 import copy
 import csv
 import io
+import itertools
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
-from advnas import cli, lab, report, run
-from advnas.config import SearchConfig
-from advnas.lab import rank, signal
-from advnas.spaces.nasbench201 import OPS, format_arch
-from advnas.tables.nasbench201 import Table
+from advnas import analysis, cli
+from advnas.analysis import rank, signal
+from advnas.report import console
+from advnas.run import search as run
+from advnas.run.folder import RunFolder
+from advnas.spaces.nasbench201 import NASBENCH201
+from advnas.tables import Table
+from advnas.tasks.image import ImageSearchConfig
 from advnas_ext import ESTIMATORS
 
 TINY = {
@@ -27,6 +32,7 @@ TINY = {
     "threads": 1,
     "without": ("none",),
 }
+OPS = NASBENCH201.ops
 EDGES = ["1<-0", "2<-0", "2<-1", "3<-0", "3<-1", "3<-2"]
 
 
@@ -34,8 +40,8 @@ EDGES = ["1<-0", "2<-0", "2<-1", "3<-0", "3<-1", "3<-2"]
 def folder(tmp_path_factory):
     """The run folder of a search without ``none``."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(run.report, "curves", lambda *args: b"")
-        return run.start(SearchConfig(**TINY, out=tmp_path_factory.mktemp("lab") / "run"))
+        patched.setattr(run, "curves", lambda *args: b"")
+        return run.start(ImageSearchConfig(**TINY, out=tmp_path_factory.mktemp("lab") / "run"))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +50,7 @@ def table(tmp_path_factory):
     path = tmp_path_factory.mktemp("table") / "table.csv"
     cells = torch.cartesian_prod(*[torch.arange(len(OPS))] * 6)
     accuracies = 10 * (cells == OPS.index("nor_conv_3x3")).sum(1) + torch.arange(len(cells)) / len(cells)
-    rows = [f"{i},{format_arch(ops)},{accuracies[i]:.6f},{i}" for i, ops in enumerate(cells)]
+    rows = [f"{i},{NASBENCH201.format(ops)},{accuracies[i]:.6f},{i}" for i, ops in enumerate(cells)]
     path.write_text("\n".join(["index,arch_str,cifar10_test_200,params_m", *rows]) + "\n")
     return path
 
@@ -255,14 +261,14 @@ def test_cells_that_are_all_equal_have_no_rank():
 
 
 def test_the_search_of_a_folder_or_of_its_checkpoint(folder, tmp_path, monkeypatch):
-    for path in (folder, folder / run.CHECKPOINT):
-        found, state = lab.searched(path)
-        assert found == folder
-        assert state.epoch == 1
+    for path in (folder, RunFolder(folder).checkpoint("search")):
+        found, searched = analysis.searched(path)
+        assert found.path == folder
+        assert searched.state.epoch == 1
     monkeypatch.chdir(folder / "checkpoint")
-    assert lab.searched(run.Path("search.pt"))[0] == folder
+    assert analysis.searched(Path("search.pt"))[0].path == folder
     threads = torch.get_num_threads()
-    lab.searched(folder, threads=2)
+    analysis.searched(folder, threads=2)
     assert torch.get_num_threads() == 2
     torch.set_num_threads(threads)
 
@@ -273,12 +279,13 @@ def everything(state):
 
 @pytest.mark.parametrize("uniform", [True, False])
 def test_measuring_gradients(folder, uniform):
-    _, state = lab.searched(folder)
+    _, searched = analysis.searched(folder)
+    state = searched.state
     state.estimator.logits.data[:, 2] += 4  # mostly conv 3x3
     before, rounds = everything(state), []
     seen = []
     state.network.register_forward_pre_hook(lambda module, args: seen.append(args[1].ops[:, 0]))
-    exact, signals = signal.measure(state, 4, 5, uniform, lambda: rounds.append(1))
+    exact, signals = signal.measure(searched, 4, 5, uniform, lambda: rounds.append(1))
     assert len(rounds) == 9
     assert {found.name for found in signals} == set(ESTIMATORS) - {"random"}
     assert exact.samples.shape == (5, 6, 4)
@@ -294,7 +301,8 @@ def test_measuring_gradients(folder, uniform):
 
 def test_measured_gradients_are_those_of_the_estimator(folder):
     """What is measured of the exact gradient has the exact gradient for its mean: here, of a network with a loss that is known."""
-    _, state = lab.searched(folder)
+    _, searched = analysis.searched(folder)
+    state = searched.state
     values = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 
     def known(x, path):
@@ -307,9 +315,9 @@ def test_measured_gradients_are_those_of_the_estimator(folder):
     logits = torch.zeros(6, 4)
     truth = signal._at(logits, signal.RlooEstimator(6, 4, num_samples=signal.PATHS, stratified=False))
     state.network = known
-    generator = torch.Generator().manual_seed(1)
-    zeros = torch.zeros(16, 1, 8, 8), torch.zeros(16, dtype=torch.int64)
-    drawn = [signal._sample(state, truth, iter([zeros]), generator) for _ in range(600)]
+    state.path_generator = torch.Generator().manual_seed(1)
+    state.arch_batches = itertools.repeat((torch.zeros(16, 1, 8, 8), torch.zeros(16, dtype=torch.int64)))
+    drawn = [signal._sample(searched, truth) for _ in range(600)]
     ops = torch.cartesian_prod(*[torch.arange(4)] * 6)
     totals = values[torch.arange(6), ops].sum(1)
     losses = -torch.cat([-totals[:, None], torch.zeros(len(ops), 9)], 1).log_softmax(1)[:, 0]
@@ -323,20 +331,20 @@ def test_measured_gradients_are_those_of_the_estimator(folder):
 
 def test_gradients_have_rows_of_mean_0(folder):
     """Those of NASP have a constant in each row, which changes no probability."""
-    _, state = lab.searched(folder)
+    _, searched = analysis.searched(folder)
     for name in ("nasp", "advantage"):
-        gradient = signal._sample(state, signal._halfway(state, name), state.arch_batches, state.path_generator)
+        gradient = signal._sample(searched, signal._halfway(searched, name))
         assert gradient.abs().max() > 1e-6
         assert gradient.sum(1).abs().max() < 1e-6 * gradient.abs().max()
 
 
 def test_estimators_are_measured_halfway_and_that_of_the_search_with_its_settings(folder):
-    _, state = lab.searched(folder)
-    assert signal._halfway(state, "gdas").temperature == pytest.approx(5.05, rel=0.01)
-    assert signal._halfway(state, "advantage").coefficient == 0.05
-    object.__setattr__(state.config, "estimator_settings", {"coefficient": 0.5})
-    assert signal._halfway(state, "advantage").coefficient == 0.5
-    signal._halfway(state, "reinforce")
+    _, searched = analysis.searched(folder)
+    assert signal._halfway(searched, "gdas").temperature == pytest.approx(5.05, rel=0.01)
+    assert signal._halfway(searched, "advantage").coefficient == 0.05
+    object.__setattr__(searched.config, "estimator_settings", {"coefficient": 0.5})
+    assert signal._halfway(searched, "advantage").coefficient == 0.5
+    signal._halfway(searched, "reinforce")
 
 
 def test_lab_signal(advnas, folder):
@@ -371,15 +379,17 @@ def test_lab_signal(advnas, folder):
 
 def test_lab_rank(advnas, folder, table, monkeypatch):
     """With a loss that is known: the accuracy itself, upside down."""
-    accuracies = {arch: row["cifar10_test_200"] for arch, row in Table.load(table).rows.items()}
+    accuracies = {arch: row["cifar10_test_200"] for arch, row in Table.load(table, NASBENCH201).rows.items()}
     measured = []
 
-    def evaluate(state, ops, batches):
+    def evaluate(task, state, ops, batches):
         measured.append((state.arch(ops), batches))
-        return -accuracies[state.arch(ops)], 0.0
+        return {"loss": -accuracies[state.arch(ops)]}
 
     monkeypatch.setattr(rank, "evaluate", evaluate)
-    code, out, err = advnas("rank", folder / run.CHECKPOINT, "--table", table, "--cells=40", "--batches=3")
+    code, out, err = advnas(
+        "rank", RunFolder(folder).checkpoint("search"), "--table", table, "--cells=40", "--batches=3"
+    )
     assert (code, err) == (0, "")
     rows = read(folder / "rank.csv")
     assert list(rows[0]) == ["population", "arch", "loss", "cifar10_test_200"]
@@ -400,22 +410,23 @@ def test_lab_rank(advnas, folder, table, monkeypatch):
 
 
 def test_ranking_measures_the_cells_that_it_names(folder, table):
-    _, state = lab.searched(folder)
+    _, searched = analysis.searched(folder)
+    state = searched.state
     before, rounds = everything(state), []
-    results = rank.measure(state, Table.load(table), "params_m", 5, 1, lambda: rounds.append(1))
+    results = rank.measure(searched, Table.load(table, NASBENCH201), "params_m", 5, 1, lambda: rounds.append(1))
     assert len(rounds) == 10
     for ranked in results:
         for arch, loss in zip(ranked.archs, ranked.losses.tolist(), strict=True):
-            ops = torch.tensor([state.ops.index(OPS[op]) for op in state.space.parse_arch(arch)])
-            assert rank.evaluate(state, ops, 1)[0] == loss
+            ops = torch.tensor([state.ops.index(OPS[op]) for op in state.space.parse(arch)])
+            assert rank.evaluate(searched.task, state, ops, 1)["loss"] == loss
     assert all(torch.equal(old, new) for old, new in zip(before, everything(state), strict=True))
 
 
 @pytest.mark.parametrize(
     "args, message",
     [
-        ([], "choose a measurement: advnas lab signal or advnas lab rank\n"),
-        (["fly"], "choose a measurement: advnas lab signal or advnas lab rank, got 'fly'\n"),
+        ([], "choose a measurement: advnas analysis signal or advnas analysis rank\n"),
+        (["fly"], "choose a measurement: advnas analysis signal or advnas analysis rank, got 'fly'\n"),
         (["signal"], "CHECKPOINT"),
         (["signal", "nothing"], "nothing: not the folder of a search"),
         (
@@ -437,7 +448,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(advnas, folder, table, tmp_path
     short = tmp_path / "short.csv"
     short.write_text("".join(line for line in table.read_text().splitlines(keepends=True)[:1]))
     with short.open("a") as file:
-        file.writelines(f"0,{format_arch(torch.full((6,), op))},90,1\n" for op in (1, 2, 3))
+        file.writelines(f"0,{NASBENCH201.format(torch.full((6,), op))},90,1\n" for op in (1, 2, 3))
     files = set(folder.rglob("*"))
     names = {"FOLDER": folder, "TABLE": table, "SHORT": short}
     for name, path in names.items():
@@ -450,14 +461,14 @@ def test_wrong_input_is_one_line_and_exit_code_2(advnas, folder, table, tmp_path
     assert set(folder.rglob("*")) == files
 
 
-@pytest.mark.parametrize("name", cli.LAB)
+@pytest.mark.parametrize("name", cli.MEASUREMENTS)
 def test_help(advnas, name):
     code, out, err = advnas(name, "--help")
     assert (code, err) == (0, "")
-    assert f"usage: advnas lab {name}" in out
+    assert f"usage: advnas analysis {name}" in out
     code, out, err = advnas("--help")
     assert (code, err) == (0, "")
-    assert f"advnas lab {name} " in out
+    assert f"advnas analysis {name} " in out
 
 
 @pytest.mark.parametrize("name, function", [("signal", signal), ("rank", rank)])
@@ -475,7 +486,7 @@ def test_ctrl_c_just_stops(advnas, folder, table, monkeypatch, name, function):
 @pytest.mark.parametrize("terminal", [False, True])
 def test_rounds_are_shown_on_a_terminal(terminal):
     out = io.StringIO()
-    with report.Rounds("measuring", 4, Console(file=out, width=100, force_terminal=terminal)) as rounds:
+    with console.Rounds("measuring", 4, Console(file=out, width=100, force_terminal=terminal)) as rounds:
         for _ in range(3):
             rounds.advance()
     out = out.getvalue()

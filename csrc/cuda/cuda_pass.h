@@ -1,18 +1,26 @@
-// What both passes on a GPU share: typed pointers, layouts, and where a convolution runs.
+// What both passes on a GPU share: their state, typed pointers, layouts, and where a convolution runs.
 #pragma once
 
 #include <ATen/ATen.h>
 
-#include "../convolver.h"
 #include "../device.h"
-#include "../images.h"
 #include "../kernels/node.h"
 #include "../kernels/norm.h"
 #include "../kernels/pointwise.h"
+#include "../pass.h"
 
 namespace advnas::cuda {
 
 using at::Tensor;
+
+// What the forward pass keeps for the backward pass.
+struct CudaState {
+  std::vector<Tensor> relus;      // of the nodes that a convolution of the library takes through a ReLU
+  std::vector<Tensor> norm_rows;  // of each convolution with batch norm or a bias: kernels/norm.h
+};
+
+void run_forward(Pass& pass, CudaState& state);
+Gradients run_backward(Pass& pass, const CudaState& state, const Tensor& dy, const Wanted& wanted);
 
 constexpr auto kLayout = at::MemoryFormat::ChannelsLast;
 
@@ -53,8 +61,8 @@ Tensor counter(const Tensor& like, const OnDevice& device);
 inline PointwiseShape pointwise_shape(int64_t batch, const ImageShape& y, const Convolution& convolution) {
   return {batch * y.height * y.width, int(convolution.weight.size(1)), int(convolution.weight.size(0))};
 }
-inline PointwiseBefore pointwise_before(const ImageShape& x, Before what) {
-  if (what != Before::kMean2) return {what == Before::kRelu, 0, 0};
+inline PointwisePrologue pointwise_prologue(const ImageShape& x, Prologue what) {
+  if (what != Prologue::kMean2) return {what == Prologue::kRelu, 0, 0};
   return {false, int(x.height), int(x.width)};
 }
 
@@ -73,11 +81,11 @@ bool is_pointwise(const Convolution& convolution, const Piece& piece) {
 
 // What the library's convolution takes of a node, and the gradient back to the node's value; a ReLU's mask is applied by the
 // node.
-inline Tensor before(const Tensor& node, Before what) {
-  return what == Before::kMean2 ? at::avg_pool2d(node, {2, 2}, {2, 2}, {0, 0}, true, false) : node;
+inline Tensor apply_prologue(const Tensor& node, Prologue what) {
+  return what == Prologue::kMean2 ? at::avg_pool2d(node, {2, 2}, {2, 2}, {0, 0}, true, false) : node;
 }
-inline Tensor before_backward(const Tensor& gradient, const Tensor& node, Before what) {
-  if (what != Before::kMean2) return gradient;
+inline Tensor prologue_backward(const Tensor& gradient, const Tensor& node, Prologue what) {
+  if (what != Prologue::kMean2) return gradient;
   return at::avg_pool2d_backward(gradient, node, {2, 2}, {2, 2}, {0, 0}, true, false, std::nullopt);
 }
 
@@ -88,6 +96,6 @@ struct Geometry {
   Geometry(const Tensor& weight, const Piece& piece)
       : stride(2, piece.stride), padding(2, weight.size(2) / 2 * piece.dilation), dilation(2, piece.dilation) {}
 };
-inline Geometry pointwise_geometry(const Tensor& weight) { return {weight, Piece{Kind::kConvolution}}; }
+inline Geometry pointwise_geometry(const Tensor& weight) { return {weight, Piece{}}; }
 
 }  // namespace advnas::cuda

@@ -3,24 +3,19 @@
 #include <numeric>
 
 #include "convolver.h"
-#include "images.h"
+#include "cpu_pass.h"
 
 namespace advnas {
 namespace {
 
 using at::Tensor;
 
-// Coefficients of dz = of_dy dy + of_z z + constant.
 template <class T>
-struct Coefficients {
-  std::vector<T> of_dy, of_z, constant;
-};
-
-template <class T>
-class Backward {
+class CpuBackward {
  public:
-  Backward(Pass& pass, const Tensor& dy, const Wanted& wanted)
+  CpuBackward(Pass& pass, const CpuState& state, const Tensor& dy, const Wanted& wanted)
       : pass_(pass),
+        state_(state),
         wanted_(wanted),
         needs_(pass, wanted),
         read_last_(gradients_read_last_at(pass.plan)),
@@ -29,7 +24,7 @@ class Backward {
         gates_(pass.gates.size()),
         offsets_(pass.num_offsets),
         gradient_(pass.plan.num_nodes),
-        coefficients_(pass.convolutions.size()) {
+        norms_(pass.convolutions.size()) {
     gradient_[last_] = dy.contiguous(at::MemoryFormat::ChannelsLast);
     const size_t convolutions = pass.convolutions.size();
     for (auto* tensors : {&result_.weight, &result_.depthwise, &result_.gamma, &result_.beta, &result_.bias}) {
@@ -40,19 +35,19 @@ class Backward {
   // Weights of a node's convolutions are packed, and weight gradients of the last node finished, while another node runs.
   Gradients run() {
     Leaving leaving = convolutions_that_leave(last_);
-    run_now(chores_);
+    run_now(tasks_);
     for (int64_t node = last_; node >= 0;) {
       int64_t next = node - 1;
       while (next >= 0 && !pass_.plan.live[next]) --next;
       Leaving later = next < 0 ? Leaving() : convolutions_that_leave(next);
       const bool runs = needs_.of(node) || needs_.gates_out_of(node) || any_weight(node);
-      runs ? run_node(node, leaving) : run_now(chores_);
+      runs ? run_node(node, leaving) : run_now(tasks_);
       for (const int64_t read : read_last_[node]) gradient_[read] = Tensor();
       forget_read_backward(pass_, node);
       leaving = std::move(later);
       node = next;
     }
-    run_now(chores_);
+    run_now(tasks_);
     if (wanted_.x) result_.x = gradient_[0];
     if (wanted_.gates) result_.gates = tensor_of(gates_);
     if (wanted_.offsets) result_.offsets = tensor_of(offsets_);
@@ -68,15 +63,15 @@ class Backward {
   };
   // What a convolution's gradient is made of.
   struct Outgoing {
-    Images<const T> dy, z;
-    const Coefficients<T>& of;
+    ImageViews<const T> dy, z;
+    const NormGradient<std::vector<T>>& norm;
 
-    OutputGradient<T> at(int64_t i) const { return {dy[i], z[i], of.of_dy.data(), of.of_z.data(), of.constant.data()}; }
+    OutputGradient<T> at(int64_t i) const { return {dy[i], z[i], pointers(norm)}; }
   };
   // Sums over one node's gradient for the convolutions that arrive there.
   struct Arriving {
     std::vector<Term> terms;
-    std::vector<Images<const T>> z;
+    std::vector<ImageViews<const T>> z;
     std::vector<std::vector<T>> means;
     Row partial;  // [batch, (1 + terms) * channels]
   };
@@ -98,26 +93,26 @@ class Backward {
     Row gate_partial(wanted_.gates ? batch_ * sources.num() : 0);
     Arriving arriving = convolutions_that_arrive(node);
     if (gather) gradient_[node] = empty_images(batch_, shape, pass_.type);
-    const bool made_again = pass_.is_made_again(node) && (!leaving.siblings.empty() || needs_.gates_out_of(node));
+    const bool recomputed = state_.recomputed[node] && (!leaving.siblings.empty() || needs_.value_of(node));
     Row bias(shape.channels);
-    const Gathered<T> parts = made_again ? gather_value<T>(pass_, node, bias) : Gathered<T>();
+    const Gathered<T> parts = recomputed ? gather_value<T>(pass_, state_, node, bias) : Gathered<T>();
     const auto typed_bias = cast<T>(bias);
-    const Images<const T> x(pass_.nodes[node]), gradient(gradient_[node]);
-    const Images<T> dx(gather ? gradient_[node] : Tensor());
+    const ImageViews<const T> x(pass_.nodes[node]), gradient(gradient_[node]);
+    const ImageViews<T> dx(gather ? gradient_[node] : Tensor());
     std::vector<std::vector<Outgoing>> outgoing;
     for (const Siblings<T>& siblings : leaving.siblings) outgoing.push_back(outgoing_of(siblings));
     int64_t workspace = std::max(sources.workspace(shape), parts.workspace(shape));
     for (const auto& siblings : leaving.siblings) workspace = std::max(workspace, siblings.convolver->workspace(leaving.group));
-    const int64_t values = made_again ? leaving.group * elements(shape) : 0;
+    const int64_t values = recomputed ? leaving.group * elements(shape) : 0;
 
     const auto run = [&](int64_t share, int64_t first, int64_t images, T* made) {
       T* const space = made + values;
-      for (int64_t i = 0; made_again && i < images; ++i) {
+      for (int64_t i = 0; recomputed && i < images; ++i) {
         parts.with_image(first + i, [&](const Sources<T>& of_image) {
           kernels.node_forward(of_image, typed_bias.data(), made + i * elements(shape), shape, space);
         });
       }
-      const auto value = [&](int64_t i) { return made_again ? made + (i - first) * elements(shape) : x[i]; };
+      const auto value = [&](int64_t i) { return recomputed ? made + (i - first) * elements(shape) : x[i]; };
       // Where no other operation leaves the node, its first convolution writes the gradient instead of adding to it.
       const bool zero = gather && sources.num() == 0 && leaving.siblings.empty();
       for (int64_t i = first; (sources.num() > 0 || zero) && i < first + images; ++i) {
@@ -133,7 +128,7 @@ class Backward {
       }
       for (int64_t i = first; i < first + images; ++i) sum_arriving(arriving, gradient[i], shape, i);
     };
-    for_groups<T>(leaving.shares, leaving.group, values + workspace, chores_, run);
+    for_groups<T>(leaving.shares, leaving.group, values + workspace, tasks_, run);
 
     const Row sums = sum_images(gate_partial, int64_t(gates.size()));
     for (size_t k = 0; k < gates.size() && wanted_.gates; ++k) {
@@ -142,7 +137,7 @@ class Backward {
     for (const Siblings<T>& siblings : leaving.siblings) {
       for (size_t k = 0; k < siblings.terms.size(); ++k) {
         const int64_t convolution = siblings.terms[k].convolution;
-        std::tie(result_.weight[convolution], result_.depthwise[convolution]) = siblings.convolver->weight_gradients(k, chores_);
+        std::tie(result_.weight[convolution], result_.depthwise[convolution]) = siblings.convolver->weight_gradients(k, tasks_);
       }
     }
     if (!arriving.partial.empty()) finish_arriving(arriving, node);
@@ -154,7 +149,7 @@ class Backward {
     for (const Term& term : pass_.plan.out_of[node]) {
       if (term.convolution >= 0 || !gradient_[term.target].defined()) continue;
       const Row gate(pass_.shapes[node].channels, pass_.gate_of(term));
-      sources.add(gradient_[term.target], gate, term.piece.kind == Kind::kAvgPool);
+      sources.add(gradient_[term.target], gate, term.piece.arrival);
       gates.push_back(term.gate);
     }
     return sources;
@@ -171,8 +166,7 @@ class Backward {
     }
     leaving.shares = cut(batch_, leaving.group, sums * int64_t(sizeof(T)));
     for (const Siblings<T>& siblings : leaving.siblings) {
-      siblings.convolver->prepare_backward(needs_.of(node), kind(siblings.terms[0]) == 1, int64_t(leaving.shares.size()),
-                                           chores_);
+      siblings.convolver->prepare_backward(needs_.of(node), kind(siblings.terms[0]) == 1, int64_t(leaving.shares.size()), tasks_);
     }
     return leaving;
   }
@@ -180,8 +174,8 @@ class Backward {
   std::vector<Outgoing> outgoing_of(const Siblings<T>& siblings) const {
     std::vector<Outgoing> outgoing;
     for (const Term& term : siblings.terms) {
-      outgoing.push_back(
-          {Images<const T>(gradient_[term.target]), Images<const T>(pass_.z[term.convolution]), coefficients_[term.convolution]});
+      outgoing.push_back({ImageViews<const T>(gradient_[term.target]), ImageViews<const T>(pass_.z[term.convolution]),
+                          norms_[term.convolution]});
     }
     return outgoing;
   }
@@ -192,7 +186,7 @@ class Backward {
       if (term.convolution < 0 || !needs_.of(term)) continue;
       arriving.terms.push_back(term);
       arriving.z.emplace_back(pass_.z[term.convolution]);
-      arriving.means.push_back(cast<T>(of(term).rows.mean));
+      arriving.means.push_back(cast<T>(state_.norms[term.convolution].mean));
     }
     if (needs_.offset_into(node) || !arriving.terms.empty()) {
       arriving.partial.resize(batch_ * int64_t(1 + arriving.terms.size()) * pass_.shapes[node].channels);
@@ -227,35 +221,37 @@ class Backward {
     }
     for (size_t k = 0; k < arriving.terms.size(); ++k) {
       const auto [term, convolution] = std::pair(arriving.terms[k], arriving.terms[k].convolution);
-      const NormGradient gradient = gradient_of(of(term), pass_.gate_of(term), sums.data(),
-                                                sums.data() + int64_t(1 + k) * channels, batch_ * shape.height * shape.width);
-      coefficients_[convolution] = {cast<T>(gradient.of_dy), cast<T>(gradient.of_z), cast<T>(gradient.constant)};
-      if (term.gate >= 0) gates_[term.gate] += gradient.dgate;
-      if (of(term).gamma.defined()) result_.gamma[convolution] = tensor_of(gradient.dgamma);
-      if (of(term).beta.defined()) result_.beta[convolution] = tensor_of(gradient.dbeta);
+      const NormGradients gradients =
+          gradients_of(of(term).statistics, state_.norms[convolution], pass_.gate_of(term), sums.data(),
+                       sums.data() + int64_t(1 + k) * channels, batch_ * shape.height * shape.width);
+      norms_[convolution] = cast<T>(gradients.input);
+      if (term.gate >= 0) gates_[term.gate] += gradients.dgate;
+      if (of(term).gamma.defined()) result_.gamma[convolution] = tensor_of(gradients.dgamma);
+      if (of(term).beta.defined()) result_.beta[convolution] = tensor_of(gradients.dbeta);
       // Batch statistics cancel the convolution's bias: its gradient is 0 and is left out.
       const bool has_bias = of(term).bias.defined() && of(term).statistics != Statistics::kBatch;
-      if (has_bias) result_.bias[convolution] = tensor_of(gradient.dbias);
+      if (has_bias) result_.bias[convolution] = tensor_of(gradients.dbias);
     }
   }
 
   Pass& pass_;
+  const CpuState& state_;
   const Wanted& wanted_;
   const Needs needs_;
   const std::vector<std::vector<int64_t>> read_last_;
   const int64_t last_, batch_;
-  Row gates_, offsets_;                        // complete only if wanted
-  std::vector<Tensor> gradient_;               // of each node
-  std::vector<Coefficients<T>> coefficients_;  // of each convolution
-  Chores chores_;
+  Row gates_, offsets_;                              // complete only if wanted
+  std::vector<Tensor> gradient_;                     // of each node
+  std::vector<NormGradient<std::vector<T>>> norms_;  // of each convolution
+  BackgroundTasks tasks_;
   Gradients result_;
 };
 
 }  // namespace
 
-Gradients run_backward_cpu(Pass& pass, const Tensor& dy, const Wanted& wanted) {
+Gradients run_cpu_backward(Pass& pass, const CpuState& state, const Tensor& dy, const Wanted& wanted) {
   return AT_DISPATCH_FLOATING_TYPES(dy.scalar_type(), "cell_backward",
-                                    [&] { return Backward<scalar_t>(pass, dy, wanted).run(); });
+                                    [&] { return CpuBackward<scalar_t>(pass, state, dy, wanted).run(); });
 }
 
 }  // namespace advnas

@@ -1,4 +1,4 @@
-// What both passes share: typed views of images, rows and sources, and the loop over the images of a batch.
+// What both passes on the host share: their state, typed views of images and sources, and the loop over the images of a batch.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -7,15 +7,24 @@
 #include <type_traits>
 #include <vector>
 
+#include "../kernels/cpu/isa.h"
+#include "../pass.h"
 #include "buffers.h"
-#include "kernels/batch_norm_math.h"
-#include "kernels/cpu/isa.h"
-#include "pass.h"
 #include "shares.h"
+#include "statistics.h"
 
 namespace advnas {
 
-inline ImageShape shape_of(const at::Tensor& x) { return {x.size(2), x.size(3), x.size(1)}; }
+// What the forward pass keeps for the backward pass.
+struct CpuState {
+  std::vector<NormState> norms;  // of each convolution
+  // Of each node: whether convolutions are all that arrives there. Their outputs are kept for batch norm, and the node's value is
+  // recomputed from them where the backward pass wants it.
+  std::vector<bool> recomputed;
+};
+
+void run_cpu_forward(Pass& pass, CpuState& state);
+Gradients run_cpu_backward(Pass& pass, const CpuState& state, const at::Tensor& dy, const Wanted& wanted);
 
 inline int64_t elements(const ImageShape& shape) { return shape.height * shape.width * shape.channels; }
 
@@ -25,10 +34,10 @@ inline at::Tensor empty_images(int64_t batch, const ImageShape& shape, at::Scala
 
 // Where the images of a tensor lie, nowhere if it is undefined; a tensor itself makes its checks at every access.
 template <class T>
-class Images {
+class ImageViews {
  public:
-  Images() = default;
-  explicit Images(const at::Tensor& x) {
+  ImageViews() = default;
+  explicit ImageViews(const at::Tensor& x) {
     if (!x.defined()) return;
     size_ = x.size(1) * x.size(2) * x.size(3);
     if constexpr (std::is_const_v<T>) {
@@ -46,10 +55,10 @@ class Images {
 
 // Takes the shares in groups of images, each worker with its own workspace: body(share, first, images, workspace).
 template <class T, class Body>
-void for_groups(const std::vector<Share>& shares, int64_t group, int64_t workspace, Chores& chores, const Body& body) {
+void for_groups(const std::vector<Share>& shares, int64_t group, int64_t workspace, BackgroundTasks& tasks, const Body& body) {
   const int64_t num = int64_t(shares.size());
-  const at::Tensor spaces = empty_buffer({num_workers(num + chores.num()), workspace}, c10::CppTypeToScalarType<T>::value);
-  for_shares(num, chores, [&](int64_t worker, int64_t share) {
+  const at::Tensor spaces = empty_buffer({num_workers(num + tasks.num()), workspace}, c10::CppTypeToScalarType<T>::value);
+  for_shares(num, tasks, [&](int64_t worker, int64_t share) {
     T* const space = spaces.mutable_data_ptr<T>() + worker * workspace;
     const auto [begin, images] = shares[share];
     for (int64_t first = begin; first < begin + images; first += group) {
@@ -65,11 +74,11 @@ inline constexpr size_t kMostSources = 64;
 template <class T>
 class Gathered {
  public:
-  void add(const at::Tensor& tensor, const Row& scale, bool pooled) {
-    TORCH_INTERNAL_ASSERT(images_.size() < kMostSources);  // run_forward_cpu() has refused more
+  void add(const at::Tensor& tensor, const Row& scale, Arrival arrival) {
+    TORCH_INTERNAL_ASSERT(images_.size() < kMostSources);  // run_cpu_forward() has refused more
     images_.emplace_back(tensor);
     scales_.push_back(cast<T>(scale));
-    pooled_.push_back(pooled);
+    arrivals_.push_back(arrival);
   }
   int64_t num() const { return int64_t(images_.size()); }
   int64_t workspace(const ImageShape& shape) const { return node_workspace(shape, num()); }
@@ -78,40 +87,37 @@ class Gathered {
   template <class Body>
   void with_image(int64_t index, const Body& body) const {
     const T *images[kMostSources], *scales[kMostSources];
-    bool pooled[kMostSources];
     for (size_t k = 0; k < images_.size(); ++k) {
       images[k] = images_[k][index];
       scales[k] = scales_[k].data();
-      pooled[k] = pooled_[k];
     }
-    body(Sources<T>{num(), images, scales, pooled});
+    body(Sources<T>{num(), images, scales, arrivals_.data()});
   }
 
  private:
-  std::vector<Images<const T>> images_;
+  std::vector<ImageViews<const T>> images_;
   std::vector<std::vector<T>> scales_;
-  std::vector<bool> pooled_;
+  std::vector<Arrival> arrivals_;
 };
 
 // What arrives at `node`; adds the part of it that is the same at every pixel to `bias`.
 template <class T>
-Gathered<T> gather_value(const Pass& pass, int64_t node, Row& bias) {
+Gathered<T> gather_value(const Pass& pass, const CpuState& state, int64_t node, Row& bias) {
   Gathered<T> sources;
   for (const Term& term : pass.plan.into[node]) {
     const double gate = pass.gate_of(term);
     Row scale(bias.size(), gate);
     if (term.convolution < 0) {
-      sources.add(pass.nodes[term.source], scale, term.piece.kind == Kind::kAvgPool);
+      sources.add(pass.nodes[term.source], scale, term.piece.arrival);
       continue;
     }
-    const Convolution& convolution = pass.convolutions[term.convolution];
+    const NormState& norm = state.norms[term.convolution];
     for (size_t c = 0; c < bias.size(); ++c) {
-      const ScaleShift map = batch_norm_forward(gate, convolution.rows.gamma[c], convolution.rows.beta[c],
-                                                convolution.rows.mean[c], convolution.rows.rstd[c]);
+      const ScaleShift<double> map = batch_norm_forward(gate, norm.gamma[c], norm.beta[c], norm.mean[c], norm.rstd[c]);
       scale[c] = map.scale;
       bias[c] += map.shift;
     }
-    sources.add(pass.z[term.convolution], scale, false);
+    sources.add(pass.z[term.convolution], scale, Arrival::kIdentity);
   }
   return sources;
 }

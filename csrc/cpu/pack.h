@@ -1,12 +1,12 @@
-// Weights [out, in, size, size] of any layout to and from the order of the kernels: the results are there when the chores are
+// Weights [out, in, size, size] of any layout to and from the order of the kernels: the results are there when the tasks are
 // done.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/zeros_like.h>
 
+#include "../kernels/cpu/isa.h"
 #include "buffers.h"
-#include "kernels/cpu/isa.h"
 #include "shares.h"
 
 namespace advnas {
@@ -60,11 +60,12 @@ void pack_phases(const WeightView<const T>& view, int64_t stride, int64_t first,
 
 // What pack(first row, last row, packed) makes of a weight; of a 3x3 weight also the Winograd form.
 template <class T, class Pack>
-at::Tensor packed(const at::Tensor& weight, const WeightView<const T>& view, bool winograd, Chores& chores, const Pack& pack) {
+at::Tensor packed(const at::Tensor& weight, const WeightView<const T>& view, bool winograd, BackgroundTasks& tasks,
+                  const Pack& pack) {
   const int64_t place = view.rows * view.columns;
   const at::Tensor taps = empty_buffer({weight.numel()}, weight.scalar_type());
   const at::Tensor u = winograd ? empty_buffer({kWinogradPlaces * weight_place(place)}, weight.scalar_type()) : at::Tensor();
-  chores.add(view.rows, view.columns * (winograd ? kWinogradPlaces : view.size * view.size), [=](int64_t first, int64_t last) {
+  tasks.add(view.rows, view.columns * (winograd ? kWinogradPlaces : view.size * view.size), [=](int64_t first, int64_t last) {
     T* const to = taps.mutable_data_ptr<T>();
     pack(view, first, last, to);
     if (!winograd) return;
@@ -75,8 +76,8 @@ at::Tensor packed(const at::Tensor& weight, const WeightView<const T>& view, boo
 
 // For the forward pass: stride -1 through all taps.
 template <class T>
-at::Tensor pack_forward(const at::Tensor& weight, bool winograd, Chores& chores) {
-  return packed<T>(weight, view_forward<T>(weight), winograd, chores,
+at::Tensor pack_forward(const at::Tensor& weight, bool winograd, BackgroundTasks& tasks) {
+  return packed<T>(weight, view_forward<T>(weight), winograd, tasks,
                    [](const WeightView<const T>& view, int64_t first, int64_t last, T* to) {
                      const Phase all{view.size, 0, 0};
                      pack_taps(view, all, all, -1, first, last, to);
@@ -84,8 +85,8 @@ at::Tensor pack_forward(const at::Tensor& weight, bool winograd, Chores& chores)
 }
 
 template <class T>
-at::Tensor pack_transposed(const at::Tensor& weight, int64_t stride, bool winograd, Chores& chores) {
-  return packed<T>(weight, view_transposed<T>(weight), winograd, chores,
+at::Tensor pack_transposed(const at::Tensor& weight, int64_t stride, bool winograd, BackgroundTasks& tasks) {
+  return packed<T>(weight, view_transposed<T>(weight), winograd, tasks,
                    [stride](const WeightView<const T>& view, int64_t first, int64_t last, T* to) {
                      pack_phases(view, stride, first, last, to);
                    });
@@ -93,14 +94,15 @@ at::Tensor pack_transposed(const at::Tensor& weight, int64_t stride, bool winogr
 
 // Adds up the shares [shares, places, in, out] of a weight gradient, and brings it into the shape and layout of the weight.
 template <class T>
-at::Tensor unpack_gradient(const at::Tensor& sums, int64_t shares, bool winograd, const at::Tensor& weight, Chores& chores) {
+at::Tensor unpack_gradient(const at::Tensor& sums, int64_t shares, bool winograd, const at::Tensor& weight,
+                           BackgroundTasks& tasks) {
   if (shares == 0) return at::zeros_like(weight);
   const at::Tensor gradient = empty_buffer_like(weight);
   const auto view = view_forward<T>(gradient);  // its layout is another one if the weight has gaps
   const int64_t taps = view.size * view.size, places = winograd ? kWinogradPlaces : taps, place = view.rows * view.columns;
   const at::Tensor finished = winograd ? empty_buffer({taps * place}, weight.scalar_type()) : sums;
   // In pieces of many rows: adding goes through each share's rows, and long runs are twice as fast as short ones.
-  chores.add(view.rows, view.columns * places * shares / 8, [=](int64_t first, int64_t last) {
+  tasks.add(view.rows, view.columns * places * shares / 8, [=](int64_t first, int64_t last) {
     const auto& kernels = cpu::kernels<T>();
     T* const sum = sums.mutable_data_ptr<T>();
     T* const tap = finished.mutable_data_ptr<T>();

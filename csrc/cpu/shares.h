@@ -1,4 +1,4 @@
-// Who does what at a node: shares of the batch, and chores beside them.
+// Who does what at a node: shares of the batch, and background tasks beside them.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -38,63 +38,63 @@ inline std::vector<Share> cut(int64_t batch, int64_t group, int64_t bytes = 0) {
 
 // Work of the same pass that waits for nothing and has time until the next node: packing the weights of that one, finishing the
 // weight gradients of the last. What it fills must not be read before.
-class Chores {
+class BackgroundTasks {
  public:
   using Body = std::function<void(int64_t first, int64_t last)>;
 
-  // body(first, last) for all rows, in pieces that are worth a thread's turn.
+  // body(first, last) for all rows, in slices that are worth a thread's turn.
   void add(int64_t rows, int64_t work_a_row, Body body) {
     constexpr int64_t kWork = 32768;
-    const int64_t piece = std::max<int64_t>(1, kWork / std::max<int64_t>(1, work_a_row));
-    for (int64_t first = 0; first < rows; first += piece) {
-      pieces_.push_back({bodies_.size(), first, std::min(first + piece, rows)});
+    const int64_t slice = std::max<int64_t>(1, kWork / std::max<int64_t>(1, work_a_row));
+    for (int64_t first = 0; first < rows; first += slice) {
+      slices_.push_back({bodies_.size(), first, std::min(first + slice, rows)});
     }
     bodies_.push_back(std::move(body));
   }
-  int64_t num() const { return int64_t(pieces_.size()); }
+  int64_t num() const { return int64_t(slices_.size()); }
   void run(int64_t index) const {
-    const auto& [body, first, last] = pieces_[index];
+    const auto& [body, first, last] = slices_[index];
     bodies_[body](first, last);
   }
   void clear() {
-    pieces_.clear();
+    slices_.clear();
     bodies_.clear();
   }
 
  private:
-  struct Piece {
+  struct Slice {
     size_t body;
     int64_t first, last;
   };
   std::vector<Body> bodies_;
-  std::vector<Piece> pieces_;
+  std::vector<Slice> slices_;
 };
 
 inline int64_t num_workers(int64_t items) { return std::min<int64_t>(items, at::get_num_threads()); }
 
-// Calls body(worker, share) for every share and does the chores; workers run at once. Each worker begins with a share, chores
+// Calls body(worker, share) for every share and does the tasks; workers run at once. Each worker begins with a share, tasks
 // come next, and small shares last, so that all finish together.
 template <class Body>
-void for_shares(int64_t shares, Chores& chores, const Body& body) {
-  const int64_t all = shares + chores.num(), workers = num_workers(all), begun = std::min(workers, shares);
+void for_shares(int64_t shares, BackgroundTasks& tasks, const Body& body) {
+  const int64_t all = shares + tasks.num(), workers = num_workers(all), begun = std::min(workers, shares);
   std::atomic<int64_t> next{workers};
   at::parallel_for(0, workers, 1, [&](int64_t first, int64_t last) {
     for (int64_t worker = first; worker < last; ++worker) {
       for (int64_t item = worker; item < all; item = next++) {
-        const int64_t chore = item - begun;
-        if (chore >= 0 && chore < chores.num()) {
-          chores.run(chore);
+        const int64_t task = item - begun;
+        if (task >= 0 && task < tasks.num()) {
+          tasks.run(task);
         } else {
-          body(worker, chore < 0 ? item : item - chores.num());
+          body(worker, task < 0 ? item : item - tasks.num());
         }
       }
     }
   });
-  chores.clear();
+  tasks.clear();
 }
 
-inline void run_now(Chores& chores) {
-  for_shares(0, chores, [](int64_t, int64_t) {});
+inline void run_now(BackgroundTasks& tasks) {
+  for_shares(0, tasks, [](int64_t, int64_t) {});
 }
 
 }  // namespace advnas

@@ -1,0 +1,249 @@
+"""Recurrent cells on Penn Treebank: searches with several estimators for equal time, and every found cell beside random cells, the
+published cell of DARTS and an LSTM of as many parameters, all trained from scratch by one recipe.
+
+    python benchmarks/paper/ptb.py --data-dir DIR            # or make paper-ptb DATA_DIR=DIR
+
+Every search and every training is a folder under --out; what is finished is not done again, and an interrupted one goes on.
+Equal time: a search has as many epochs as its steps, measured in turns before, allow in the time of --reference's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+import tyro
+import yaml
+from torch import Tensor, nn
+
+from advnas.checkpoint import write_atomic
+from advnas.networks.language import LanguageModel
+from advnas.report.console import Rounds, console
+from advnas.run import retrain
+from advnas.run.folder import RunFolder, write_csv
+from advnas.run.search import Search
+from advnas.search import architecture_step, weight_step
+from advnas.spaces.recurrent import DARTS_V2, RECURRENT
+from advnas.tasks.language import LanguageRetrainConfig, LanguageSearchConfig, LanguageTask
+
+TIMED = 5  # pairs of steps
+
+
+@dataclass
+class Settings:
+    data_dir: Path | None = None
+    """Folder that holds train.txt, valid.txt and test.txt of Penn Treebank."""
+    data: str = "ptb"
+    """Text, as for advnas search."""
+    estimators: tuple[str, ...] = ("advantage", "reinforce", "rloo", "random")
+    reference: str = "advantage"
+    """Estimator whose search sets the time."""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    random_cells: int = 5
+    preset: str = "fast"
+    """Of the searches."""
+    workers: int = 2
+    """Processes at a time, each with one thread."""
+    search: dict[str, str] = field(default_factory=dict)
+    """Settings of the searches to change, such as --search epochs 3."""
+    retrain: dict[str, str] = field(default_factory=dict)
+    """Settings of the trainings to change, such as --retrain epochs 5 units 128."""
+    out: Path = Path("runs/paper-ptb")
+    results: Path = Path("benchmarks/results")
+
+
+class Lstm(nn.Module):
+    """torch's LSTM, called as a recurrent cell. Its hidden state is both states side by side."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.units = units
+        self.lstm = nn.LSTM(units, units)
+
+    def forward(
+        self, x: Tensor, path: object, hidden: Tensor | None, x_mask: Tensor | None, h_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        x = x if x_mask is None else x * x_mask
+        states = None if hidden is None else tuple(part.contiguous()[None] for part in hidden.split(self.units, 1))
+        outputs, (h, c) = self.lstm(x, states)
+        return outputs, torch.cat([h[0], c[0]], 1)
+
+
+class LstmTask(LanguageTask):
+    """The same text and recipe with an LSTM in place of the cell, whatever the cell."""
+
+    def network(self, arch: str) -> LanguageModel:
+        model = LanguageModel(len(self.corpus.words), self.config.units, Lstm(self.config.units))
+        return model.fix(self.space.parse(arch))
+
+
+def lstm_units(words: int, units: int, num_edges: int) -> int:
+    """Units of an LSTM whose model has about as many parameters as one with a recurrent cell: 8 u^2 and biases against
+    4 u^2 + 2 u^2 for each edge."""
+    wanted = units * (words + 4 * units + 2 * units * num_edges)
+    return min(range(8, 4096), key=lambda u: abs(u * (words + 8 * u + 8) - wanted))
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run folder, the command that makes it, and the file that says that it is done."""
+
+    folder: Path
+    command: tuple[str, ...]
+    done: str
+
+
+class Experiment:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        data = {"data": settings.data, "data_dir": settings.data_dir, "threads": 1}
+        presets = LanguageTask.presets[settings.preset]
+        searching = LanguageSearchConfig().with_settings({**presets, **parsed(settings.search), **data}, "search")
+        self.search_recipe = searching
+        self.retrain_recipe = LanguageRetrainConfig().with_settings({**parsed(settings.retrain), **data}, "retrain")
+        settings.out.mkdir(parents=True, exist_ok=True)
+        write_atomic(settings.out / "search.yaml", self.search_recipe.to_yaml())
+        write_atomic(settings.out / "retrain.yaml", self.retrain_recipe.to_yaml())
+
+    def go(self) -> None:
+        epochs = self.epochs()
+        names, seeds = self.settings.estimators, self.settings.seeds
+        searches = {(name, seed): self.search(name, seed, epochs[name]) for name in names for seed in seeds}
+        self.run("searching", list(searches.values()))
+        trainings = {}
+        for (name, seed), job in searches.items():
+            arch = RunFolder(job.folder).result()["arch"]
+            trainings[name, seed] = self.training(f"{name}-{seed}", arch, seed)
+        draw = torch.Generator().manual_seed(0)
+        for number in range(self.settings.random_cells):
+            ops = torch.randint(len(RECURRENT.ops), (RECURRENT.num_edges,), generator=draw)
+            trainings["random cells", number] = self.training(f"drawn-{number}", RECURRENT.format(ops), 1)
+        trainings["DARTS's cell", 1] = self.training("darts", DARTS_V2, 1, "--space", "darts_recurrent")
+        self.run("training", list(trainings.values()))
+        self.train_lstm()
+        report(self.settings, epochs, trainings, self.settings.out / "lstm")
+
+    def search(self, name: str, seed: int, epochs: int) -> Job:
+        folder = self.settings.out / f"search-{name}-{seed}"
+        recipe = str(self.settings.out / "search.yaml")
+        new = ("search", "--config", recipe, "--estimator", name, "--seed", str(seed), "--epochs", str(epochs))
+        going_on = RunFolder(folder).checkpoint("search").exists()
+        command = ("search", "--resume", str(folder)) if going_on else (*new, "--out", str(folder))
+        return Job(folder, command, "result.json")
+
+    def training(self, name: str, arch: str, seed: int, *flags: str) -> Job:
+        folder = self.settings.out / name
+        recipe = str(self.settings.out / "retrain.yaml")
+        command = ("retrain", "--config", recipe, "--arch", arch, "--seed", str(seed), "--out", str(folder), *flags)
+        going_on = RunFolder(folder).checkpoint("retrain").exists()
+        return Job(folder, (*command, "--resume") if going_on else command, "retrain.json")
+
+    def train_lstm(self) -> None:
+        """In this process: no command line knows an LSTM."""
+        folder = RunFolder(self.settings.out / "lstm")
+        if (folder / "retrain.json").exists():
+            return
+        arch = RECURRENT.format(torch.zeros(RECURRENT.num_edges, dtype=torch.int64))
+        config = replace(self.retrain_recipe, arch=arch, seed=1, out=folder.path)
+        words = len(LanguageTask(config).corpus.words)
+        config = replace(config, units=lstm_units(words, config.units, RECURRENT.num_edges))
+        retrain.train(LstmTask(config), config, go_on=folder.checkpoint("retrain").exists())
+
+    def epochs(self) -> dict[str, int]:
+        """Epochs of each estimator's search, so that all take as long as the reference's; measured once."""
+        file = self.settings.out / "epochs.json"
+        if not file.exists():
+            names = dict.fromkeys([self.settings.reference, *self.settings.estimators])
+            cost = step_seconds(self.search_recipe, tuple(names))
+            own = cost[self.settings.reference]
+            warm_up, learning = self.search_recipe.warmup_epochs, self.search_recipe.epochs
+            learning -= warm_up
+            epochs = {name: warm_up + max(1, round(learning * own / cost[name])) for name in names}
+            write_atomic(file, json.dumps({"seconds_per_step": cost, "epochs": epochs}, indent=2) + "\n")
+        return json.loads(file.read_text())["epochs"]
+
+    def run(self, label: str, jobs: Sequence[Job]) -> None:
+        left = [job for job in jobs if not (job.folder / job.done).exists()]
+        with Rounds(label, len(left), console()) as rounds, ThreadPoolExecutor(self.settings.workers) as pool:
+            try:
+                for _ in pool.map(one, left):
+                    rounds.advance()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def one(job: Job) -> None:
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    with job.folder.with_name(f"{job.folder.name}.log").open("a") as log:
+        command = [sys.executable, "-m", "advnas", *job.command]
+        subprocess.run(command, stdout=log, stderr=log, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def parsed(settings: dict[str, str]) -> dict[str, object]:
+    return {name: yaml.safe_load(value) for name, value in settings.items()}
+
+
+def step_seconds(recipe: LanguageSearchConfig, names: Sequence[str]) -> dict[str, float]:
+    """Seconds of a weight step and, where the method learns, an architecture step: medians of steps taken in turns."""
+    torch.set_num_threads(1)
+    searches = {name: Search(replace(recipe, estimator=name, warmup_epochs=0, threads=1)) for name in names}
+    took: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(TIMED):
+        for name, run in searches.items():
+            started = time.perf_counter()
+            weight_step(run.task, run.state)
+            if run.state.learns:
+                architecture_step(run.task, run.state)
+            took[name].append(time.perf_counter() - started)
+    return {name: statistics.median(seconds) for name, seconds in took.items()}
+
+
+def report(settings: Settings, epochs: dict[str, int], trainings: dict[tuple[str, int], Job], lstm: Path) -> None:
+    """Write and print the rows of all trainings and the table."""
+    results = {key: RunFolder(job.folder).retrained() for key, job in trainings.items()}
+    results["LSTM", 1] = RunFolder(lstm).retrained()
+    names = ("valid_perplexity", "test_perplexity", "params", "arch")
+    rows = [
+        {"cell": kind, "seed": seed, **{name: found[name] for name in names}} for (kind, seed), found in results.items()
+    ]
+    settings.results.mkdir(parents=True, exist_ok=True)
+    write_csv(settings.results / "paper-ptb.csv", rows)
+    lines = [
+        "| cell | epochs of search | validation perplexity, mean | by seed | test perplexity, mean | parameters |",
+        "|---|---:|---:|---|---:|---:|",
+    ]
+    kinds = dict.fromkeys(kind for kind, _ in results)
+    means = {kind: mean_of(results, kind, "valid_perplexity") for kind in kinds}
+    for kind in sorted(kinds, key=lambda kind: means[kind]):
+        seeds = ", ".join(f"{found['valid_perplexity']:.1f}" for (name, _), found in results.items() if name == kind)
+        params = next(found["params"] for (name, _), found in results.items() if name == kind)
+        test = mean_of(results, kind, "test_perplexity")
+        lines.append(f"| {kind} | {epochs.get(kind, '')} | {means[kind]:.1f} | {seeds} | {test:.1f} | {params:,} |")
+    text = "\n".join(lines) + "\n"
+    write_atomic(settings.results / "paper-ptb.md", text)
+    print(text)
+
+
+def mean_of(results: dict[tuple[str, int], dict], kind: str, metric: str) -> float:
+    return statistics.mean(found[metric] for (name, _), found in results.items() if name == kind)
+
+
+if __name__ == "__main__":
+    try:
+        Experiment(tyro.cli(Settings, description=__doc__)).go()
+    except (ValueError, OSError) as error:
+        sys.exit(f"ptb: {error}")
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"ptb: a run failed; see the .log beside its folder: {' '.join(error.cmd)}")
+    except KeyboardInterrupt:
+        sys.exit("ptb: stopped; the same command goes on")

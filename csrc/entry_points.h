@@ -1,0 +1,61 @@
+// What bindings.cpp gives to Python. gate.cpp registers its operators itself.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "plan.h"
+
+namespace advnas {
+
+// One native step of a path, with what it takes of the module that holds its parameters. Tensors are of a convolution and its
+// batch norm; undefined where there are none.
+struct Step {
+  Piece piece;
+  bool use_running = false;  // whether batch norm takes the running statistics, not those of the batch
+  at::Tensor weight, depthwise, bias;
+  at::Tensor gamma, beta;
+  at::Tensor running_mean, running_var, batches_tracked;
+};
+
+// A step, its source, its target and the place of its gate: see Link.
+using LinkedStep = std::tuple<const Step*, int64_t, int64_t, int64_t>;
+
+// A graph of nodes on one path, with autograd: python/advnas_ext/reference.py has the formula, python/advnas_ext/native.py the
+// checks of shapes and types.
+//
+// x: [batch, channels, height, width], float32 or float64 on the host, float32, float16 or bfloat16 on the device. gates: any
+// shape; Link::gate is a place in it, flattened; their gradient goes to the device where they are. gate_values: the same values,
+// on the host, so that nobody waits for a device. offsets: zeros, or none; offset k modulo their number is added to node
+// offset_targets[k]. steps: in the order that make_plan() wants.
+at::Tensor cell(const at::Tensor& x, const at::Tensor& gates, const at::Tensor& gate_values,
+                const std::optional<at::Tensor>& offsets, const std::vector<int64_t>& offset_targets,
+                const std::vector<LinkedStep>& steps, int64_t num_nodes);
+
+// Batch norm, ReLU and the mean over the pixels, with autograd; python/advnas_ext/head.py has the checks.
+//
+// x: [batch, channels, height, width], float32 or float64 on the host. gamma, beta: [channels] of its type, or none.
+// running_mean, running_var, batches_tracked: [channels] and one int64, or none. use_running: whether batch norm takes them, not
+// the batch's. Returns [batch, channels].
+at::Tensor head(const at::Tensor& x, const std::optional<at::Tensor>& gamma, const std::optional<at::Tensor>& beta,
+                const std::optional<at::Tensor>& running_mean, const std::optional<at::Tensor>& running_var,
+                const std::optional<at::Tensor>& batches_tracked, bool use_running, double eps, double momentum);
+
+// A sequence through a recurrent cell on one path, with autograd: python/advnas_ext/reference.py has the formulas,
+// python/advnas_ext/recurrent.py the checks of what users pass.
+//
+// x: [length, batch, units]. h: [batch, units]. gates: [num_edges, picks], where their gradient is to be; gate_values: the same on
+// the host. offsets: zeros [num_edges], likewise, or none. ops: of every pick, in the order of the gates, a RecurrentOp, or
+// kNumRecurrentOps for an operation that contributes nothing. weights: [2 units, 2 units] and then [units, 2 units] for each edge,
+// or with `whole` for each node; the kind and place of x. x_mask, h_mask: as h, or none. whole: the cell of DARTS, in which a gate
+// multiplies the whole edge, else that of AdvantageNAS.
+// Returns the hidden states after each step, [length, batch, units].
+at::Tensor recurrent(const at::Tensor& x, const at::Tensor& h, const at::Tensor& gates, const at::Tensor& gate_values,
+                     const std::optional<at::Tensor>& offsets, const std::vector<int64_t>& ops,
+                     const std::vector<at::Tensor>& weights, const std::optional<at::Tensor>& x_mask,
+                     const std::optional<at::Tensor>& h_mask, bool whole);
+
+}  // namespace advnas
