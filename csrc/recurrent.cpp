@@ -1,14 +1,13 @@
-// The recurrent cells over a sequence, with autograd: entry_points.h says what they take, kernels/recurrent_node.h has the formula of
-// a node. Steps are the device's part; what does not depend on the step before is here, one product for all steps: x W_0, and all
-// weight gradients. Kept for the backward pass: the states and the pre-activations of the edges that run.
-#include "entry_points.h"
-
+// The recurrent cells over a sequence, with autograd: entry_points.h says what they take, kernels/recurrent_node.h has the
+// formula of a node. Steps are the device's part; what does not depend on the step before is here, one product for all steps: x
+// W_0, and all weight gradients. Kept for the backward pass: the states and the pre-activations of the edges that run.
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
 
 #include "device.h"
+#include "entry_points.h"
 #include "recurrent_pass.h"
 
 namespace advnas {
@@ -91,8 +90,7 @@ class Recurrent : public torch::autograd::Function<Recurrent> {
     const variable_list saved = ctx->get_saved_variables();
     const RecurrentPlan& plan = call->plan;
     const Tensor& x = saved[0];
-    const RecurrentPass pass{plan,     {saved.begin() + 7, saved.end()}, saved[1], saved[2], saved[3], saved[4],
-                             saved[5], saved[6]};
+    const RecurrentPass pass{plan, {saved.begin() + 7, saved.end()}, saved[1], saved[2], saved[3], saved[4], saved[5], saved[6]};
     const int64_t length = x.size(0), batch = x.size(1), units = x.size(2);
     const auto wants_weight = [&](size_t i) { return ctx->needs_input_grad(call->weights + i); };
     const auto wants = [&](size_t input) { return input > 0 && ctx->needs_input_grad(input); };

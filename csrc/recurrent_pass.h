@@ -16,10 +16,11 @@ struct RecurrentEdge {
 
 // What the path makes of the cell.
 struct RecurrentPlan {
-  std::vector<RecurrentNode<double>> nodes;  // node 0 has one source, the hidden state before the step, or none if nobody reads it
-  std::vector<RecurrentEdge> edges;          // in the order of their columns: by source
-  int64_t width = 0;                         // columns of all edges
-  int64_t num_sums = 0;                      // those of all gates, then those of all offsets
+  std::vector<RecurrentNode<double>>
+      nodes;                         // node 0 has one source, the hidden state before the step, or none if nobody reads it
+  std::vector<RecurrentEdge> edges;  // in the order of their columns: by source
+  int64_t width = 0;                 // columns of all edges
+  int64_t num_sums = 0;              // those of all gates, then those of all offsets
 
   bool reads_input() const { return nodes[0].num_sources > 0; }
 };
@@ -28,11 +29,11 @@ struct RecurrentPlan {
 struct RecurrentPass {
   const RecurrentPlan& plan;
   std::vector<at::Tensor> weights;
-  at::Tensor h, h_mask;   // [batch, units]; the mask may be undefined
-  at::Tensor pre_input;   // [length, batch, 2 units], of node 0: comes with x W_0, the hidden state's part is added
-  at::Tensor states;      // [1 + num_nodes, kept, batch, units]
-  at::Tensor pre;         // [kept, batch, width]
-  at::Tensor out;         // [length, batch, units]
+  at::Tensor h, h_mask;  // [batch, units]; the mask may be undefined
+  at::Tensor pre_input;  // [length, batch, 2 units], of node 0: comes with x W_0, the hidden state's part is added
+  at::Tensor states;     // [1 + num_nodes, kept, batch, units]
+  at::Tensor pre;        // [kept, batch, width]
+  at::Tensor out;        // [length, batch, units]
 
   int64_t length() const { return out.size(0); }
   int64_t batch() const { return out.size(1); }
@@ -44,11 +45,11 @@ struct RecurrentPass {
 
 // Gradients; those of pre-activations have all steps where a product over them is to come, else one.
 struct RecurrentGradients {
-  at::Tensor dout;               // [length, batch, units]
-  at::Tensor dpre_input, dpre;   // as pre_input, pre
-  at::Tensor dh, dh_mask;        // [batch, units], start at 0; the mask's undefined if not wanted
-  at::Tensor sums;               // double [num_sums], starts at 0; undefined if not wanted
-  bool wants_h;                  // whether dh before the first step is wanted
+  at::Tensor dout;              // [length, batch, units]
+  at::Tensor dpre_input, dpre;  // as pre_input, pre
+  at::Tensor dh, dh_mask;       // [batch, units], start at 0; the mask's undefined if not wanted
+  at::Tensor sums;              // double [num_sums], starts at 0; undefined if not wanted
+  bool wants_h;                 // whether dh before the first step is wanted
 };
 
 namespace cpu {
@@ -63,8 +64,8 @@ void recurrent_backward(const RecurrentPass& pass, const RecurrentGradients& gra
 // The node with the kernel's type of a gate.
 template <class G>
 RecurrentNode<G> with_gates(const RecurrentNode<double>& node) {
-  RecurrentNode<G> typed{node.batch,  node.units, node.state_stride, node.pre_stride, G(node.scale),
-                         node.whole, node.num_sources, node.constant, node.num_edges, {}};
+  RecurrentNode<G> typed{node.batch, node.units,       node.state_stride, node.pre_stride, G(node.scale),
+                         node.whole, node.num_sources, node.constant,     node.num_edges,  {}};
   for (int32_t k = 0; k < node.num_sources; ++k) {
     const RecurrentSource<double>& from = node.source[k];
     RecurrentSource<G>& to = typed.source[k];

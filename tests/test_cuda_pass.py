@@ -10,7 +10,17 @@ import torch
 from comparison import compare
 
 from advnas.networks import nasbench201
-from advnas_ext import NAS_BENCH_201, DartsRecurrentCell, OnePathCell, OnePathRecurrentCell, Path, head, native, recurrent, reference
+from advnas_ext import (
+    NAS_BENCH_201,
+    DartsRecurrentCell,
+    OnePathCell,
+    OnePathRecurrentCell,
+    Path,
+    head,
+    native,
+    recurrent,
+    reference,
+)
 from advnas_ext.operations import OPERATIONS
 
 NORMS = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}

@@ -32,11 +32,12 @@ class Packed {
     T* const to = data_.mutable_data_ptr<T>();
     const T* const from = b.const_data_ptr<T>();
     const int64_t row_stride = b.stride(0), column_stride = b.stride(1);
-    at::parallel_for(0, (columns_ + kColumnsToPack - 1) / kColumnsToPack, 1 + kLeastElements / depth_, [&](int64_t begin, int64_t end) {
-      const int64_t first = begin * kColumnsToPack;
-      kernels<T>().pack_matrix(from + first * column_stride, row_stride, column_stride, depth_,
-                               std::min(columns_, end * kColumnsToPack) - first, to + first * depth_);
-    });
+    at::parallel_for(0, (columns_ + kColumnsToPack - 1) / kColumnsToPack, 1 + kLeastElements / depth_,
+                     [&](int64_t begin, int64_t end) {
+                       const int64_t first = begin * kColumnsToPack;
+                       kernels<T>().pack_matrix(from + first * column_stride, row_stride, column_stride, depth_,
+                                                std::min(columns_, end * kColumnsToPack) - first, to + first * depth_);
+                     });
   }
 
   // c[k] = a[k] b, or += with `add`.
@@ -117,9 +118,8 @@ struct Memory {
 template <class Body>
 void for_rows(const RecurrentPass& pass, const Body& body) {
   const int64_t batch = pass.batch(), chunks = (batch + kRowsInChunk - 1) / kRowsInChunk;
-  at::parallel_for(0, chunks, 1 + kLeastElements / (kRowsInChunk * pass.units()), [&](int64_t begin, int64_t end) {
-    body(begin * kRowsInChunk, std::min(batch, end * kRowsInChunk));
-  });
+  at::parallel_for(0, chunks, 1 + kLeastElements / (kRowsInChunk * pass.units()),
+                   [&](int64_t begin, int64_t end) { body(begin * kRowsInChunk, std::min(batch, end * kRowsInChunk)); });
 }
 
 template <class T>
@@ -192,8 +192,8 @@ void backward(const RecurrentPass& pass, const RecurrentGradients& gradients) {
         T* const dpre = step_of(gradients.dpre, step);
         for (int64_t row = begin; row < end; row += kRowsInChunk) {
           double* const sums = partial.empty() ? nullptr : partial.data() + row / kRowsInChunk * num_sums;
-          run.recurrent_backward(nodes[t], memory.state(0, step), memory.pre(step), dstates + t * memory.size, dstates, dpre, sums,
-                                 row, std::min(end, row + kRowsInChunk));
+          run.recurrent_backward(nodes[t], memory.state(0, step), memory.pre(step), dstates + t * memory.size, dstates, dpre,
+                                 sums, row, std::min(end, row + kRowsInChunk));
         }
         for (const Group<T>& group : groups[t]) {
           a.clear(), c.clear();

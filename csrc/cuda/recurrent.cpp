@@ -1,5 +1,5 @@
-// The recurrent cell on a GPU: products by the library, everything else of a node in one launch. What leaves a node is one product for
-// all of its edges, whose weights are put side by side once for the sequence. Nothing waits for the device.
+// The recurrent cell on a GPU: products by the library, everything else of a node in one launch. What leaves a node is one
+// product for all of its edges, whose weights are put side by side once for the sequence. Nothing waits for the device.
 #include <ATen/ATen.h>
 
 #include "../device.h"
@@ -42,9 +42,7 @@ std::vector<Node> nodes_of(const RecurrentPlan& plan) {
 
 Tensor at_step(const Tensor& kept, int64_t step) { return kept[kept.size(0) == 1 ? 0 : step]; }
 
-Tensor states_at(const RecurrentPass& pass, int64_t step) {
-  return pass.states.select(1, pass.states.size(1) == 1 ? 0 : step);
-}
+Tensor states_at(const RecurrentPass& pass, int64_t step) { return pass.states.select(1, pass.states.size(1) == 1 ? 0 : step); }
 
 void node_forward(const Node& node, const Tensor& states, const Tensor& pre, const Tensor& out, void* stream) {
   for_device_type(out.scalar_type(), [&](auto* zero) {

@@ -2,7 +2,8 @@
 //
 //   c [rows, columns] = a [rows, depth] b [depth, columns]
 //
-// Packed, b is panels of a few vectors of columns, one after the other, each [depth, kPanel]; the last one is filled up with zeros.
+// Packed, b is panels of a few vectors of columns, one after the other, each [depth, kPanel]; the last one is filled up with
+// zeros.
 #pragma once
 
 #include <cstdint>

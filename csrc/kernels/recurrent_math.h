@@ -1,5 +1,5 @@
-// The formulas of recurrent_node.h for one element, shared by the CPU loop and the CUDA kernel. `V` is a scalar or a vector of them;
-// `Math` has its sigmoid and tanh.
+// The formulas of recurrent_node.h for one element, shared by the CPU loop and the CUDA kernel. `V` is a scalar or a vector of
+// them; `Math` has its sigmoid and tanh.
 #pragma once
 
 #include "host_device.h"

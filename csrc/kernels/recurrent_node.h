@@ -7,8 +7,8 @@
 //              dc_k = d sigmoid(c_k) (1 - sigmoid(c_k)) (y_k - a_k s_k)
 //              ds_k += d (1 - sigmoid(c_k)) a_k
 //
-// In AdvantageNAS's cell (Sato et al. 2021) a gate stands inside its edge's highway connection, in that of DARTS (Liu et al. 2019)
-// it multiplies the whole edge. A constant is an operation's output in the first, an edge's in the second.
+// In AdvantageNAS's cell (Sato et al. 2021) a gate stands inside its edge's highway connection, in that of DARTS (Liu et al.
+// 2019) it multiplies the whole edge. A constant is an operation's output in the first, an edge's in the second.
 //
 //   inside     a_k = 1,           dg_kf = <d, sigmoid(c_k) f(u_k)>,                      d constant_k = <d, sigmoid(c_k)>
 //   whole      a_k = sum_f g_kf,  dg_kf = <d, s_k + sigmoid(c_k) (f(u_k) - s_k)>,        d constant_k = <d, 1>
@@ -43,7 +43,7 @@ struct RecurrentNode {
   int64_t state_stride;  // elements from a state to the next one
   int64_t pre_stride;    // elements from a row of pre to the next one
   G scale;
-  bool whole;                    // whether a gate multiplies the whole edge
+  bool whole;  // whether a gate multiplies the whole edge
   int32_t num_sources;
   int32_t constant, num_edges;  // where gates multiply whole edges: places of d constant of all edges, `none` or not
   RecurrentSource<G> source[kMaxRecurrentSources];

@@ -108,8 +108,8 @@ void check_node(const cpu::Kernels<T>& kernels, const ImageShape& shape, int64_t
   expect("node_backward without gates", y, backward, at);
 }
 
-// A node of a recurrent cell: every other state is a source; picks: operations of each, one after the other in turn; whole: whether
-// a gate multiplies the whole edge. The rows go in two ranges, as two threads would take them.
+// A node of a recurrent cell: every other state is a source; picks: operations of each, one after the other in turn; whole:
+// whether a gate multiplies the whole edge. The rows go in two ranges, as two threads would take them.
 template <class T>
 void check_recurrent(const cpu::Kernels<T>& kernels, int64_t batch, int64_t units, int num_sources, int picks, bool whole,
                      double scale) {
@@ -120,7 +120,8 @@ void check_recurrent(const cpu::Kernels<T>& kernels, int64_t batch, int64_t unit
   const auto states = random<T>(num_states * size, 1), dout = random<T>(size, 2);
   auto pre = random<T>(batch * stride, 3), dstates = random<T>(states.size(), 4), dpre = random<T>(batch * stride, 5);
   for (T& value : pre) value *= T(scale);
-  std::vector<double> out_expected(size), dstates_expected(dstates.begin(), dstates.end()), dpre_expected(dpre.begin(), dpre.end());
+  std::vector<double> out_expected(size), dstates_expected(dstates.begin(), dstates.end()),
+      dpre_expected(dpre.begin(), dpre.end());
   std::vector<double> sums_expected(num_places + num_edges);
   for (int k = 0; k < num_sources; ++k) {
     RecurrentSource<T>& source = node.source[k];

@@ -17,8 +17,9 @@
 #include "../recurrent_node.h"
 #include "../winograd.h"
 
-#define ADVNAS_KERNEL_FAMILIES(family) \
-  family(gate) family(node) family(norm) family(convolution) family(depthwise) family(head) family(matrix) family(recurrent) family(winograd)
+#define ADVNAS_KERNEL_FAMILIES(family)                                                                                       \
+  family(gate) family(node) family(norm) family(convolution) family(depthwise) family(head) family(matrix) family(recurrent) \
+      family(winograd)
 
 namespace advnas::cpu {
 
