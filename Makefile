@@ -6,7 +6,7 @@ NATIVE := $(shell find csrc -type f) setup.py pyproject.toml
 FORMATTED := $(shell git ls-files 'csrc/*' 'tests/*' 'benchmarks/*' | grep -E '\.(cpp|h|cuh?)$$')
 
 .DEFAULT_GOAL := help
-.PHONY: help build search test test-python test-full test-native test-isa isa-tools cuda-check cuda-sanitize lint format bench bench-cpu bench-cuda paper-toy paper-nb201 paper-ptb clean
+.PHONY: help build search test test-python test-full test-native test-isa isa-tools cuda-check cuda-sanitize lint format bench bench-cpu bench-recurrent bench-cuda paper-toy paper-nb201 paper-ptb clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1 | \2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -140,6 +140,9 @@ bench: $(VENV)/.built  ## time every fused piece beside plain PyTorch (under 4 m
 bench-cpu: $(VENV)/.built  ## time whole steps beside xautodl, plain PyTorch and bare convolutions; writes benchmarks/results
 	$(BIN)/pip install --quiet --no-deps --requirement benchmarks/requirements.txt
 	$(BIN)/python benchmarks/cpu.py
+
+bench-recurrent: $(VENV)/.built  ## time the recurrent cells beside plain PyTorch and an LSTM (4 minutes); writes benchmarks/results
+	$(BIN)/python benchmarks/recurrent.py
 
 bench-cuda:  ## time whole steps on a GPU beside the model and plain PyTorch, in .venv-cuda (make cuda-check); writes benchmarks/results
 	$(CUDA_VENV)/bin/python benchmarks/cuda_steps.py

@@ -19,7 +19,7 @@ from conftest import FULL, rotation
 
 ROOT = Path(__file__).parents[1]
 SHIM = ROOT / "tests" / "cuda_shim"
-PROGRAMS = ("gate", "layout", "node", "norm", "pointwise")
+PROGRAMS = ("gate", "layout", "node", "norm", "pointwise", "recurrent")
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="the shim needs g++")
 
 # A line `# kind`, and under it mutations: `file: what it is` (for a header `file, program: what it is`), `-` the text, which
@@ -63,8 +63,21 @@ pointwise.cu: the weight's gradient takes memory that is still read
 - __syncthreads();  // shared memory is free
 pointwise.cu: before the weight's gradient leaves the block
 - __syncthreads();  // the block's gradient is complete
+recurrent.cu: before the first threads sum the warps
+- __syncthreads();  // of_warp is complete
+recurrent.cu: before the totals are read
+- __syncthreads();  // total is complete
 
 # Who writes
+recurrent.cu: the sources leave their sums at the same place
+- args.partial + int64_t(k) * kSums * gridDim.x, gridDim.x
++ args.partial, gridDim.x
+recurrent.cu: the blocks leave their sums at the same place
+- partial[threadIdx.x * blocks + block] = sum;
++ partial[threadIdx.x * blocks] = sum;
+recurrent.cu: every source gives the sum of the whole node
+- n < node.num_edges && k == 0
++ n < node.num_edges
 gate.cu: every block leaves its sum at the same place
 - partial[blockIdx.x] = sum;
 + partial[0] = sum;
@@ -128,6 +141,29 @@ norm.cuh, norm: the squares leave out what lies between the blocks
 + ;
 
 # Edges
+recurrent.cu: the last pack begins one row late
+- const int64_t row = i / packs_in_row, unit = i % packs_in_row * kSize;
+-     float sum[kSize] = {};
++ const int64_t row = i / packs_in_row + (i + 1 == packs), unit = i % packs_in_row * kSize;
++     float sum[kSize] = {};
+recurrent.cu: units that no pack divides are loaded by packs
+- if (node.units % kFullPack<T> == 0 && are_aligned(states, pre, out)) {
++ if (are_aligned(states, pre, out)) {
+recurrent.cu: memory that begins anywhere is loaded by packs
+- are_aligned(states, pre, dout, dstates, dpre)
++ true
+recurrent.cu: a node without sources takes the first one
+- if (!is_source) continue;
+recurrent.cu: a block takes no second round
+- threadIdx.x; i < packs; i += stride) {
+-     const int64_t row = i / packs_in_row, unit = i % packs_in_row * kSize;
+-     float d[kSize];
++ threadIdx.x; i < packs; i += packs) {
++     const int64_t row = i / packs_in_row, unit = i % packs_in_row * kSize;
++     float d[kSize];
+recurrent.cu: an operation that is not picked leaves its sum
+- k < node.num_sources && (node.source[k].picked >> n & 1) != 0
++ k < node.num_sources
 gate.cu: the rest goes one element too far
 - i < size; i += stride) one(i);
 + i <= size; i += stride) one(i);
@@ -375,6 +411,30 @@ tile.cuh, pointwise: the transposed tile is not transposed
 tile.cuh, pointwise: the transposed tile is not transposed on tensor cores
 - std::conditional_t<kTransposed, wmma::col_major
 + std::conditional_t<!kTransposed, wmma::col_major
+recurrent.cu: the state is carried on without its factor
+- recurrent_highway(node.source[k].carry * s[j],
++ recurrent_highway(s[j],
+recurrent.cu: the node's scale is left out
+- sum[j] *= node.scale;
++ sum[j] *= 1;
+recurrent.cu: the node's scale is left out of the gradient
+- d[j] *= node.scale;
++ d[j] *= 1;
+recurrent.cu: the gradient of a state is written, not added
+- ds[j] = ds[j] + gradient.dstate(carry);
++ ds[j] = gradient.dstate(carry);
+recurrent.cu: of several picked operations only the last one counts
+- y += node.source[k].gate[op] * recurrent_activation<DeviceMath>(op, in);
++ y = node.source[k].gate[op] * recurrent_activation<DeviceMath>(op, in);
+recurrent.cu: the sum of an output is that of the gradient
+- sums[kNumRecurrentOps] += gradient.d * gradient.c;
++ sums[kNumRecurrentOps] += gradient.d;
+../recurrent_math.h, recurrent: a gate inside multiplies the whole edge
+- return whole ? state + c * (f - state) : c * f;
++ return state + c * (f - state);
+../recurrent_math.h, recurrent: the slope of tanh
+- return one - f * f;
++ return one - f;
 """
 
 

@@ -124,7 +124,9 @@ int main() {
         for (int64_t offset : {0, 1}) {
           check_both<float>(batch, units, num_sources, picks, offset, 2e-6);
           check_both<__half>(batch, units, num_sources, picks, offset, 1e-3);
+#ifndef CUDA_SHIM_QUICK  // test_mutations.py builds two types
           check_both<__nv_bfloat16>(batch, units, num_sources, picks, offset, 8e-3);
+#endif
         }
       }
     }
