@@ -46,7 +46,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
            py::arg("piece"), py::arg("weight") = py::none(), py::arg("depthwise") = py::none(), py::arg("bias") = py::none(),
            py::arg("gamma") = py::none(), py::arg("beta") = py::none(), py::arg("running_mean") = py::none(),
            py::arg("running_var") = py::none(), py::arg("batches_tracked") = py::none(), py::arg("use_running") = false)
-      .def_readonly("piece", &Step::piece);
+      .def_readonly("piece", &Step::piece)
+      .def("with_weights_in", [](const Step& step, const at::Tensor& like) { return step.with_weights_in(like.scalar_type()); });
   m.def("cell", &advnas::cell, py::arg("x"), py::arg("gates"), py::arg("gate_values"), py::arg("offsets"),
         py::arg("offset_targets"), py::arg("steps"), py::arg("num_nodes"), py::call_guard<py::gil_scoped_release>());
   m.def("head", &advnas::head, py::arg("x"), py::arg("gamma"), py::arg("beta"), py::arg("running_mean"), py::arg("running_var"),

@@ -44,6 +44,7 @@ class Cell : public torch::autograd::Function<Cell> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& /*gates*/, at::TensorList,
                         const c10::intrusive_ptr<CellCall>& call) {
     const at::AutoDispatchBelowADInplaceOrView below;
+    const WithoutAutocast as_given;
     Pass& pass = call->pass;
     pass.nodes = {x};
     run_forward(pass);
@@ -61,6 +62,7 @@ class Cell : public torch::autograd::Function<Cell> {
     TORCH_CHECK(!at::GradMode::is_enabled(),
                 "OnePathCell: double backward is not implemented; call backward without create_graph, or use "
                 "advnas_ext.reference.cell");
+    const WithoutAutocast as_given;
     const auto call = c10::static_intrusive_pointer_cast<CellCall>(ctx->saved_data["call"].toCapsule());
     const variable_list saved = ctx->get_saved_variables();
     // Without another backward pass to come, activations are freed on the way.
@@ -81,7 +83,7 @@ class Cell : public torch::autograd::Function<Cell> {
     if (wanted.gates) result[1] = gradients.gates.to(call->gates_type).reshape(call->gates_shape);
     if (wanted.offsets) result[call->offsets_place] = gradients.offsets.to(call->gates_type);
     const auto put = [&](int64_t place, const Tensor& gradient) {
-      if (gradient.defined() && wants(place)) result[place] = gradient.to(grads[0].scalar_type());
+      if (gradient.defined() && wants(place)) result[place] = gradient;  // autograd converts it to its tensor's type
     };
     for (size_t k = 0; k < call->places.size(); ++k) {
       const auto& places = call->places[k];
@@ -96,6 +98,14 @@ class Cell : public torch::autograd::Function<Cell> {
 };
 
 }  // namespace
+
+Step Step::with_weights_in(at::ScalarType type) const {
+  Step step = *this;
+  for (Tensor* const tensor : {&step.weight, &step.depthwise}) {
+    if (tensor->defined()) *tensor = tensor->to(type);
+  }
+  return step;
+}
 
 Tensor cell(const Tensor& x, const Tensor& gates, const Tensor& gate_values, const std::optional<Tensor>& offsets,
             const std::vector<int64_t>& offset_targets, const std::vector<LinkedStep>& steps, int64_t num_nodes) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <optional>
 #include <tuple>
@@ -19,6 +20,14 @@ struct Step {
   at::Tensor weight, depthwise, bias;
   at::Tensor gamma, beta;
   at::Tensor running_mean, running_var, batches_tracked;
+
+  // With the convolutions' weights in another type, by a conversion that autograd knows. Batch norm keeps its own.
+  Step with_weights_in(at::ScalarType type) const;
+};
+
+// Autograd functions run in the types that they are given, whatever surrounds them.
+struct WithoutAutocast {
+  c10::impl::ExcludeDispatchKeyGuard guard{c10::autocast_dispatch_keyset};
 };
 
 // A step, its source, its target and the place of its gate: see Link.

@@ -59,6 +59,7 @@ class Recurrent : public torch::autograd::Function<Recurrent> {
  public:
   static Tensor forward(AutogradContext* ctx, at::TensorList inputs, const c10::intrusive_ptr<Call>& call) {
     const at::AutoDispatchBelowADInplaceOrView below;
+    const WithoutAutocast as_given;
     const Tensor x = inputs[kX].contiguous();
     const int64_t length = x.size(0), batch = x.size(1), units = x.size(2), kept = call->save ? length : 1;
     RecurrentPass pass{call->plan, {}, inputs[kH].contiguous(), {}, {}, {}, {}, {}};
@@ -87,6 +88,7 @@ class Recurrent : public torch::autograd::Function<Recurrent> {
                 ": double backward is not implemented; call backward without create_graph, or use the cell of "
                 "advnas_ext.reference");
     const at::AutoDispatchBelowADInplaceOrView below;
+    const WithoutAutocast as_given;
     const variable_list saved = ctx->get_saved_variables();
     const RecurrentPlan& plan = call->plan;
     const Tensor& x = saved[0];

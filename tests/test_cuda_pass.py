@@ -211,3 +211,102 @@ def test_a_recurrent_cell(shim, kind, dtype, size):
         scale = max(wanted.norm().item(), wide.grad.norm().item())
         error = (value.double() - wanted).norm().item()
         assert error <= 3 * NORMS[dtype] * scale, f"{name}: {error}"
+
+
+@pytest.fixture
+def autocast(shim, monkeypatch):
+    """Autocast, and how many calls ran natively in it."""
+    counts = []
+    for owner in (native, recurrent):
+        run = owner._run
+        monkeypatch.setattr(owner, "_run", lambda *args, run=run: (counts.append(args[0].dtype), run(*args))[1])
+    return counts
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("track", [False, True])
+def test_autocast_of_a_cell(autocast, dtype, track):
+    """Parameters, statistics and all gradients stay float32, and are those of the specification."""
+    torch.manual_seed(0)
+    cell = OnePathCell(16, affine=True, track_running_stats=track)
+    truth = copy.deepcopy(cell).double()
+    for parameter in truth.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.to(dtype).double()  # what rounding the weights does is not looked at here
+    ops = [3, 2, 1, 4, 3, 2]
+    x = torch.randn(4, 16, 8, 8).to(dtype).float().requires_grad_()
+    wide = x.detach().double().requires_grad_()
+    path, exact = (Path.from_ops(ops, dtype=t).with_offsets() for t in (torch.float32, torch.float64))
+    with torch.autocast("cpu", dtype):
+        y = cell(x, path)
+    assert y.dtype == dtype
+    assert autocast == [dtype]
+    dy = torch.randn_like(y)
+    y.backward(dy)
+    expected = reference.cell(wide, exact, list(truth.edges.values()), 4)
+    expected.backward(dy.double())
+    pairs = {"y": (y, expected), "x": (x.grad, wide.grad), "gates": (path.gates.grad, exact.gates.grad)}
+    pairs["offsets"] = (path.offsets.grad, exact.offsets.grad)
+    pairs |= {
+        name: (p.grad, q.grad)
+        for (name, p), q in zip(cell.named_parameters(), truth.parameters(), strict=True)
+        if p.grad is not None
+    }
+    for (name, buffer), other in zip(cell.named_buffers(), truth.buffers(), strict=True):
+        if name.endswith(("mean", "var")):
+            pairs[name] = (buffer, other)
+    assert any(name.endswith("running_mean") for name in pairs) == track
+    for name, (value, wanted) in pairs.items():
+        assert value is y or value.dtype == torch.float32, f"{name}: {value.dtype}"
+        error = (value.double() - wanted).norm().item()
+        assert error <= 1.5 * NORMS[dtype] * wanted.norm().item(), f"{name}: {error}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast_of_a_supernet(autocast, monkeypatch, dtype):
+    """Within autocast a backward pass too; as close to float64 as plain modules are."""
+    torch.manual_seed(0)
+    net = nasbench201.Network(8, 1)
+    truth = copy.deepcopy(net).double()
+    x, target = torch.randn(8, 3, 16, 16), torch.arange(8)
+
+    def gradients(network, images, type):
+        path = Path.from_ops([3, 2, 1, 3, 3, 2], dtype=type)
+        network.zero_grad()
+        loss = torch.nn.functional.cross_entropy(network(images, path), target)
+        loss.backward()
+        assert all(p.grad is None or p.grad.dtype == type for p in network.parameters())
+        return loss.item(), torch.cat([path.gates.grad.flatten(), network.stem[0].weight.grad.flatten()]).double()
+
+    wanted_loss, wanted = gradients(truth, x.double(), torch.float64)
+    with torch.autocast("cpu", dtype):
+        loss, native_gradients = gradients(net, x, torch.float32)
+        assert autocast == [dtype]  # stem, cells and reductions in one call
+        monkeypatch.setattr(native, "runs_natively", lambda x: False)
+        _, plain_gradients = gradients(net, x, torch.float32)
+        assert len(autocast) == 1
+    assert abs(loss - wanted_loss) < NORMS[dtype]
+    assert (native_gradients - wanted).norm() < 1.2 * (plain_gradients - wanted).norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", [OnePathRecurrentCell, DartsRecurrentCell])
+def test_autocast_of_a_recurrent_cell(autocast, kind, dtype):
+    """The same bits as from a cell that was converted, with gradients in float32."""
+    torch.manual_seed(0)
+    cell = kind(16, 2)
+    converted = copy.deepcopy(cell).to(dtype)
+    x, mask = torch.randn(4, 3, 16), torch.rand(3, 16).lt(0.7).float()
+    path, other = Path.from_ops([1, 2, 3]), Path.from_ops([1, 2, 3])
+    with torch.autocast("cpu", dtype):
+        y, h = cell(x, path, None, mask, mask)
+        cell(x, path.detach(), h)  # the state goes on
+    expected, _ = converted(x.to(dtype), other, None, mask.to(dtype), mask.to(dtype))
+    assert autocast == [dtype] * 3
+    assert torch.equal(y, expected)
+    y.square().sum().backward()
+    expected.square().sum().backward()
+    assert torch.equal(path.gates.grad, other.gates.grad)
+    for weight, wanted in zip(cell.weights, converted.weights, strict=True):
+        assert weight.grad.dtype == torch.float32
+        assert torch.equal(weight.grad, wanted.grad.float())

@@ -2,12 +2,17 @@
 code on the host."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 
 from advnas.networks import nasbench201
-from advnas_ext import _C, AdvantageEstimator, OnePathCell, Path, gate, reference
+from advnas.search import architecture_step, weight_step
+from advnas.state import SearchState
+from advnas.tasks import task_of
+from advnas.tasks.image import ImageSearchConfig
+from advnas_ext import _C, AdvantageEstimator, OnePathCell, Path, gate, native, reference
 
 pytestmark = [
     pytest.mark.gpu,
@@ -168,13 +173,52 @@ def test_out_of_memory_is_torchs_error():
     backward(cell, torch.randn(2, 16, 8, 8, device="cuda"), Path.from_ops(OPS))  # and goes on
 
 
-def test_what_has_no_kernels_runs_as_specified():
-    """float64, autocast."""
+def test_float64_runs_as_specified():
+    torch.manual_seed(0)
+    cell, path = OnePathCell(8).cuda().double(), Path.from_ops(OPS)
+    x = torch.randn(2, 8, 5, 5, device="cuda", dtype=torch.float64)
+    torch.testing.assert_close(cell(x, path), reference.cell(x, path, list(cell.edges.values()), 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast_runs_natively(dtype, monkeypatch):
     torch.manual_seed(0)
     cell, path = OnePathCell(8).cuda(), Path.from_ops(OPS)
     x = torch.randn(2, 8, 5, 5, device="cuda")
-    with torch.autocast("cuda", torch.bfloat16):
-        assert cell(x, path).isfinite().all()
-    wide = cell.double()
-    expected = reference.cell(x.double(), path, list(wide.edges.values()), 4)
-    torch.testing.assert_close(wide(x.double(), path), expected)
+    types, run = [], native._run
+    monkeypatch.setattr(native, "_run", lambda x, *rest: (types.append(x.dtype), run(x, *rest))[1])
+    expected = cell(x, path)
+    with torch.autocast("cuda", dtype):
+        y = cell(x, path)
+    assert types == [torch.float32, dtype]
+    y.float().square().sum().backward()
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in cell.parameters())
+    torch.testing.assert_close(y.float(), expected, rtol=0.1, atol=0.1)
+
+
+def waits(step):
+    """How often ``step`` waits for the device, by torch's own count."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in caught)
+
+
+@pytest.mark.parametrize("estimator", ["advantage", "rloo"])
+@pytest.mark.parametrize("amp", [None, "bfloat16"])
+def test_a_search_waits_for_the_logits_only(amp, estimator):
+    settings = {"data": "digits", "channels": 4, "cells": 1, "batch_size": 16, "device": "cuda", "amp": amp}
+    config = ImageSearchConfig().with_settings({**settings, "estimator": estimator}, "this test")
+    task = task_of(config)
+    state = SearchState(config, task)
+    for _ in range(3):  # what is made once
+        weight_step(task, state)
+        architecture_step(task, state)
+    assert waits(lambda: weight_step(task, state)) == 0
+    # The loss and the gates' gradients cross to the host, for each path.
+    assert waits(lambda: architecture_step(task, state)) <= 2 * state.estimator.paths_per_batch

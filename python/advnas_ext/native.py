@@ -106,20 +106,25 @@ class Graph:
         """The value of the last node.
 
         Args:
-            x: [batch, channels, height, width], of a type that :func:`runs_natively`, as the parameters.
+            x: [batch, channels, height, width], of a type that :func:`runs_natively`, as the parameters; under autocast
+                both are converted to its type, batch norm's apart.
             path: has the gates, and the offsets if any; None where the graph has no gate.
 
         Raises:
             ValueError: channels of ``x`` or of a convolution do not fit, or batch statistics would be of one value.
             RuntimeError: in a double backward pass, which is not implemented.
         """
+        steps = self._steps
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+            steps = [(step.with_weights_in(x), *link) for step, *link in steps]
         return _run(
             x,
             _NO_GATES if path is None else path.gates_on(x.device),
             _NO_GATES if path is None else path.gates,
             None if path is None else path.offsets_on(x.device),
             self._offset_targets,
-            self._steps,
+            steps,
             self.num_nodes,
         )
 
@@ -177,12 +182,13 @@ _TYPES = {"cpu": (torch.float32, torch.float64), "cuda": (torch.float32, torch.f
 
 
 def runs_natively(x: Tensor) -> bool:
-    """Whether the native executor takes ``x``: its device and type, without autocast."""
+    """Whether the native executor takes ``x``: its device and type, and under autocast the type that it is converted to."""
     device = x.device.type
     if device not in _TYPES or (device == "cuda" and not _C.cuda):
         _warn_not_native(device)
         return False
-    return x.dtype in _TYPES[device] and not torch.is_autocast_enabled(device)
+    types = _TYPES[device]
+    return x.dtype in types and (not torch.is_autocast_enabled(device) or torch.get_autocast_dtype(device) in types)
 
 
 @functools.cache  # once

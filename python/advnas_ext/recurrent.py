@@ -110,9 +110,14 @@ class _RecurrentCell(nn.Module, ABC):
         self, x: Tensor, path: Path, h: Tensor, x_mask: Tensor | None, h_mask: Tensor | None, whole: bool
     ) -> tuple[Tensor, Tensor]:
         """Both cells by the native executor. whole: whether a gate multiplies the whole edge, as in DARTS."""
+        weights = list(self.weights)
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, h, weights = x.to(dtype), h.to(dtype), [weight.to(dtype) for weight in weights]
+            x_mask, h_mask = (None if mask is None else mask.to(dtype) for mask in (x_mask, h_mask))
         ops = [ACTIVATIONS[self.ops[op]].native for op in path.ops.flatten().tolist()]
         gates, offsets = path.gates_on(x.device), path.offsets_on(x.device)
-        outputs = _run(x, h, gates, path.gates, offsets, ops, list(self.weights), x_mask, h_mask, whole)
+        outputs = _run(x, h, gates, path.gates, offsets, ops, weights, x_mask, h_mask, whole)
         return outputs, outputs[-1] if len(x) > 0 else h
 
     @property
@@ -160,6 +165,10 @@ class OnePathRecurrentCell(_RecurrentCell):
     "none" still carries on what its highway lets through. The path, and with it the gates, is the same in all steps: the
     backward pass fills ``path.gates.grad`` with the advantage of every edge, summed over time.
 
+    float32 and float64 on the host run natively, in one call a sequence: a thread takes its rows of the batch through all
+    steps, products and what is pointwise alike. So do float32, float16 and bfloat16 on a GPU, in a build with CUDA, where
+    the products are the library's, and autocast to the latter two. Everything else runs the plain PyTorch specification.
+
     Attributes:
         weights: Parameters W_0 [2 units, 2 units], whose first rows belong to the input, and W_1, W_2, ...
             [units, 2 units], one for each edge; their first columns make the gates of the highway connections. They
@@ -194,9 +203,8 @@ class DartsRecurrentCell(_RecurrentCell):
     :func:`advnas_ext.reference.darts_recurrent_cell`. The path, and with it the gates, is the same in all steps: the
     backward pass fills ``path.gates.grad`` with the advantage of every edge, summed over time.
 
-    float32 and float64 on the host run natively (on a GPU float32, float16 and bfloat16, in a build with CUDA): matrix
-    products by PyTorch, everything else of a node in one pass over memory. Everything else, autocast among it, runs the
-    plain PyTorch specification. An edge whose operation is "none", or whose gate is 0 and needs no gradient, is not run.
+    What runs natively is as in :class:`OnePathRecurrentCell`. An edge whose operation is "none", or whose gate is 0 and
+    needs no gradient, is not run.
 
     Attributes:
         weights: Parameters W_0 [2 units, 2 units], whose first rows belong to the input, and W_1, W_2, ...
