@@ -155,8 +155,8 @@ paper-nb201: $(VENV)/.built  ## all estimators side by side on CIFAR-10 (hours; 
 	$(BIN)/python benchmarks/paper_nb201.py --data-dir $(DATA_DIR) --table $(TABLE)
 
 # DATA_DIR holds train.txt, valid.txt and test.txt of Penn Treebank.
-paper-ptb: $(VENV)/.built  ## recurrent cells on Penn Treebank, searched and trained (hours; DATA_DIR=); resumable, writes benchmarks/results
-	$(BIN)/python benchmarks/paper/ptb.py --data-dir $(DATA_DIR)
+paper-ptb: $(VENV)/.built  ## recurrent cells on Penn Treebank, searched and trained (5 hours; DATA_DIR=, PRESET=paper: days); resumable, writes benchmarks/results
+	$(BIN)/python benchmarks/paper/ptb.py --data-dir $(DATA_DIR) $(if $(PRESET),--preset $(PRESET))
 
 clean:  ## remove .venv and everything built
 	rm -rf $(VENV) $(CUDA_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks .coverage python/advnas_ext/_C*.so python/advnas_ext/_build.json
