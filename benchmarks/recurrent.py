@@ -26,6 +26,7 @@ from advnas_ext.recurrent import ACTIVATIONS, OPS
 
 RESULTS = FilePath(__file__).parent / "results" / "recurrent.md"
 LENGTH = 35
+LEAST_TURNS = 3
 CELLS = {"paper": OnePathRecurrentCell, "darts": DartsRecurrentCell}
 PLAIN_CELLS = {"paper": reference.recurrent_cell, "darts": reference.darts_recurrent_cell}
 SIDES = ("ours", "plain", "lstm")
@@ -79,13 +80,14 @@ def finish(module: nn.Module, outputs: Tensor) -> None:
     outputs.square().mean().backward()
 
 
-def times(case: Case, repeats: int) -> dict[str, float]:
-    """Milliseconds of each side."""
+def times(case: Case, seconds: float) -> dict[str, float]:
+    """Milliseconds of each side, the median of as many turns as ``seconds`` allow, at least three."""
     steps = {side: make_step(case, side) for side in SIDES}
     taken: dict[str, list[float]] = {side: [] for side in SIDES}
     for step in steps.values():
         step()
-    for _ in range(repeats):
+    end = time.perf_counter() + seconds
+    while len(taken["ours"]) < LEAST_TURNS or time.perf_counter() < end:
         for side, step in steps.items():
             begun = time.perf_counter()
             step()
@@ -114,7 +116,7 @@ def main(
     units: tuple[int, ...] = (300, 850),
     batches: tuple[int, ...] = (64, 256),
     threads: Annotated[int, tyro.conf.arg(help="of every side")] = 2,
-    repeats: int = 9,
+    seconds: Annotated[float, tyro.conf.arg(help="of turns for each case, at least three turns")] = 10,
 ) -> None:
     """Time the recurrent cells beside plain PyTorch and an LSTM."""
     torch.set_num_threads(threads)
@@ -131,7 +133,7 @@ def main(
     )
     sheet = report.Sheet("A sequence of 35 steps, forward and backward", header)
     for case in (Case(cell, size, batch) for cell in CELLS for size in units for batch in batches):
-        ms = times(case, repeats)
+        ms = times(case, seconds)
         of_lstm = ms["lstm"] / (8 * case.lstm_units**2)
         idle, ours, plain = (memory(case, side, threads) for side in ("none", "ours", "plain"))
         ours, plain = ours - idle, plain - idle
