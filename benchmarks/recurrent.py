@@ -56,7 +56,8 @@ class Case:
 
     @property
     def lstm_units(self) -> int:
-        return min(range(8, 8192), key=lambda units: abs(8 * units * units + 8 * units - self.parameters))
+        wanted = self.parameters
+        return min(range(8, 8192), key=lambda units: abs(8 * units * units + 8 * units - wanted))
 
 
 def make_step(case: Case, side: str) -> Callable[[], None]:
