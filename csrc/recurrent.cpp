@@ -3,6 +3,7 @@
 // W_0, and all weight gradients. Kept for the backward pass: the states and the pre-activations of the edges that run.
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/graph_task.h>
 
 #include <algorithm>
 
@@ -107,8 +108,14 @@ class Recurrent : public torch::autograd::Function<Recurrent> {
 
     RecurrentGradients gradients;
     gradients.dout = grads[0].contiguous();
-    gradients.dpre_input = at::empty({plan.reads_input() && wants_input ? length : 1, batch, 2 * units}, x.options());
-    gradients.dpre = at::empty({wants_edges ? length : 1, batch, plan.width}, x.options());
+    // Where all steps' are wanted they take the place of the pre-activations, unless another backward pass is to come.
+    const bool in_place = !torch::autograd::get_current_graph_task_keep_graph();
+    const auto gradient_of = [&](const Tensor& pre, bool of_all_steps) {
+      if (of_all_steps && in_place) return pre;
+      return at::empty({of_all_steps ? length : 1, batch, pre.size(2)}, x.options());
+    };
+    if (plan.reads_input()) gradients.dpre_input = gradient_of(pass.pre_input, wants_input);
+    gradients.dpre = gradient_of(pass.pre, wants_edges);
     gradients.dh = at::zeros({batch, units}, x.options());
     if (wants(call->mask)) gradients.dh_mask = at::zeros({batch, units}, x.options());
     if (wants_sums) gradients.sums = at::zeros({plan.num_sums}, x.options().dtype(at::kDouble));

@@ -43,7 +43,8 @@ struct RecurrentPass {
   at::Tensor from_h() const { return weights[0].narrow(0, units(), units()); }
 };
 
-// Gradients; those of pre-activations have all steps where a product over them is to come, else one.
+// Gradients; those of pre-activations have all steps where a product over them is to come, else one. They may be the memory of
+// the pre-activations themselves: an element is read before it is written, and then no more.
 struct RecurrentGradients {
   at::Tensor dout;              // [length, batch, units]
   at::Tensor dpre_input, dpre;  // as pre_input, pre

@@ -53,7 +53,8 @@ struct RecurrentNode {
 // CPU kernels work on the rows [begin, end) of the batch in one thread.
 template <class T>
 using RecurrentForward = void(const RecurrentNode<T>& node, const T* states, const T* pre, T* out, int64_t begin, int64_t end);
-// dout: [batch, units]. dstates: [num, batch, units], added to. dpre: as pre, written. sums: added to; null if not wanted.
+// dout: [batch, units]. dstates: [num, batch, units], added to. dpre: as pre, written; it may be pre. sums: added to; null if not
+// wanted.
 template <class T>
 using RecurrentBackward = void(const RecurrentNode<T>& node, const T* states, const T* pre, const T* dout, T* dstates, T* dpre,
                                double* sums, int64_t begin, int64_t end);
