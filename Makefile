@@ -141,7 +141,7 @@ bench-cpu: $(VENV)/.built  ## time whole steps beside xautodl, plain PyTorch and
 	$(BIN)/pip install --quiet --no-deps --requirement benchmarks/requirements.txt
 	$(BIN)/python benchmarks/cpu.py
 
-bench-recurrent: $(VENV)/.built  ## time the recurrent cells beside plain PyTorch and an LSTM (10 minutes); writes benchmarks/results
+bench-recurrent: $(VENV)/.built  ## time the recurrent cells beside plain PyTorch and an LSTM (20 minutes); writes benchmarks/results
 	$(BIN)/python benchmarks/recurrent.py
 
 bench-cuda:  ## time whole steps on a GPU beside the model and plain PyTorch, in .venv-cuda (make cuda-check); writes benchmarks/results

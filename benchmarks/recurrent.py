@@ -143,10 +143,8 @@ def main(
             f"{ours:.0f}", f"{plain:.0f}", f"{ours / plain:.2f}",
         )  # fmt: skip
         sheet.rows.append([case.cell, str(case.units), str(case.batch), *figures])
+        RESULTS.write_text(f"{report.machine(threads)}\n\n{sheet.markdown()}")
         print(*sheet.rows[-1], flush=True)
-    text = f"{report.machine(threads)}\n\n{sheet.markdown()}"
-    RESULTS.write_text(text)
-    print(text)
 
 
 if __name__ == "__main__":
