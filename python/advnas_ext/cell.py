@@ -24,9 +24,9 @@ class OnePathCell(native.Block):
 
     float32 and float64 on the host run natively, in as many threads as ``torch.get_num_threads()`` says, each with its own
     images; float32, float16 and bfloat16 on CUDA where the extension was built for it, autocast to the latter two included.
-    Results are the same bit for bit from run to run. Everything else (other dtypes and devices, autocast on the host) runs the plain PyTorch specification. A process made by
-    ``os.fork`` must call ``torch.set_num_threads(1)`` first, as for PyTorch's own operators: the threads of its parent are
-    not there.
+    Results are the same bit for bit from run to run. Everything else (other dtypes and devices, autocast on the host) runs
+    the plain PyTorch specification. A process made by ``os.fork`` must call ``torch.set_num_threads(1)`` first, as for
+    PyTorch's own operators: the threads of its parent are not there.
 
     Args:
         channels: of the input and of every node.
