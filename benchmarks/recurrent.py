@@ -39,16 +39,18 @@ class Case:
     batch: int
 
     @property
+    def edges(self) -> int:
+        return CELLS[self.cell](1).num_edges
+
+    @property
     def path(self) -> Tensor:
         """Every operation but none, so that all edges run."""
-        edges = CELLS[self.cell](1).num_edges
-        return torch.arange(edges) % OPS.index("none")
+        return torch.arange(self.edges) % OPS.index("none")
 
     @property
     def macs(self) -> int:
         """Multiply-adds of a step of one row, forward: each weight once for each edge that it serves."""
-        edges = CELLS[self.cell](1).num_edges
-        return (4 + 2 * edges) * self.units**2
+        return (4 + 2 * self.edges) * self.units**2
 
     @property
     def parameters(self) -> int:

@@ -83,4 +83,12 @@ RecurrentNode<G> with_gates(const RecurrentNode<double>& node) {
   return typed;
 }
 
+// All nodes of a path likewise.
+template <class G>
+std::vector<RecurrentNode<G>> nodes_of(const RecurrentPlan& plan) {
+  std::vector<RecurrentNode<G>> nodes;
+  for (const auto& node : plan.nodes) nodes.push_back(with_gates<G>(node));
+  return nodes;
+}
+
 }  // namespace advnas

@@ -78,13 +78,6 @@ std::vector<std::vector<Group<T>>> groups_of(const RecurrentPass& pass, bool bac
   return groups;
 }
 
-template <class T>
-std::vector<RecurrentNode<T>> nodes_of(const RecurrentPlan& plan) {
-  std::vector<RecurrentNode<T>> nodes;
-  for (const auto& node : plan.nodes) nodes.push_back(with_gates<T>(node));
-  return nodes;
-}
-
 // Where a step lies in memory.
 template <class T>
 struct Memory {

@@ -34,12 +34,6 @@ std::vector<Leaving> leaving_of(const RecurrentPass& pass) {
   return leaving;
 }
 
-std::vector<Node> nodes_of(const RecurrentPlan& plan) {
-  std::vector<Node> nodes;
-  for (const auto& node : plan.nodes) nodes.push_back(with_gates<float>(node));
-  return nodes;
-}
-
 Tensor at_step(const Tensor& kept, int64_t step) { return kept[kept.size(0) == 1 ? 0 : step]; }
 
 Tensor states_at(const RecurrentPass& pass, int64_t step) { return pass.states.select(1, pass.states.size(1) == 1 ? 0 : step); }
@@ -68,7 +62,7 @@ void node_backward(const Node& node, const Tensor& states, const Tensor& pre, co
 
 void recurrent_forward(const RecurrentPass& pass) {
   const OnDevice device(pass.out);
-  const auto nodes = nodes_of(pass.plan);
+  const auto nodes = nodes_of<float>(pass.plan);
   const auto leaving = leaving_of(pass);
   const int64_t num_nodes = pass.num_nodes();
   for (int64_t step = 0; step < pass.length(); ++step) {
@@ -92,7 +86,7 @@ void recurrent_forward(const RecurrentPass& pass) {
 
 void recurrent_backward(const RecurrentPass& pass, const RecurrentGradients& gradients) {
   const OnDevice device(pass.out);
-  const auto nodes = nodes_of(pass.plan);
+  const auto nodes = nodes_of<float>(pass.plan);
   const auto leaving = leaving_of(pass);
   const int64_t num_nodes = pass.num_nodes();
   const Tensor dstates = at::empty({1 + num_nodes, pass.batch(), pass.units()}, pass.out.options());

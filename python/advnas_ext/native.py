@@ -114,9 +114,9 @@ class Graph:
             ValueError: channels of ``x`` or of a convolution do not fit, or batch statistics would be of one value.
             RuntimeError: in a double backward pass, which is not implemented.
         """
-        steps = self._steps
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        steps, dtype = self._steps, autocast_type(x)
+        if dtype is not None:
+            x = x.to(dtype)
             steps = [(step.with_weights_in(x), *link) for step, *link in steps]
         return _run(
             x,
@@ -188,7 +188,13 @@ def runs_natively(x: Tensor) -> bool:
         _warn_not_native(device)
         return False
     types = _TYPES[device]
-    return x.dtype in types and (not torch.is_autocast_enabled(device) or torch.get_autocast_dtype(device) in types)
+    return x.dtype in types and (autocast_type(x) or x.dtype) in types
+
+
+def autocast_type(x: Tensor) -> torch.dtype | None:
+    """The type that autocast converts ``x`` to; None outside of it."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 @functools.cache  # once

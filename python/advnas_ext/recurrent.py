@@ -110,9 +110,8 @@ class _RecurrentCell(nn.Module, ABC):
         self, x: Tensor, path: Path, h: Tensor, x_mask: Tensor | None, h_mask: Tensor | None, whole: bool
     ) -> tuple[Tensor, Tensor]:
         """Both cells by the native executor. whole: whether a gate multiplies the whole edge, as in DARTS."""
-        weights = list(self.weights)
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
+        weights, dtype = list(self.weights), native.autocast_type(x)
+        if dtype is not None:
             x, h, weights = x.to(dtype), h.to(dtype), [weight.to(dtype) for weight in weights]
             x_mask, h_mask = (None if mask is None else mask.to(dtype) for mask in (x_mask, h_mask))
         ops = [ACTIVATIONS[self.ops[op]].native for op in path.ops.flatten().tolist()]
