@@ -8,6 +8,7 @@
 
 #include "device.h"
 #include "entry_points.h"
+#include "kernels/batch_norm_math.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/recurrent_node.h"
 
@@ -39,7 +40,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   py::class_<Step>(m, "Step", py::module_local())
       .def(py::init([](const Piece& piece, Optional weight, Optional depthwise, Optional bias, Optional gamma, Optional beta,
                        Optional running_mean, Optional running_var, Optional batches_tracked, bool use_running) {
-             const auto or_none = [](Optional tensor) { return tensor.value_or(at::Tensor()); };
+             const auto or_none = [](Optional tensor) { return tensor ? tensor->resolve_neg() : at::Tensor(); };
              return Step{piece,          use_running,   or_none(weight),       or_none(depthwise),   or_none(bias),
                          or_none(gamma), or_none(beta), or_none(running_mean), or_none(running_var), or_none(batches_tracked)};
            }),
@@ -54,6 +55,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         py::arg("batches_tracked"), py::arg("use_running"), py::arg("eps"), py::arg("momentum"),
         py::call_guard<py::gil_scoped_release>());
   m.attr("cuda") = advnas::kHasDevice;
+  m.attr("CUMULATIVE") = advnas::kCumulative;
   py::enum_<advnas::RecurrentOp>(m, "RecurrentOp", py::arithmetic(), py::module_local())
       .value("IDENTITY", advnas::kRecurrentIdentity)
       .value("TANH", advnas::kRecurrentTanh)

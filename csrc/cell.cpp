@@ -1,4 +1,5 @@
 // The cell with autograd: what is saved, and which gradients are wanted. The work is in pass.h.
+#include <ATen/SavedTensorHooks.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/graph_task.h>
 
@@ -21,6 +22,8 @@ struct CellCall : torch::CustomClassHolder {
   };
 
   Pass pass;
+  // Whether activations wait for the backward pass in autograd as well, for those who change what it saves.
+  bool saves_activations = false;
   std::vector<Places> places;  // of each convolution
   int64_t num_inputs = 2, offsets_place = -1;
   at::ScalarType gates_type = at::kFloat;
@@ -39,6 +42,14 @@ void for_inputs(Pass& pass, const Visit& visit) {
   }
 }
 
+// The same for what the forward pass left besides.
+template <class Visit>
+void for_activations(Pass& pass, const Visit& visit) {
+  for (size_t node = 1; node < pass.nodes.size(); ++node) visit(pass.nodes[node]);
+  for (Tensor& z : pass.z) visit(z);
+  for (Tensor& tensor : pass.backend->kept()) visit(tensor);
+}
+
 class Cell : public torch::autograd::Function<Cell> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& /*gates*/, at::TensorList,
@@ -51,8 +62,16 @@ class Cell : public torch::autograd::Function<Cell> {
     const Tensor y = pass.nodes.back();
     variable_list saved;
     pass.nodes.back() = Tensor();
-    if (pass.save) for_inputs(pass, [&](const Tensor& tensor) { saved.push_back(tensor); });
-    for_inputs(pass, [](Tensor& tensor) { tensor = Tensor(); });
+    const auto save = [&](const Tensor& tensor) { saved.push_back(tensor); };
+    const auto drop = [](Tensor& tensor) { tensor = Tensor(); };
+    if (pass.save) for_inputs(pass, save);
+    for_inputs(pass, drop);
+    // torch.utils.checkpoint, or save_on_cpu: they have to see all that waits. Nobody else pays for it.
+    call->saves_activations = pass.save && at::SavedTensorDefaultHooks::get_hooks().has_value();
+    if (call->saves_activations) {
+      for_activations(pass, save);
+      for_activations(pass, drop);
+    }
     ctx->save_for_backward(saved);
     ctx->saved_data["call"] = c10::IValue::make_capsule(call);
     return y;
@@ -68,7 +87,9 @@ class Cell : public torch::autograd::Function<Cell> {
     // Without another backward pass to come, activations are freed on the way.
     Pass pass = torch::autograd::get_current_graph_task_keep_graph() ? call->pass.copy() : std::move(call->pass);
     auto next = saved.begin();
-    for_inputs(pass, [&](Tensor& tensor) { tensor = *next++; });
+    const auto take = [&](Tensor& tensor) { tensor = *next++; };
+    for_inputs(pass, take);
+    if (call->saves_activations) for_activations(pass, take);
     const auto wants = [&](int64_t place) { return place >= 0 && ctx->needs_input_grad(size_t(place)); };
     Wanted wanted{wants(0), wants(1), wants(call->offsets_place), {}, {}};
     for (const auto& places : call->places) {
@@ -76,7 +97,7 @@ class Cell : public torch::autograd::Function<Cell> {
       wanted.norm.push_back(wants(places.gamma) || wants(places.beta) || wants(places.bias));
     }
 
-    const Gradients gradients = run_backward(pass, grads[0], wanted);
+    const Gradients gradients = run_backward(pass, grads[0].resolve_neg(), wanted);
 
     variable_list result(call->num_inputs + 1);  // the call itself is an input too
     result[0] = gradients.x;
@@ -107,8 +128,9 @@ Step Step::with_weights_in(at::ScalarType type) const {
   return step;
 }
 
-Tensor cell(const Tensor& x, const Tensor& gates, const Tensor& gate_values, const std::optional<Tensor>& offsets,
+Tensor cell(const Tensor& images, const Tensor& gates, const Tensor& gate_values, const std::optional<Tensor>& offsets,
             const std::vector<int64_t>& offset_targets, const std::vector<LinkedStep>& steps, int64_t num_nodes) {
+  const Tensor x = images.resolve_neg();
   const auto call = c10::make_intrusive<CellCall>();
   Pass& pass = call->pass;
   pass.gates = row_of(gate_values);

@@ -23,7 +23,7 @@ class Head : public torch::autograd::Function<Head> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const std::optional<Tensor>& gamma,
                         const std::optional<Tensor>& beta, const c10::intrusive_ptr<HeadCall>& call) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    const Tensor images = x.contiguous(at::MemoryFormat::ChannelsLast);
+    const Tensor images = x.resolve_neg().contiguous(at::MemoryFormat::ChannelsLast);
     ctx->save_for_backward({images, gamma.value_or(Tensor()), beta.value_or(Tensor())});
     ctx->saved_data["call"] = c10::IValue::make_capsule(call);
     return head_forward(images, call->norm, call->state, call->eps, call->momentum);
@@ -33,7 +33,8 @@ class Head : public torch::autograd::Function<Head> {
     TORCH_CHECK(!at::GradMode::is_enabled(), "head: double backward is not implemented; call backward without create_graph");
     const auto call = c10::static_intrusive_pointer_cast<HeadCall>(ctx->saved_data["call"].toCapsule());
     const Tensor x = ctx->get_saved_variables()[0];
-    const HeadGradients gradients = head_backward(x, grads[0].contiguous(), call->norm, call->state, ctx->needs_input_grad(0));
+    const HeadGradients gradients =
+        head_backward(x, grads[0].resolve_neg().contiguous(), call->norm, call->state, ctx->needs_input_grad(0));
     const auto put = [](const Tensor& parameter, const Tensor& gradient) { return parameter.defined() ? gradient : Tensor(); };
     return {gradients.x, put(call->norm.gamma, gradients.gamma), put(call->norm.beta, gradients.beta), Tensor()};
   }

@@ -11,7 +11,7 @@ namespace advnas {
 using at::Tensor;
 
 Row row_of(const Tensor& tensor) {
-  const Tensor dense = tensor.contiguous();
+  const Tensor dense = tensor.resolve_neg().contiguous();
   Row row(dense.numel());
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, dense.scalar_type(), "row_of",
                                   [&] { std::copy_n(dense.const_data_ptr<scalar_t>(), row.size(), row.begin()); });

@@ -1,6 +1,7 @@
 // Which device runs a pass, and what both sides need.
 #include "pass.h"
 
+#include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -58,6 +59,29 @@ std::shared_ptr<Backend> backend_of([[maybe_unused]] const Tensor& x) {
   if (on_device(x)) return cuda::make_backend();
 #endif
   return make_cpu_backend();
+}
+
+// Batch statistics cancel the bias of the convolution before them: its gradient is 0, which no device computes.
+void add_cancelled(const Pass& pass, const Wanted& wanted, Gradients& gradients) {
+  std::vector<int64_t> cancelled;
+  int64_t channels = 0;
+  for (const auto& terms : pass.plan.into) {
+    for (const Term& term : terms) {
+      if (term.convolution < 0 || !wanted.norm[term.convolution]) continue;
+      const Convolution& convolution = pass.convolutions[term.convolution];
+      if (!convolution.bias.defined() || convolution.statistics != Statistics::kBatch) continue;
+      cancelled.push_back(term.convolution);
+      channels += convolution.bias.numel();
+    }
+  }
+  if (cancelled.empty()) return;
+  const Tensor zeros = at::zeros({channels}, pass.convolutions[cancelled[0]].bias.options());
+  int64_t first = 0;
+  for (const int64_t k : cancelled) {
+    const int64_t size = pass.convolutions[k].bias.numel();
+    gradients.bias[k] = zeros.narrow(0, first, size);
+    first += size;
+  }
 }
 
 }  // namespace
@@ -151,6 +175,10 @@ void run_forward(Pass& pass) {
   pass.backend->forward(pass);
 }
 
-Gradients run_backward(Pass& pass, const Tensor& dy, const Wanted& wanted) { return pass.backend->backward(pass, dy, wanted); }
+Gradients run_backward(Pass& pass, const Tensor& dy, const Wanted& wanted) {
+  Gradients gradients = pass.backend->backward(pass, dy, wanted);
+  add_cancelled(pass, wanted, gradients);
+  return gradients;
+}
 
 }  // namespace advnas

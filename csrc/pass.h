@@ -86,6 +86,11 @@ class Backend {
   virtual bool recomputes(int64_t /*node*/) const { return false; }
   // Forgets what it keeps of the node's value in other forms.
   virtual void forget(int64_t /*node*/) {}
+  // Of each node, those other forms.
+  virtual std::vector<at::Tensor>& kept() { return kept_; }
+
+ private:
+  std::vector<at::Tensor> kept_;
 };
 
 inline ImageShape shape_of(const at::Tensor& x) { return {x.size(2), x.size(3), x.size(1)}; }

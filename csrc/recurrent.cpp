@@ -31,6 +31,9 @@ struct Call : torch::CustomClassHolder {
   bool save = false;
 };
 
+// As kernels read it.
+Tensor dense(const Tensor& tensor) { return tensor.resolve_neg().contiguous(); }
+
 Tensor rows(const Tensor& tensor) { return tensor.reshape({-1, tensor.size(-1)}); }
 
 void run_forward(const RecurrentPass& pass) {
@@ -61,11 +64,11 @@ class Recurrent : public torch::autograd::Function<Recurrent> {
   static Tensor forward(AutogradContext* ctx, at::TensorList inputs, const c10::intrusive_ptr<Call>& call) {
     const at::AutoDispatchBelowADInplaceOrView below;
     const WithoutAutocast as_given;
-    const Tensor x = inputs[kX].contiguous();
+    const Tensor x = dense(inputs[kX]);
     const int64_t length = x.size(0), batch = x.size(1), units = x.size(2), kept = call->save ? length : 1;
-    RecurrentPass pass{call->plan, {}, inputs[kH].contiguous(), {}, {}, {}, {}, {}};
-    for (const Tensor& weight : inputs.slice(call->weights)) pass.weights.push_back(weight.contiguous());
-    if (call->mask > 0) pass.h_mask = inputs[call->mask].contiguous();
+    RecurrentPass pass{call->plan, {}, dense(inputs[kH]), {}, {}, {}, {}, {}};
+    for (const Tensor& weight : inputs.slice(call->weights)) pass.weights.push_back(dense(weight));
+    if (call->mask > 0) pass.h_mask = dense(inputs[call->mask]);
     pass.states = at::empty({int64_t(call->plan.nodes.size()), kept, batch, units}, x.options());
     pass.pre = at::empty({kept, batch, call->plan.width}, x.options());
     pass.out = at::empty_like(x);
@@ -107,7 +110,7 @@ class Recurrent : public torch::autograd::Function<Recurrent> {
 #endif
 
     RecurrentGradients gradients;
-    gradients.dout = grads[0].contiguous();
+    gradients.dout = dense(grads[0]);
     // Where all steps' are wanted they take the place of the pre-activations, unless another backward pass is to come.
     const bool in_place = !torch::autograd::get_current_graph_task_keep_graph();
     const auto gradient_of = [&](const Tensor& pre, bool of_all_steps) {

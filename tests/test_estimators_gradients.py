@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import one_hot
 
 from advnas_ext import (
+    ESTIMATORS,
     AdvantageEstimator,
     DartsEstimator,
     GdasEstimator,
@@ -427,21 +428,59 @@ def test_zero_op_rule_step_by_step():
     assert step(0, 0.0) == 0  # nothing is known of the others, and the entry of none is 0
     average(0, 0, 0)
     assert step(1, -2.0) == pytest.approx(-2)  # an operation that is not none keeps its own advantage
-    average(0, -2, 0)
-    assert step(0, 0.0) == 0  # the worst of (0, -2, never picked)
+    average(0, -0.1, 0)  # only the first call of all is taken as it is
+    assert step(0, 0.0) == 0  # the worst of (0, -0.1, never picked)
     assert step(2, 4.0) == pytest.approx(4)
-    average(0, -2, 4)  # the first value is taken as it is
-    assert step(0, 0.0) == pytest.approx(4)
-    average(0, -2, 4)  # what none was given does not enter the averages
+    average(0, -0.1, 0.2)
+    assert step(0, 0.0) == pytest.approx(0.2)
+    average(0, -0.1, 0.2)  # what none was given does not enter the averages
     assert step(2, 2.0) == pytest.approx(2)
-    average(0, -2, 4 + 0.05 * (2 - 4))
-    assert step(0, 0.0) == pytest.approx(3.9)
-    assert step(0, 9.0) == pytest.approx(3.9)  # whatever the gradient of its gate
-    average(0, -2, 3.9)
+    average(0, -0.1, 0.2 + 0.05 * (2 - 0.2))
+    assert step(0, 0.0) == pytest.approx(0.29)
+    assert step(0, 9.0) == pytest.approx(0.29)  # whatever the gradient of its gate
+    average(0, -0.1, 0.29)
     for _ in range(200):
         step(2, -1.0)
     assert step(0, 0.0) == 0  # both others are good: the worst is none's own 0
-    assert estimator.average[0, 1:].max() < -0.9
+    assert estimator.average[0, 2] < -0.9
+
+
+def test_the_zero_op_rule_takes_the_first_call_as_it_is():
+    estimator = AdvantageEstimator(2, 3, zero_op=0)
+    path = Path.from_ops([1, 2])
+    path.gates.grad = torch.tensor([[3.0], [-1.0]])
+    estimator.assign_grad(path, 0.0)
+    assert estimator.average.tolist() == [[0, 3, 0], [0, 0, -1]]
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_changing_scale_of_the_loss_changes_nothing(name):
+    """With that of a GradScaler, which goes up and down: gates and averages are those of the loss itself."""
+    settings = {"zero_op": 0} if name == "advantage" else {}
+    estimators = [ESTIMATORS[name](2, 3, total_steps=9, **settings) for _ in range(2)]
+    noise = torch.Generator().manual_seed(0)
+    for scale in (1.0, 65536.0, 0.5):
+        for estimator, own in zip(estimators, (1.0, scale), strict=True):
+            generator = torch.Generator().manual_seed(int(scale))
+            path = estimator.sample(generator)
+            noise.manual_seed(1)
+            for tensor in (path.gates, path.offsets):
+                if tensor is not None:
+                    tensor.grad = own * torch.randn(tensor.shape, generator=noise)
+            estimator.assign_grad(path, 2.0, scale=own)
+            estimator.after_step(path)
+    plain, scaled = (dict(estimator.named_buffers()) for estimator in estimators)
+    for buffer in plain:
+        torch.testing.assert_close(scaled[buffer], plain[buffer], equal_nan=True)
+    if estimators[0].logits.grad is not None:
+        torch.testing.assert_close(estimators[1].logits.grad, estimators[0].logits.grad)
+
+
+def test_a_scale_must_be_positive():
+    path = Path.from_ops([1])
+    path.gates.grad = torch.ones(1, 1)
+    with pytest.raises(ValueError, match="scale must be a number above 0, got 0"):
+        AdvantageEstimator(1, 2).assign_grad(path, 1.0, scale=0)
 
 
 def test_zero_op_rule_is_per_edge():

@@ -228,7 +228,7 @@ class CpuBackward {
       if (term.gate >= 0) gates_[term.gate] += gradients.dgate;
       if (of(term).gamma.defined()) result_.gamma[convolution] = tensor_of(gradients.dgamma);
       if (of(term).beta.defined()) result_.beta[convolution] = tensor_of(gradients.dbeta);
-      // Batch statistics cancel the convolution's bias: its gradient is 0 and is left out.
+      // Batch statistics cancel the convolution's bias: pass.cpp adds its gradient.
       const bool has_bias = of(term).bias.defined() && of(term).statistics != Statistics::kBatch;
       if (has_bias) result_.bias[convolution] = tensor_of(gradients.dbias);
     }

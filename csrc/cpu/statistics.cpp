@@ -52,15 +52,15 @@ void take_batch_statistics(const Normalisation& norm, NormState& state, const Mo
   state.mean = mean;
   state.rstd = variance;
   for (double& v : state.rstd) v = 1 / std::sqrt(v + eps);
-  if (!norm.running_mean.defined()) return;
   if (norm.batches_tracked.defined()) norm.batches_tracked.add_(1);
-  if (count == 0) return;
+  if (!norm.running_mean.defined() || count == 0) return;
+  const int64_t batches = norm.batches_tracked.defined() ? norm.batches_tracked.item<int64_t>() : 0;
   for (int64_t c = 0; c < channels; ++c) {
     mean[c] += state.bias[c];
     variance[c] *= double(count) / double(count - 1);
   }
-  update(norm.running_mean, mean, momentum);
-  update(norm.running_var, variance, momentum);
+  update(norm.running_mean, mean, momentum_of_batch(momentum, batches));
+  update(norm.running_var, variance, momentum_of_batch(momentum, batches));
 }
 
 NormGradients gradients_of(Statistics statistics, const NormState& state, double gate, const double* s1, const double* s2,

@@ -13,6 +13,7 @@ class CudaBackend final : public Backend {
     return run_backward(pass, state_, dy, wanted);
   }
   void forget(int64_t node) override { state_.relus[node] = Tensor(); }
+  std::vector<Tensor>& kept() override { return state_.relus; }
 
  private:
   CudaState state_;

@@ -123,7 +123,7 @@ class CudaBackward {
       const auto row_if = [&](bool wanted) { return wanted ? workspace(like_, channels) : Tensor(); };
       result_.gamma[k] = row_if(convolution.gamma.defined());
       result_.beta[k] = row_if(convolution.beta.defined());
-      // Batch statistics cancel the convolution's bias: its gradient is 0 and is left out.
+      // Batch statistics cancel the convolution's bias: pass.cpp adds its gradient.
       result_.bias[k] = row_if(convolution.bias.defined() && !of_batch);
       const Tensor gamma = floats(convolution.gamma), beta = floats(convolution.beta);
       parameters_.insert(parameters_.end(), {gamma, beta});

@@ -9,9 +9,20 @@
 // Of running statistics, which do not depend on z:  dz = scale dy.
 #pragma once
 
+#include <cstdint>
+
 #include "host_device.h"
 
 namespace advnas {
+
+// The momentum of running statistics that are the mean over all batches so far.
+inline constexpr double kCumulative = -1;
+
+// How much of a batch's statistics goes into the running ones. batches: how many were seen, this one included; 0: nobody counts.
+ADVNAS_HOST_DEVICE inline double momentum_of_batch(double momentum, int64_t batches) {
+  if (momentum != kCumulative) return momentum;
+  return batches > 0 ? 1 / double(batches) : 0;
+}
 
 // y = scale z + shift. V: the value of one channel, or a row of [channels].
 template <class V>

@@ -63,6 +63,9 @@ class Placement:
         return tensor.to(self.device, non_blocking=True)
 
     def place(self, network: Module) -> Module:
+        """``network`` on the device; on a GPU weights are channels_last, which is how convolutions take them there."""
+        if self.device.type == "cuda":
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network.to(self.device)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:

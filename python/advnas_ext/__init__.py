@@ -20,6 +20,7 @@ from advnas_ext.estimators import (
     SnasEstimator,
     SwapEstimator,
 )
+from advnas_ext.explain import explain
 from advnas_ext.gate import gate
 from advnas_ext.operations import NAS_BENCH_201
 from advnas_ext.path import Path
@@ -46,5 +47,6 @@ __all__ = [
     "RlooEstimator",
     "SnasEstimator",
     "SwapEstimator",
+    "explain",
     "gate",
 ]

@@ -25,7 +25,10 @@ class OnePathCell(native.Block):
     float32 and float64 on the host run natively, in as many threads as ``torch.get_num_threads()`` says, each with its own
     images; float32, float16 and bfloat16 on CUDA where the extension was built for it, autocast to the latter two included.
     Results are the same bit for bit from run to run. Everything else (other dtypes and devices, autocast on the host) runs
-    the plain PyTorch specification. A process made by ``os.fork`` must call ``torch.set_num_threads(1)`` first, as for
+    the plain PyTorch specification, and so does a path with an operation that is not what it was when it was made: another
+    layer, other settings, hooks, a pruned or parametrized weight (:func:`advnas_ext.explain` says which), and a call inside of an
+    export, a transform of ``torch.func`` or a mode that counts operators. Edges that do not reach the output run there too, and
+    their batch norms see their inputs. A process made by ``os.fork`` must call ``torch.set_num_threads(1)`` first, as for
     PyTorch's own operators: the threads of its parent are not there.
 
     Args:
@@ -97,10 +100,11 @@ class OnePathCell(native.Block):
         self._check_path(path)
         return reference.cell(x, path, self._candidates(), self.num_nodes)
 
-    def is_native(self, path: Path) -> bool:  # type: ignore[override]
-        """Whether the native executor runs all operations that ``path`` picks."""
+    def obstacle(self, path: Path) -> native.Obstacle:  # type: ignore[override]
+        """Why the native executor does not run what ``path`` picks; None: it does."""
         rows = self._check_path(path)
-        return all(hasattr(op, "steps") for op in self._picked(rows))
+        found = (native.operation_obstacle(op) for op in self._picked(rows))
+        return next(filter(None, found), None)
 
     def add_to(self, graph: native.Graph, source: int, path: Path) -> int:  # type: ignore[override]
         """The cell as a part of a graph."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from advnas_ext import _C, native
+from advnas_ext import _C, fidelity, native
 
-_DEVICES = ("cpu",)  # with kernels for it
+DEVICES = ("cpu",)  # with kernels for it
+LAYERS = (fidelity.BATCH_NORM, fidelity.RELU)
 
 
 class NormReluMean(nn.Sequential):
     """Batch norm, ReLU and the mean over the pixels, fused.
 
-    float32 and float64 on the host run natively. The rest runs in plain PyTorch, and so do modules that have hooks or are of
-    another class, and a batch norm that averages its statistics cumulatively (``momentum=None``).
+    float32 and float64 on the host run natively. The rest runs in plain PyTorch, and so does a head whose layers are not
+    what they were when it was made (:func:`advnas_ext.explain` says why).
 
     Args:
         channels: of the input.
@@ -36,17 +37,23 @@ class NormReluMean(nn.Sequential):
             TypeError: ``x`` has another type than the parameters.
             RuntimeError: in a double backward pass or in forward mode, which are not implemented.
         """
-        return self._native(x) if self._is_native(x) else self.plain(x)
+        y = native.eagerly(self._run_if_native, x)
+        return self.plain(x) if y is None else y
 
     def plain(self, x: Tensor) -> Tensor:
         """The same in plain PyTorch."""
         return super().forward(x).mean((2, 3))
 
-    def _is_native(self, x: Tensor) -> bool:
-        usual = [type(module) for module in self] == [nn.BatchNorm2d, nn.ReLU] and self[0].momentum is not None
-        return usual and x.device.type in _DEVICES and native.runs_natively(x) and not any(map(native.has_hooks, self))
+    def obstacle(self) -> fidelity.Obstacle:
+        """Why it does not run natively, whatever its input; None: it does."""
+        return fidelity.layers_obstacle(self, LAYERS)
 
-    def _native(self, x: Tensor) -> Tensor:
+    def _is_native(self, x: Tensor) -> bool:
+        return x.device.type in DEVICES and native.runs_natively(x) and native.noticed(self, self.obstacle())
+
+    def _run_if_native(self, x: Tensor) -> Tensor | None:
+        if not self._is_native(x):
+            return None
         norm: nn.BatchNorm2d = self[0]  # type: ignore[assignment]
         if x.dim() != 4 or x.shape[1] != norm.num_features:
             raise ValueError(
@@ -64,4 +71,5 @@ class NormReluMean(nn.Sequential):
                 "head: batch statistics need more than one value per channel, got one image of one pixel; use more or larger "
                 "images, or running statistics and eval()"
             )
-        return _C.head(x, weight, bias, mean, variance, tracked, use_running, norm.eps, norm.momentum)
+        momentum = _C.CUMULATIVE if norm.momentum is None else norm.momentum
+        return _C.head(x, weight, bias, mean, variance, tracked, use_running, norm.eps, momentum)

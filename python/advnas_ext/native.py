@@ -9,14 +9,18 @@ from __future__ import annotations
 import functools
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from advnas_ext import _C
+from advnas_ext import _C, fidelity
 from advnas_ext._C import Prologue, Step
+from advnas_ext.fidelity import Obstacle
 from advnas_ext.path import Path
+
+Result = TypeVar("Result")
 
 ZERO = Step(_C.Piece())
 IDENTITY = Step(_C.Piece(_C.Arrival.IDENTITY))
@@ -38,7 +42,8 @@ def convolution(
     if norm is None:
         piece = _piece_of(prologue, False, spatial.stride[0], spatial.dilation[0])
         return Step(piece, weight, depthwise_weight, bias)
-    piece = _piece_of(prologue, True, spatial.stride[0], spatial.dilation[0], norm.eps, norm.momentum or 0.0)
+    momentum = _C.CUMULATIVE if norm.momentum is None else norm.momentum
+    piece = _piece_of(prologue, True, spatial.stride[0], spatial.dilation[0], norm.eps, momentum)
     gamma, beta = weight_and_bias(norm)
     mean, variance, tracked = running_statistics(norm)
     use_running = mean is not None and not norm.training
@@ -49,25 +54,21 @@ def convolution(
 _piece_of = functools.cache(_C.Piece)
 
 
-# A step asks for hundreds of tensors, and nn.Module searches for each that is asked for as an attribute. Only who has parametrized
-# or pruned a module has made its parameters something else.
+# A step asks for hundreds of tensors, and nn.Module searches for each that is asked for as an attribute. Where a parameter is
+# anything else than a parameter, the module has an obstacle and does not come here.
 
 
 def weight_and_bias(module: nn.Conv2d | nn.BatchNorm2d) -> tuple[Tensor | None, Tensor | None]:
-    try:
-        return module._parameters["weight"], module._parameters["bias"]
-    except KeyError:
-        return module.weight, module.bias
+    return module._parameters["weight"], module._parameters["bias"]
 
 
 def running_statistics(norm: nn.BatchNorm2d) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Mean, variance and the number of batches as batch norm takes them: in training none that it does not track."""
+    """Mean, variance and the number of batches as batch norm takes them: in training none that it does not track, otherwise no
+    number."""
     if norm.training and not norm.track_running_stats:
         return None, None, None
-    try:
-        return norm._buffers["running_mean"], norm._buffers["running_var"], norm._buffers["num_batches_tracked"]
-    except KeyError:
-        return norm.running_mean, norm.running_var, norm.num_batches_tracked
+    counted = norm._buffers["num_batches_tracked"] if norm.training else None
+    return norm._buffers["running_mean"], norm._buffers["running_var"], counted
 
 
 class Graph:
@@ -129,12 +130,24 @@ class Graph:
         )
 
 
+class Fused(nn.Module, ABC):
+    """An operation that the executor runs as native steps in place of ``forward``."""
+
+    @abstractmethod
+    def obstacle(self) -> Obstacle:
+        """What in the operation's layers the steps do not stand for."""
+
+    @abstractmethod
+    def steps(self) -> Sequence[Step]:
+        """The native steps, one after the other."""
+
+
 class Block(nn.Module, ABC):
     """A module that can be a part of a graph."""
 
-    def is_native(self, path: Path | None) -> bool:
-        """Whether the executor runs all that ``path`` picks."""
-        return True
+    @abstractmethod
+    def obstacle(self, path: Path | None) -> Obstacle:
+        """What in the block, as far as ``path`` picks it, the executor does not stand for."""
 
     @abstractmethod
     def add_to(self, graph: Graph, source: int, path: Path | None) -> int:
@@ -146,49 +159,106 @@ class Block(nn.Module, ABC):
 
     def forward(self, x: Tensor, path: Path | None = None) -> Tensor:
         """The output, channels_last."""
-        native = runs_natively(x) and self.is_native(path)
-        return _run_graph([self], x, path) if native else self.plain(x, path)
+        y = run_if_native([self], x, path)
+        return self.plain(x, path) if y is None else y
+
+
+def operation_obstacle(op: nn.Module) -> Obstacle:
+    """Why the executor does not run an operation; None: it does."""
+    obstacle = _class_obstacle(type(op))
+    return obstacle or fidelity.hooks_obstacle(op.__dict__) or op.obstacle()  # type: ignore[operator]
+
+
+@fidelity.remembered
+def _class_obstacle(kind: type[nn.Module]) -> Obstacle:
+    if not issubclass(kind, Fused):
+        return f"{kind.__name__} has no native kernels"
+    return f"{kind.__name__} overrides forward" if fidelity.overrides(kind, "forward", "steps") else None
+
+
+def noticed(module: nn.Module, obstacle: Obstacle) -> bool:
+    """Whether there is no obstacle. Warns of the first one that a module meets after it ran natively."""
+    own = module.__dict__
+    if obstacle is None:
+        own["_ran_natively"] = True
+        return True
+    if own.get("_ran_natively") and not own.get("_has_warned"):
+        own["_has_warned"] = True
+        warnings.warn(
+            f"{type(module).__name__}: {obstacle}; where this is so it runs in plain PyTorch, right but slower. "
+            "advnas_ext.explain(model) lists all such modules",
+            stacklevel=2,
+        )
+    return False
 
 
 def run_blocks(blocks: Sequence[Block], x: Tensor, path: Path) -> Tensor:
-    """The blocks, one after the other: as one graph where the executor runs all of them and no hook waits at one."""
-    if runs_natively(x) and not any(map(has_hooks, blocks)) and all(block.is_native(path) for block in blocks):
-        return _run_graph(blocks, x, path)
+    """The blocks, one after the other: as one graph where the executor runs all of them and nobody watches or replaces one."""
+    if all(map(_is_joined, blocks)):
+        y = run_if_native(blocks, x, path)
+        if y is not None:
+            return y
     for block in blocks:
         x = block(x, path)
     return x
 
 
-def has_hooks(module: nn.Module) -> bool:
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks)
+def _is_joined(block: Block) -> bool:
+    return fidelity.hooks_obstacle(block.__dict__) is None and not _overrides_forward(type(block))
 
 
-def _run_graph(blocks: Iterable[Block], x: Tensor, path: Path | None) -> Tensor:
+@fidelity.remembered
+def _overrides_forward(kind: type[Block]) -> bool:
+    return fidelity.overrides(kind, "forward", "add_to")
+
+
+def run_if_native(blocks: Sequence[Block], x: Tensor, path: Path | None) -> Tensor | None:
+    """The output of the blocks, one after the other, as one graph; None where something keeps it from running natively."""
+    return eagerly(_run_if_native, blocks, x, path)
+
+
+def _run_if_native(blocks: Sequence[Block], x: Tensor, path: Path | None) -> Tensor | None:
+    if not runs_natively(x) or not all(noticed(block, block.obstacle(path)) for block in blocks):
+        return None
     graph, node = Graph(), 0
     for block in blocks:
         node = block.add_to(graph, node, path)
     return graph.run(x, path)
 
 
-_NO_GATES = torch.empty(0)
+_NO_GATES = torch.empty(0, device="cpu")
 _run = _C.cell
-# torch.compile leaves its graph at a native call; it need not warn of that. torch.compiler.disable would say the same, but imports
-# a second's and 70 MiB's worth of modules for everybody.
-warnings.filterwarnings("ignore", "Dynamo does not know how to trace the builtin `advnas_ext")
 
 
-_TYPES = {"cpu": (torch.float32, torch.float64), "cuda": (torch.float32, torch.float16, torch.bfloat16)}
+TYPES = {"cpu": (torch.float32, torch.float64), "cuda": (torch.float32, torch.float16, torch.bfloat16)}
 
 
 def runs_natively(x: Tensor) -> bool:
-    """Whether the native executor takes ``x``: its device and type, and under autocast the type that it is converted to."""
-    device = x.device.type
-    if device not in _TYPES or (device == "cuda" and not _C.cuda):
-        _warn_not_native(device)
+    """Whether the native executor takes ``x`` here and now: its device and type, under autocast the type that it is converted
+    to, and nothing around the call that it would escape."""
+    if fidelity.tensor_obstacle(x) is not None or fidelity.context_obstacle() is not None:
         return False
-    types = _TYPES[device]
+    obstacle = device_obstacle(x.device.type)
+    if obstacle is not None:
+        if x.device.type != "meta":  # shapes without data, which nobody expects to be fast
+            _warn_not_native(obstacle)
+        return False
+    types = TYPES[x.device.type]
     return x.dtype in types and (autocast_type(x) or x.dtype) in types
+
+
+def eagerly(function: Callable[..., Result], *arguments: object) -> Result:
+    """``function(*arguments)``, for which torch.compile leaves its graph. A decorator that says so at once would import a second's
+    and 70 MiB's worth of modules for everybody."""
+    if torch.compiler.is_compiling() and not fidelity.is_exporting():
+        return torch.compiler.disable(function)(*arguments)
+    return function(*arguments)
+
+
+def device_obstacle(device: str) -> Obstacle:
+    if device in TYPES and (device != "cuda" or _C.cuda):
+        return None
+    return f"no native kernels for {device} in this build"
 
 
 def autocast_type(x: Tensor) -> torch.dtype | None:
@@ -198,5 +268,5 @@ def autocast_type(x: Tensor) -> torch.dtype | None:
 
 
 @functools.cache  # once
-def _warn_not_native(device: str) -> None:
-    warnings.warn(f"advnas_ext: no native kernels for {device} in this build; running plain PyTorch", stacklevel=4)
+def _warn_not_native(obstacle: str) -> None:
+    warnings.warn(f"advnas_ext: {obstacle}; running plain PyTorch", stacklevel=4)

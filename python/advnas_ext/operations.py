@@ -1,8 +1,8 @@
 """The candidate operations: a module each, in plain PyTorch. They hold the parameters and say what the operation is.
 
 Parameter names are those of xautodl's NAS-Bench-201 and DARTS operations, so that its checkpoints load. ``steps()`` are the native
-pieces that the fused executor runs, one after the other, in place of ``forward``; a module without it runs as it is written,
-through the plain executor.
+pieces that the fused executor runs, one after the other, in place of ``forward``, as long as ``obstacle()`` finds the layers that
+they stand for; a module without them runs as it is written, through the plain executor.
 """
 
 from __future__ import annotations
@@ -12,14 +12,18 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from advnas_ext import native
-from advnas_ext.native import Prologue, Step
+from advnas_ext import fidelity, native
+from advnas_ext.fidelity import Obstacle
+from advnas_ext.native import Fused, Prologue, Step
 
 NAS_BENCH_201 = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 
 
-class Zero(nn.Module):
+class Zero(Fused):
     """Contributes nothing, whatever its input holds."""
+
+    def obstacle(self) -> Obstacle:
+        return None
 
     def steps(self) -> Sequence[Step]:
         return (native.ZERO,)
@@ -28,7 +32,10 @@ class Zero(nn.Module):
         return torch.zeros_like(x)
 
 
-class Identity(nn.Module):
+class Identity(Fused):
+    def obstacle(self) -> Obstacle:
+        return None
+
     def steps(self) -> Sequence[Step]:
         return (native.IDENTITY,)
 
@@ -36,8 +43,11 @@ class Identity(nn.Module):
         return x
 
 
-class AvgPool(nn.Module):
+class AvgPool(Fused):
     """3x3, stride 1; at the border the mean is over the pixels that exist."""
+
+    def obstacle(self) -> Obstacle:
+        return fidelity.layers_obstacle(self, [fidelity.AVG_POOL])
 
     def steps(self) -> Sequence[Step]:
         return (native.AVG_POOL,)
@@ -50,8 +60,11 @@ class AvgPool(nn.Module):
         return self.op(x)
 
 
-class MaxPool(nn.Module):
+class MaxPool(Fused):
     """3x3, stride 1; at the border the maximum is among the pixels that exist. The gradient goes to the first of equal values."""
+
+    def obstacle(self) -> Obstacle:
+        return fidelity.layers_obstacle(self, [fidelity.MAX_POOL])
 
     def steps(self) -> Sequence[Step]:
         return (native.MAX_POOL,)
@@ -64,7 +77,7 @@ class MaxPool(nn.Module):
         return self.op(x)
 
 
-class ReLUConvBN(nn.Module):
+class ReLUConvBN(Fused):
     """ReLU, convolution padded by half its size, batch norm.
 
     The convolution has a bias exactly where batch norm has none (``affine=False``). Batch statistics cancel it.
@@ -80,11 +93,16 @@ class ReLUConvBN(nn.Module):
         track_running_stats: bool = True,
     ) -> None:
         super().__init__()
+        self._stride = stride
         self.op = nn.Sequential(
             nn.ReLU(),
             nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=not affine),
             nn.BatchNorm2d(out_channels, affine=affine, track_running_stats=track_running_stats),
         )
+
+    def obstacle(self) -> Obstacle:
+        layers = fidelity.RELU, fidelity.convolution(self._stride), fidelity.BATCH_NORM
+        return fidelity.sequence_obstacle(self._modules["op"], layers)  # type: ignore[arg-type]
 
     def steps(self) -> Sequence[Step]:
         op: nn.Sequential = self._modules["op"]  # type: ignore[assignment]  # self.op searches: see native.convolution
@@ -95,7 +113,7 @@ class ReLUConvBN(nn.Module):
         return self.op(x)
 
 
-class SeparableConv(nn.Module):
+class SeparableConv(Fused):
     """ReLU, depthwise convolution, 1x1 convolution, batch norm; ``repeats`` times. DARTS (Liu et al. 2019) has it twice, and
     once with dilation 2."""
 
@@ -104,6 +122,7 @@ class SeparableConv(nn.Module):
     ) -> None:
         super().__init__()
         padding = kernel_size // 2 * dilation
+        self._channels, self._dilation, self._repeats = channels, dilation, repeats
         self.op = nn.Sequential()
         for _ in range(repeats):
             self.op.append(nn.ReLU())
@@ -114,6 +133,11 @@ class SeparableConv(nn.Module):
             )
             self.op.append(nn.Conv2d(channels, channels, 1, bias=not affine))
             self.op.append(nn.BatchNorm2d(channels, affine=affine, track_running_stats=track_running_stats))
+
+    def obstacle(self) -> Obstacle:
+        depthwise = fidelity.depthwise((self._channels, self._dilation))
+        layers = self._repeats * (fidelity.RELU, depthwise, fidelity.POINTWISE, fidelity.BATCH_NORM)
+        return fidelity.sequence_obstacle(self._modules["op"], layers)  # type: ignore[arg-type]
 
     def steps(self) -> Sequence[Step]:
         op = list(self.op)

@@ -72,13 +72,13 @@ class Path:
             requires_grad: whether the backward pass fills ``gates.grad``.
             dtype: of the gates.
         """
-        picked = torch.as_tensor(ops)
+        picked = torch.as_tensor(ops, device="cpu")
         if picked.dtype.is_floating_point or picked.dtype.is_complex or picked.dtype == torch.bool:
             raise TypeError(f"Path.from_ops: ops must be integers, got {picked.dtype}")
         picked = picked.detach().to("cpu", torch.int64)
         if picked.dim() == 1:
             picked = picked.unsqueeze(1)
-        return cls(picked, torch.ones(picked.shape, dtype=dtype, requires_grad=requires_grad))
+        return cls(picked, torch.ones(picked.shape, dtype=dtype, requires_grad=requires_grad, device="cpu"))
 
     @property
     def num_edges(self) -> int:
@@ -90,7 +90,9 @@ class Path:
 
     def with_offsets(self) -> Path:
         """The same path with offsets that require a gradient."""
-        return Path(self.ops, self.gates, torch.zeros(self.num_edges, dtype=self.gates.dtype, requires_grad=True))
+        return Path(
+            self.ops, self.gates, torch.zeros(self.num_edges, dtype=self.gates.dtype, requires_grad=True, device="cpu")
+        )
 
     def gates_on(self, device: torch.device | str) -> Tensor:
         """``gates`` on another device, for :func:`advnas_ext.gate` on outputs that are there.

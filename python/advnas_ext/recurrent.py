@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from advnas_ext import _C, native, reference
+from advnas_ext import _C, fidelity, native, reference
 from advnas_ext.path import Path
 
 INITIAL_RANGE = 0.04  # as in DARTS
@@ -36,6 +36,8 @@ ACTIVATIONS = {
 class _RecurrentCell(nn.Module, ABC):
     """What the two cells share: an edge goes from every node to every later one, in the order 1<-0, 2<-0, 2<-1, 3<-0, ...,
     node 0 joins the input and the hidden state, and the hidden state becomes the mean of all nodes but node 0."""
+
+    _gates_whole_edges: ClassVar[bool]
 
     def __init__(self, units: int, num_nodes: int, ops: Sequence[str], num_weights: int) -> None:
         super().__init__()
@@ -95,28 +97,35 @@ class _RecurrentCell(nn.Module, ABC):
                 raise ValueError(f"{self._name}: {name} must have shape {list(x.shape[1:])}, got {list(tensor.shape)}")
         if h is None:
             h = x.new_zeros(x.shape[1:])
-        return self._run(x, path, h, x_mask, h_mask)
+        found = native.eagerly(self._run_if_native, x, path, h, x_mask, h_mask)
+        return self._plain(x, path, h, x_mask, h_mask) if found is None else found
+
+    def obstacle(self) -> fidelity.Obstacle:
+        """Why it does not run natively, whatever its input; None: it does."""
+        return next(filter(None, map(fidelity.tensor_obstacle, self.weights)), None)
 
     def extra_repr(self) -> str:
         return f"units={self.units}, num_nodes={self.num_nodes}, ops={self.ops}"
 
     @abstractmethod
-    def _run(
+    def _plain(
         self, x: Tensor, path: Path, h: Tensor, x_mask: Tensor | None, h_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """``forward`` behind its checks."""
+        """``forward`` behind its checks, in plain PyTorch."""
 
-    def _run_natively(
-        self, x: Tensor, path: Path, h: Tensor, x_mask: Tensor | None, h_mask: Tensor | None, whole: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Both cells by the native executor. whole: whether a gate multiplies the whole edge, as in DARTS."""
+    def _run_if_native(
+        self, x: Tensor, path: Path, h: Tensor, x_mask: Tensor | None, h_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """The same by the native executor; None where something keeps it from that."""
+        if not (native.runs_natively(x) and native.noticed(self, self.obstacle())):
+            return None
         weights, dtype = list(self.weights), native.autocast_type(x)
         if dtype is not None:
             x, h, weights = x.to(dtype), h.to(dtype), [weight.to(dtype) for weight in weights]
             x_mask, h_mask = (None if mask is None else mask.to(dtype) for mask in (x_mask, h_mask))
         ops = [ACTIVATIONS[self.ops[op]].native for op in path.ops.flatten().tolist()]
         gates, offsets = path.gates_on(x.device), path.offsets_on(x.device)
-        outputs = _run(x, h, gates, path.gates, offsets, ops, weights, x_mask, h_mask, whole)
+        outputs = _run(x, h, gates, path.gates, offsets, ops, weights, x_mask, h_mask, self._gates_whole_edges)
         return outputs, outputs[-1] if len(x) > 0 else h
 
     @property
@@ -185,11 +194,11 @@ class OnePathRecurrentCell(_RecurrentCell):
     def __init__(self, units: int, num_nodes: int = 3, ops: Sequence[str] = OPS) -> None:
         super().__init__(units, num_nodes, ops, num_nodes * (num_nodes + 1) // 2)
 
-    def _run(
+    _gates_whole_edges = False
+
+    def _plain(
         self, x: Tensor, path: Path, h: Tensor, x_mask: Tensor | None, h_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        if native.runs_natively(x):
-            return self._run_natively(x, path, h, x_mask, h_mask, whole=False)
         return reference.recurrent_cell(x, path, h, list(self.weights), self._functions, x_mask, h_mask)
 
 
@@ -222,11 +231,11 @@ class DartsRecurrentCell(_RecurrentCell):
     def __init__(self, units: int, num_nodes: int = 8, ops: Sequence[str] = OPS) -> None:
         super().__init__(units, num_nodes, ops, num_nodes)
 
-    def _run(
+    _gates_whole_edges = True
+
+    def _plain(
         self, x: Tensor, path: Path, h: Tensor, x_mask: Tensor | None, h_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        if native.runs_natively(x):
-            return self._run_natively(x, path, h, x_mask, h_mask, whole=True)
         return reference.darts_recurrent_cell(x, path, h, list(self.weights), self._functions, x_mask, h_mask)
 
 

@@ -26,6 +26,8 @@ __device__ inline float* statistics_of_block(float* partial, int block, int chan
 // Joins them. Means are taken as distances from the first, so that nothing cancels where the mean is large beside the spread.
 __device__ inline void finish_statistics(const NormForward& norm, const float* partial, int blocks, int channels) {
   const int stride = 1 + 2 * channels;
+  const int64_t batches = norm.batches_tracked != nullptr ? 1 + *norm.batches_tracked : 0;
+  const float momentum = float(momentum_of_batch(norm.momentum, batches));
   for (int c = int(threadIdx.x); c < channels; c += int(blockDim.x)) {
     const float origin = __ldcg(partial + 1 + c);
     float count = 0, moved = 0, m2 = 0;
@@ -44,10 +46,12 @@ __device__ inline void finish_statistics(const NormForward& norm, const float* p
     const float mean = origin + distance, variance = m2 / count;
     write_rows(norm, channels, c, mean, 1 / sqrtf(variance + norm.eps));
     if (norm.running_mean == nullptr) continue;
-    norm.running_mean[c] += norm.momentum * (mean + at_or(norm.bias, c, 0) - norm.running_mean[c]);
-    norm.running_var[c] += norm.momentum * (m2 / (count - 1) - norm.running_var[c]);
+    norm.running_mean[c] += momentum * (mean + at_or(norm.bias, c, 0) - norm.running_mean[c]);
+    norm.running_var[c] += momentum * (m2 / (count - 1) - norm.running_var[c]);
   }
-  if (threadIdx.x == 0 && norm.batches_tracked != nullptr) ++*norm.batches_tracked;
+  if (norm.batches_tracked == nullptr) return;
+  __syncthreads();  // all have read it
+  if (threadIdx.x == 0) *norm.batches_tracked = batches;
 }
 
 // partial: of each block, `size` floats apart, s1 [channels] and then s2 [channels] of each convolution.

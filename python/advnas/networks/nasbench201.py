@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from advnas_ext import NAS_BENCH_201, OnePathCell, Path
+from advnas_ext import NAS_BENCH_201, OnePathCell, Path, fidelity
+from advnas_ext.fidelity import Obstacle
 from advnas_ext.head import NormReluMean
-from advnas_ext.native import Block, Graph, Prologue, convolution, run_blocks
+from advnas_ext.native import Block, Graph, Prologue, convolution, operation_obstacle, run_blocks
 from advnas_ext.operations import ReLUConvBN
 
 NUM_STAGES = 3
@@ -29,6 +29,10 @@ class Reduction(Block):
         # ceil_mode: an odd size is rounded up by conv_a.
         pool = nn.AvgPool2d(2, stride=2, ceil_mode=True)
         self.downsample = nn.Sequential(pool, nn.Conv2d(channels, 2 * channels, 1, bias=False))
+
+    def obstacle(self, path: Path | None) -> Obstacle:
+        shortcut = fidelity.sequence_obstacle(self.downsample, (fidelity.MEAN_2X2, fidelity.CONVOLUTION))
+        return shortcut or operation_obstacle(self.conv_a) or operation_obstacle(self.conv_b)
 
     def plain(self, x: Tensor, path: Path | None) -> Tensor:
         return self.conv_b(self.conv_a(x)) + self.downsample(x)
@@ -47,6 +51,9 @@ class LightReduction(Block, nn.Sequential):
         pool = nn.AvgPool2d(2, stride=2, ceil_mode=True)  # an odd size is rounded up, as by Reduction
         super().__init__(pool, nn.Conv2d(channels, 2 * channels, 1, bias=False), nn.BatchNorm2d(2 * channels))
 
+    def obstacle(self, path: Path | None) -> Obstacle:
+        return fidelity.layers_obstacle(self, (fidelity.MEAN_2X2, fidelity.CONVOLUTION, fidelity.BATCH_NORM))
+
     def plain(self, x: Tensor, path: Path | None) -> Tensor:
         return nn.Sequential.forward(self, x)
 
@@ -64,6 +71,9 @@ class Stem(Block, nn.Sequential):
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__(nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+
+    def obstacle(self, path: Path | None) -> Obstacle:
+        return fidelity.layers_obstacle(self, (fidelity.CONVOLUTION, fidelity.BATCH_NORM))
 
     def plain(self, x: Tensor, path: Path | None) -> Tensor:
         return nn.Sequential.forward(self, x)
@@ -110,7 +120,6 @@ class Network(nn.Module):
             self.cells.extend(OnePathCell(width, ops, num_nodes, affine, track_running_stats) for _ in range(cells))
         self.lastact = NormReluMean(4 * channels)
         self.classifier = nn.Linear(4 * channels, num_classes)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, path: Path | None = None) -> Tensor:
         """Class scores of images.

@@ -191,12 +191,13 @@ class LanguageTask(Task):
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {
         "paper": {},
         "fast": {
-            "epochs": 5,
+            "epochs": 4,
+            "steps_per_epoch": 140,
             "warmup_epochs": 1,
             "units": 128,
             "batch_size": 64,
             "dropout": 0.2,
-            "arch_lr": 0.01,
+            "arch_lr": 0.04,
             "arch_weight_decay": 0.0,
         },
     }

@@ -8,15 +8,19 @@ baseline does not depend on a_e, so the estimate is unbiased where L is linear i
 step.
 
 Zero operation. Its output is 0, so the rule gives it A_e = 0, which is no statement about it. With ``zero_op`` = k a moving average
-of A is kept for every operation k' != k of every edge, over the steps that picked it:
+of A is kept for every operation k' of every edge, as in the authors' code. Of the operation that a step picks it becomes
 
-    average[e, k'] <- A_e                                   the first time
-    average[e, k'] <- average[e, k'] + 0.05 (A_e - average[e, k'])    later
+    average[e, k'] <- A_e                                             in the first step; all others are 0 then
+    average[e, k'] <- average[e, k'] + 0.05 (A_e - average[e, k'])    later; all others stay
 
-and where k is picked, A_e := max(0, max_k' average[e, k']): dropping an edge is judged as its worst operation.
+and where k is picked, A_e := max_k' average[e, k'], that of k included, which is 0: dropping an edge is judged as its worst
+operation. The averages add up gradients of many steps, so these must all be of the loss in one unit: give ``assign_grad`` the scale
+of a ``GradScaler``.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +39,7 @@ class AdvantageEstimator(Estimator):
     """
 
     average: Tensor  # [num_edges, num_ops], 0 where never picked and for zero_op
-    picked: Tensor  # bool [num_edges, num_ops]
+    started: Tensor  # bool, whether there was a step
 
     def __init__(
         self,
@@ -50,8 +54,14 @@ class AdvantageEstimator(Estimator):
         super().__init__(num_edges, num_ops, zero_op, total_steps=total_steps, dtype=dtype)
         self._require("coefficient must be in (0, 1]", coefficient, 0 < coefficient <= 1)
         self.coefficient = coefficient
-        self.register_buffer("average", torch.zeros(num_edges, num_ops, dtype=dtype))
-        self.register_buffer("picked", torch.zeros(num_edges, num_ops, dtype=torch.bool))
+        self.register_buffer("average", torch.zeros(num_edges, num_ops, dtype=dtype, device="cpu"))
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool, device="cpu"))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        earlier = state_dict.pop(f"{prefix}picked", None)  # of versions that started an average at its own first pick
+        if earlier is not None:
+            state_dict[f"{prefix}started"] = earlier.any()
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def _sample(self, generator: torch.Generator | None) -> Path:
         return self._draw(generator)
@@ -60,10 +70,9 @@ class AdvantageEstimator(Estimator):
         advantage, remembered = gate_grad, {}
         if self.zero_op is not None:
             old = self.average.gather(1, path.ops)
-            seen = self.picked.gather(1, path.ops)
-            new = torch.where(seen, old + self.coefficient * (advantage - old), advantage)
+            new = old + self.coefficient * (advantage - old) if self.started else advantage
             is_zero = path.ops == self.zero_op
             average = self.average.scatter(1, path.ops, torch.where(is_zero, 0, new))
             advantage = torch.where(is_zero, average.amax(1, keepdim=True), advantage)
-            remembered = {"average": average, "picked": self.picked.scatter(1, path.ops, True)}
+            remembered = {"average": average, "started": torch.ones_like(self.started)}
         return advantage * self._score(path.ops[:, 0]), remembered

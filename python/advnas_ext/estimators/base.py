@@ -73,7 +73,7 @@ class Estimator(nn.Module, ABC):
         self.num_ops = num_ops
         self.zero_op = zero_op
         self.total_steps = total_steps
-        self.logits = nn.Parameter(torch.zeros(num_edges, num_ops, dtype=dtype))
+        self.logits = nn.Parameter(torch.zeros(num_edges, num_ops, dtype=dtype, device="cpu"))
 
     @property
     def picks(self) -> int:
@@ -107,22 +107,26 @@ class Estimator(nn.Module, ABC):
         return self._sample(generator)
 
     @torch.no_grad()
-    def assign_grad(self, path: Path, loss: Tensor | float) -> None:
+    def assign_grad(self, path: Path, loss: Tensor | float, *, scale: float = 1.0) -> None:
         """Set ``logits.grad``, replacing what was there, to the estimate of dE[loss]/dlogits from one path.
 
         Args:
             path: from :meth:`sample`, after the backward pass.
             loss: one number, the loss of that path.
+            scale: what the loss was multiplied by before its backward pass, such as ``scaler.get_scale()`` of a ``GradScaler``;
+                gradients of gates are divided by it, so that those of different steps have one unit.
 
         Raises:
             FloatingPointError: the loss, a gradient of a gate or the estimate is infinite or not a number.
             TypeError: ``path`` is not a path of the kind that :meth:`sample` returns, or ``loss`` is not a number.
-            ValueError: ``path`` does not fit this estimator, ``path.gates.grad`` is missing, or ``loss`` is not one number.
+            ValueError: ``path`` does not fit this estimator, ``path.gates.grad`` is missing, ``loss`` is not one number, or
+                ``scale`` is not positive.
             After an error the logits, ``logits.grad`` and everything remembered are as they were.
         """
         self._check_path("assign_grad", path)
         value = self._loss_value(loss)
-        gradient, remembered = self._estimate(path, self._gate_gradients(path), value)
+        self._require("scale must be a number above 0", scale, 0 < scale < math.inf)
+        gradient, remembered = self._estimate(path, self._gate_gradients(path) / scale, value)
         for result in (gradient, *remembered.values()):
             if result is not None and not result.isfinite().all():
                 raise FloatingPointError(
@@ -199,7 +203,7 @@ class Estimator(nn.Module, ABC):
 
     def _all_ops(self) -> Tensor:
         """Every operation of every edge in order, int64 [num_edges, num_ops]."""
-        return torch.arange(self.num_ops).repeat(self.num_edges, 1)
+        return torch.arange(self.num_ops, device="cpu").repeat(self.num_edges, 1)
 
     def _by_op(self, path: Path, values: Tensor) -> Tensor:
         """[num_edges, picks] values of the picks, put where their operations are: [num_edges, num_ops], 0 elsewhere."""
@@ -228,7 +232,7 @@ class Estimator(nn.Module, ABC):
         where = f"{self._name}.assign_grad: loss"
         if not isinstance(loss, (Tensor, int, float)):
             raise TypeError(f"{where} must be a tensor or a number, got {type(loss).__name__}")
-        value = loss if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64)
+        value = loss if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64, device="cpu")
         if value.numel() != 1:
             raise ValueError(f"{where} must be one number, got shape {list(value.shape)}; take its mean")
         value = value.detach().reshape(()).to("cpu", self.logits.dtype)

@@ -43,9 +43,9 @@ class CollectingEstimator(Estimator):
         super().__init__(num_edges, num_ops, zero_op, total_steps=total_steps, dtype=dtype)
         self._require("num_samples must be an integer >= 2", num_samples, is_integer(num_samples, 2))
         self.num_samples = num_samples
-        self.register_buffer("ops", torch.zeros(num_samples, num_edges, dtype=torch.int64))
-        self.register_buffer("losses", torch.zeros(num_samples, dtype=dtype))
-        self.register_buffer("collected", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("ops", torch.zeros(num_samples, num_edges, dtype=torch.int64, device="cpu"))
+        self.register_buffer("losses", torch.zeros(num_samples, dtype=dtype, device="cpu"))
+        self.register_buffer("collected", torch.zeros((), dtype=torch.int64, device="cpu"))
 
     @abstractmethod
     def _weights(self, losses: Tensor) -> Tensor:

@@ -57,15 +57,21 @@ class GdasEstimator(AnnealedEstimator):
         ops = (self.logits + noise).argmax(1, keepdim=True)
         offsets = None
         if self.unpicked == "sum":
-            offsets = torch.zeros(self.num_edges, dtype=self.logits.dtype, requires_grad=True)
-        gates = torch.ones(self.num_edges, 1, dtype=self.logits.dtype, requires_grad=True)
+            offsets = torch.zeros(self.num_edges, dtype=self.logits.dtype, requires_grad=True, device="cpu")
+        gates = torch.ones(self.num_edges, 1, dtype=self.logits.dtype, requires_grad=True, device="cpu")
         weights = self._relax(noise, temperature)
         return RelaxedPath(ops, gates, offsets, weights=weights, temperature=temperature)
 
     def _estimate(self, path: Path, gate_grad: Tensor, loss: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
-        unpicked = self._offset_gradients(path) if self.unpicked == "sum" else torch.zeros_like(gate_grad[:, 0])
-        weight_grad = unpicked[:, None].repeat(1, self.num_ops).scatter_(1, path.ops, gate_grad)
+        picked, unpicked = gate_grad.split(1, 1)
+        weight_grad = unpicked.repeat(1, self.num_ops).scatter_(1, path.ops, picked)
         return self._through_softmax(path, weight_grad), {}
+
+    def _gate_gradients(self, path: Path) -> Tensor:
+        """[num_edges, 2]: of the gate, and of what all operations that did not run have in common."""
+        picked = super()._gate_gradients(path)
+        unpicked = self._offset_gradients(path)[:, None] if self.unpicked == "sum" else torch.zeros_like(picked)
+        return torch.cat([picked, unpicked], 1)
 
     def _offset_gradients(self, path: Path) -> Tensor:
         gradient = None if path.offsets is None else path.offsets.grad

@@ -36,7 +36,7 @@ class ProxylessEstimator(Estimator):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(num_edges, num_ops, zero_op, total_steps=total_steps, dtype=dtype)
-        self.register_buffer("logits_before", torch.full((num_edges, num_ops), torch.nan, dtype=dtype))
+        self.register_buffer("logits_before", torch.full((num_edges, num_ops), torch.nan, dtype=dtype, device="cpu"))
 
     @property
     def picks(self) -> int:
@@ -45,10 +45,10 @@ class ProxylessEstimator(Estimator):
     def _sample(self, generator: torch.Generator | None) -> Path:
         noise = self._gumbel(generator)
         pair = (self.logits + noise).topk(2, 1).indices
-        uniform = torch.rand(self.num_edges, 1, generator=generator, dtype=self.logits.dtype)
+        uniform = torch.rand(self.num_edges, 1, generator=generator, dtype=self.logits.dtype, device="cpu")
         first_is_active = uniform < torch.softmax(self.logits.gather(1, pair), 1)[:, :1]
         ops = torch.where(first_is_active, pair, pair.flip(1))
-        gates = torch.tensor([1, 0], dtype=self.logits.dtype).repeat(self.num_edges, 1)
+        gates = torch.tensor([1, 0], dtype=self.logits.dtype, device="cpu").repeat(self.num_edges, 1)
         return Path(ops, gates.requires_grad_())
 
     def _estimate(self, path: Path, gate_grad: Tensor, loss: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:

@@ -41,8 +41,8 @@ class ReinforceEstimator(Estimator):
         super().__init__(num_edges, num_ops, zero_op, total_steps=total_steps, dtype=dtype)
         self._require("coefficient must be in (0, 1)", coefficient, 0 < coefficient < 1)
         self.coefficient = coefficient
-        self.register_buffer("baseline", torch.zeros((), dtype=dtype))
-        self.register_buffer("losses_seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("baseline", torch.zeros((), dtype=dtype, device="cpu"))
+        self.register_buffer("losses_seen", torch.zeros((), dtype=torch.int64, device="cpu"))
 
     def _sample(self, generator: torch.Generator | None) -> Path:
         return self._draw(generator)

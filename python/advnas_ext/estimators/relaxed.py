@@ -70,7 +70,7 @@ class AnnealedEstimator(RelaxedEstimator):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(num_edges, num_ops, zero_op, total_steps=total_steps, dtype=dtype)
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64, device="cpu"))
 
     def advance_to(self, step: int) -> None:
         self.step.fill_(step)

@@ -63,13 +63,15 @@ class RlooEstimator(CollectingEstimator):
         """M paths, int64 [num_samples, num_edges]."""
         if not self.stratified:
             return torch.stack([self._draw(generator).ops[:, 0] for _ in range(self.num_samples)])
-        shuffled = torch.rand(self.logits.shape, generator=generator).argsort(1)  # so that any two operations can meet
+        shuffled = torch.rand(self.logits.shape, generator=generator, device="cpu").argsort(
+            1
+        )  # so that any two operations can meet
         cumulative = self.probabilities().double().gather(1, shuffled).cumsum(1)
-        offset = torch.rand(self.num_edges, 1, generator=generator, dtype=torch.float64)
-        quantiles = (offset + torch.arange(self.num_samples)) / self.num_samples * cumulative[:, -1:]
+        offset = torch.rand(self.num_edges, 1, generator=generator, dtype=torch.float64, device="cpu")
+        quantiles = (offset + torch.arange(self.num_samples, device="cpu")) / self.num_samples * cumulative[:, -1:]
         strata = torch.searchsorted(cumulative, quantiles, right=True).clamp_(max=self.num_ops - 1)
         picks = shuffled.gather(1, strata)
-        order = torch.rand(picks.shape, generator=generator).argsort(1)
+        order = torch.rand(picks.shape, generator=generator, device="cpu").argsort(1)
         return picks.gather(1, order).T
 
     def _weights(self, losses: Tensor) -> Tensor:

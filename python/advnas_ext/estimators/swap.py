@@ -35,10 +35,10 @@ class SwapEstimator(Estimator):
 
     def _sample(self, generator: torch.Generator | None) -> Path:
         pair = (self.logits + self._gumbel(generator)).topk(2, 1).indices
-        gates = torch.tensor([1, 0], dtype=self.logits.dtype).repeat(self.num_edges, 1)
+        gates = torch.tensor([1, 0], dtype=self.logits.dtype, device="cpu").repeat(self.num_edges, 1)
         return Path(pair, gates.requires_grad_())
 
     def _estimate(self, path: Path, gate_grad: Tensor, loss: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
         difference = gate_grad[:, :1] - gate_grad[:, 1:]
         weight = (1 - self.probabilities().gather(1, path.ops[:, :1])) / 2
-        return self._by_op(path, weight * difference * torch.tensor([1, -1])), {}
+        return self._by_op(path, weight * difference * torch.tensor([1, -1], device="cpu")), {}
