@@ -1,21 +1,15 @@
-"""Tables of a comparison, each once for the terminal and once for Markdown."""
+"""What follows from the times: memory, targets, and how much is done a second."""
 
 from __future__ import annotations
 
-import datetime
-import platform
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path as FilePath
+from dataclasses import dataclass
 
-import torch
-from measure import STEPS, Comparison
-from rich.box import SIMPLE
-from rich.markup import escape
-from rich.table import Table
-from sides import BARE, OURS, PLAIN, XAUTODL, XAUTODL_CHANNELS_LAST
-from work import Case, least_bytes, multiply_adds
+from benchmarks.sheet import Sheet
+from benchmarks.steps.measure import Comparison
+from benchmarks.steps.sides import BARE, OURS, PLAIN, STEPS, XAUTODL, XAUTODL_CHANNELS_LAST
+from benchmarks.steps.work import Case, least_bytes, multiply_adds
 
 # side: for a weight step and an architecture step the ratio side/ours to reach, in the median and on the worst path.
 TARGETS: dict[str, tuple[tuple[float, float], tuple[float, float] | None]] = {
@@ -25,78 +19,6 @@ TARGETS: dict[str, tuple[tuple[float, float], tuple[float, float] | None]] = {
     BARE: ((1.4, 1.1), None),
 }
 MEMORY_TARGETS = (0.55, 0.5)  # ours / xautodl, at most
-
-KEY = "ms: of a step, median and range over the paths; ratio: side/ours on the same path, its median and the worst path"
-
-
-@dataclass
-class Sheet:
-    title: str
-    header: Sequence[str]
-    text_columns: int = 1
-    """How many of the first columns are text."""
-    rows: list[list[str]] = field(default_factory=list)
-
-    def rich(self) -> Table:
-        table = Table(title=self.title, title_justify="left", box=SIMPLE)
-        for i, name in enumerate(self.header):
-            table.add_column(
-                escape(name), justify="left" if i < self.text_columns else "right", no_wrap=i >= self.text_columns
-            )
-        for row in self.rows:
-            table.add_row(*map(escape, row))
-        return table
-
-    def markdown(self) -> str:
-        rule = ["---" if i < self.text_columns else "---:" for i in range(len(self.header))]
-        lines = [f"| {' | '.join(cells)} |" for cells in (self.header, rule, *self.rows)]
-        return "\n".join([f"**{self.title}**", "", *lines, ""])
-
-
-@dataclass(frozen=True)
-class Machine:
-    cpu: str
-    torch: str
-    python: str
-    threads: int
-    date: str
-
-    def __str__(self) -> str:
-        return f"{self.cpu}, {count(self.threads, 'thread')}, torch {self.torch}, Python {self.python}, {self.date}"
-
-
-def machine(threads: int) -> Machine:
-    date = datetime.date.today().isoformat()
-    return Machine(_cpu_name(), torch.__version__, platform.python_version(), threads, date)
-
-
-def _cpu_name() -> str:
-    info = FilePath("/proc/cpuinfo")
-    names = (
-        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.exists()
-        else []
-    )
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def count(number: int, what: str) -> str:
-    return f"{number} {what}" + "s" * (number != 1)
-
-
-def describe(case: Case) -> str:
-    size = case.image_size
-    return f"C = {case.channels}, N = {case.cells}, batch {case.batch_size}, {size}x{size}"
-
-
-def times(comparison: Comparison, title: str) -> Sheet:
-    sheet = Sheet(title, ("step", "side", "ms", "[min - max]", "ratio", "worst"), 2)
-    for (name, to_gates), side in comparison.items():
-        span = f"[{min(side.ms):.1f} - {max(side.ms):.1f}]"
-        ratios = ["", ""] if name == OURS else [f"{side.ratio:.2f}x", f"{side.worst:.2f}x"]
-        sheet.rows.append([STEPS[to_gates], name, f"{side.median:.1f}", span, *ratios])
-    return sheet
-
 
 Memory = dict[tuple[str | None, bool], float]  # side (None: the imports alone), to_gates: MiB
 
@@ -161,7 +83,7 @@ def roofline(comparison: Comparison, case: Case, paths: list[list[int]]) -> dict
 
 def roofline_sheet(found: dict[bool, Roofline], comparison: Comparison) -> Sheet:
     sheet = Sheet(
-        "What ours does, averages over the paths: GFLOP of the convolutions, GB at least (model: benchmarks/work.py)",
+        "What ours does, averages over the paths: GFLOP of the convolutions, GB at least (model: benchmarks/steps/work.py)",
         ("step", "mean ms", "GFLOP", "GB", "GFLOP/s", "GB/s"),
     )
     for to_gates, step in STEPS.items():
