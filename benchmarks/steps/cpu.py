@@ -91,7 +91,8 @@ class Benchmark(Page):
         comparison = self.compare("times", self.case, names, self.paths, self.settings.threads, self.settings.turns)
         peaks = self.memory() if self.settings.memory else None
         self.show(report.targets(comparison, peaks))
-        self.roofline(comparison)
+        sheet, self.results["roofline"] = report.roofline(comparison, self.case, self.paths.tolist())
+        self.show(sheet)
         if self.settings.further:
             self.further()
         if self.settings.growth:
@@ -134,11 +135,6 @@ class Benchmark(Page):
             f"{name}, {STEPS[to_gates]} step" if name else "imports": value for (name, to_gates), value in peaks.items()
         }
         return peaks
-
-    def roofline(self, comparison: Comparison) -> None:
-        found = report.roofline(comparison, self.case, self.paths.tolist())
-        self.show(report.roofline_sheet(found, comparison))
-        self.results["roofline"] = {STEPS[to_gates]: asdict(each) for to_gates, each in found.items()}
 
     def further(self) -> None:
         case, threads = self.case, self.settings.threads

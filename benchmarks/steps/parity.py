@@ -47,6 +47,8 @@ SIDES: tuple[Side, ...] = ("plain", "engine")
 LOSSES = {"train_loss": "training loss", "valid_loss": "validation loss"}
 LABELS = {"plain": "plain PyTorch", "engine": "advnas_ext"}
 COLORS = {"plain": "#4477aa", "engine": "#cc6677"}
+RECIPE = {"data": "cifar10", "estimator": "random", "channels": 16, "cells": 1, "batch_size": 64, "valid_batches": 4}
+RECIPE |= {"lr": 0.025, "lr_min": 0.001, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4, "grad_clip": 5}
 VALID_PATHS = torch.randint(
     len(NASBENCH201.ops), (32, NASBENCH201.num_edges), generator=torch.Generator().manual_seed(0)
 )
@@ -130,23 +132,8 @@ class PlainSupernet(nn.Module):
 
 def make_state(settings: Settings, seed: int, side: Side, images: ImageData) -> tuple[ImageTask, SearchState]:
     """A search that never steps its logits: its weight steps are the training. Random numbers depend on the seed alone."""
-    config = ImageSearchConfig(
-        data="cifar10",
-        estimator="random",
-        seed=seed,
-        epochs=settings.epochs,
-        channels=16,
-        cells=1,
-        batch_size=64,
-        lr=0.025,
-        lr_min=0.001,
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=5e-4,
-        grad_clip=5,
-        valid_batches=4,
-        threads=settings.threads,
-    )
+    own = {"seed": seed, "epochs": settings.epochs, "threads": settings.threads}
+    config = ImageSearchConfig().with_settings({**RECIPE, **own}, "parity.py")
     task = ImageTask(config, images)
     state = SearchState(config, task)
     if side == "plain":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from benchmarks.sheet import Sheet
 from benchmarks.steps.measure import Comparison
@@ -61,34 +60,18 @@ def _target(what: str, wanted: Sequence[float], reached: Sequence[float], bound:
     ]
 
 
-@dataclass(frozen=True)
-class Roofline:
-    """Of one kind of step, averages over the paths. A multiply-add is two FLOPs; rates are totals over total times."""
-
-    gflop: float
-    gb: float
-    gflops: float
-    gbs: float
-
-
-def roofline(comparison: Comparison, case: Case, paths: list[list[int]]) -> dict[bool, Roofline]:
-    found = {}
-    for to_gates in STEPS:
-        seconds = sum(comparison[OURS, to_gates].ms) / 1e3
-        gflop = sum(2e-9 * multiply_adds(ops, case, to_gates) for ops in paths)
-        gb = sum(1e-9 * least_bytes(ops, case, to_gates) for ops in paths)
-        found[to_gates] = Roofline(gflop / len(paths), gb / len(paths), gflop / seconds, gb / seconds)
-    return found
-
-
-def roofline_sheet(found: dict[bool, Roofline], comparison: Comparison) -> Sheet:
+def roofline(comparison: Comparison, case: Case, paths: list[list[int]]) -> tuple[Sheet, dict[str, dict[str, float]]]:
+    """Averages over the paths. A multiply-add is two FLOPs; rates are totals over total times."""
     sheet = Sheet(
         "What ours does, averages over the paths: GFLOP of the convolutions, GB at least (model: benchmarks/steps/work.py)",
         ("step", "mean ms", "GFLOP", "GB", "GFLOP/s", "GB/s"),
     )
+    found = {}
     for to_gates, step in STEPS.items():
-        each = found[to_gates]
-        mean = statistics.mean(comparison[OURS, to_gates].ms)
-        numbers = (f"{mean:.1f}", f"{each.gflop:.2f}", f"{each.gb:.3f}", f"{each.gflops:.1f}", f"{each.gbs:.2f}")
-        sheet.rows.append([step, *numbers])
-    return sheet
+        seconds = statistics.mean(comparison[OURS, to_gates].ms) / 1e3
+        gflop = statistics.mean(2e-9 * multiply_adds(ops, case, to_gates) for ops in paths)
+        gb = statistics.mean(1e-9 * least_bytes(ops, case, to_gates) for ops in paths)
+        found[step] = {"gflop": gflop, "gb": gb, "gflops": gflop / seconds, "gbs": gb / seconds}
+        rates = (f"{gflop / seconds:.1f}", f"{gb / seconds:.2f}")
+        sheet.rows.append([step, f"{1e3 * seconds:.1f}", f"{gflop:.2f}", f"{gb:.3f}", *rates])
+    return sheet, found
