@@ -134,29 +134,29 @@ format: $(VENV)/.requirements  ## let ruff and clang-format write
 	$(BIN)/clang-format -i $(FORMATTED)
 
 bench: $(VENV)/.built  ## time every fused piece beside plain PyTorch (under 4 minutes); keeps the numbers in .benchmarks
-	$(BIN)/python -m pytest -v benchmarks/test_pieces.py --benchmark-autosave --benchmark-storage=.benchmarks --benchmark-group-by=group
+	$(BIN)/python -m pytest -v benchmarks/pieces/test_pieces.py --benchmark-autosave --benchmark-storage=.benchmarks --benchmark-group-by=group
 
 # Without dependencies: see the file.
 bench-cpu: $(VENV)/.built  ## time whole steps beside xautodl, plain PyTorch and bare convolutions; writes benchmarks/results
 	$(BIN)/pip install --quiet --no-deps --requirement benchmarks/requirements.txt
-	$(BIN)/python benchmarks/cpu.py
+	$(BIN)/python -m benchmarks.steps.cpu
 
 bench-recurrent: $(VENV)/.built  ## time the recurrent cells beside plain PyTorch and an LSTM (20 minutes); writes benchmarks/results
-	$(BIN)/python benchmarks/recurrent.py
+	$(BIN)/python -m benchmarks.steps.recurrent
 
 bench-cuda:  ## time whole steps on a GPU beside the model and plain PyTorch, in .venv-cuda (make cuda-check); writes benchmarks/results
-	$(CUDA_VENV)/bin/python benchmarks/cuda_steps.py
+	$(CUDA_VENV)/bin/python -m benchmarks.cuda.steps
 
 paper-toy: $(VENV)/.built  ## the paper's toy regression, all estimators (8 minutes); writes benchmarks/results
-	$(BIN)/python benchmarks/paper_toy.py
+	$(BIN)/python -m benchmarks.paper.toy
 
 # DATA_DIR holds cifar-10-batches-py, TABLE is a NAS-Bench-201 table as CSV: for example make paper-nb201 DATA_DIR=data TABLE=nasbench201.csv
 paper-nb201: $(VENV)/.built  ## all estimators side by side on CIFAR-10 (hours; DATA_DIR=, TABLE=); writes benchmarks/results
-	$(BIN)/python benchmarks/paper_nb201.py --data-dir $(DATA_DIR) --table $(TABLE)
+	$(BIN)/python -m benchmarks.paper.nb201 --data-dir $(DATA_DIR) --table $(TABLE)
 
 # DATA_DIR holds train.txt, valid.txt and test.txt of Penn Treebank.
 paper-ptb: $(VENV)/.built  ## recurrent cells on Penn Treebank, searched and trained (5 hours; DATA_DIR=, PRESET=paper: days); resumable, writes benchmarks/results
-	$(BIN)/python benchmarks/paper/ptb.py --data-dir $(DATA_DIR) $(if $(PRESET),--preset $(PRESET))
+	$(BIN)/python -m benchmarks.paper.ptb --data-dir $(DATA_DIR) $(if $(PRESET),--preset $(PRESET))
 
 clean:  ## remove .venv and everything built
 	rm -rf $(VENV) $(CUDA_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks .coverage python/advnas_ext/_C*.so python/advnas_ext/_build.json

@@ -2,7 +2,6 @@
 // they are defined (gate.cpp).
 #include <torch/csrc/utils/pybind.h>
 #ifdef ADVNAS_SHIM
-#include <pybind11/stl.h>
 #include <shim.h>
 #endif
 
@@ -66,9 +65,18 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         py::arg("ops"), py::arg("weights"), py::arg("x_mask"), py::arg("h_mask"), py::arg("whole"),
         py::call_guard<py::gil_scoped_release>());
   m.attr("MAX_RECURRENT_NODES") = advnas::kMaxRecurrentSources;
-#ifdef ADVNAS_SHIM  // {(kernel, grid, threads of a block, shared bytes): launches}
-  m.def("launch_counts", &cuda_shim::launch_counts);
-  m.def("clear_launch_counts", &cuda_shim::clear_launch_counts);
+#ifdef ADVNAS_SHIM
+  m.def("launches", [] {  // (kernel, grid, threads of a block, shared bytes, least and moved bytes, FLOPs)
+    py::list found;
+    for (const cuda_shim::Launch& launch : cuda_shim::launches()) {
+      const auto& [grid, block, work] = std::tie(launch.grid, launch.block, launch.work);
+      found.append(py::make_tuple(launch.kernel, py::make_tuple(grid.x, grid.y, grid.z), block.x * block.y * block.z,
+                                  launch.shared_bytes, work.least, work.moved, work.flops));
+    }
+    return found;
+  });
+  m.def("clear_launches", &cuda_shim::clear_launches);
+  m.def("run_kernels", [](bool run) { cuda_shim::runs_kernels = run; }, py::arg("run"));
 #endif
   m.def("isa", &advnas::cpu::isa_name);
   m.def("isas", &advnas::cpu::isa_names);

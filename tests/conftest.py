@@ -74,10 +74,10 @@ def one_thread(kept_threads: None) -> None:
 
 @pytest.fixture(scope="session")
 def launches() -> Any:
-    """Runs the passes for CUDA on the host and counts their launches; see benchmarks/shim.py."""
-    import shim
+    """Runs the passes for CUDA on the host and counts their launches; see benchmarks/cuda/shim.py."""
+    from benchmarks.cuda import shim
 
     try:
-        return shim.Launches()
+        return shim.launches()
     except SystemExit as error:
         pytest.skip(str(error))

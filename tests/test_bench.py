@@ -11,13 +11,13 @@ pytestmark = pytest.mark.usefixtures("kept_threads")
 
 @pytest.fixture
 def case():
-    from work import Case
+    from benchmarks.steps.work import Case
 
     return Case(channels=4, cells=1, batch_size=2, image_size=8)
 
 
 def test_ours_is_plain_pytorch(case, close):
-    import sides
+    from benchmarks.steps import sides
 
     network, batch = sides.make_network(case)
     network, batch = copy.deepcopy(network).double(), batch.double()
@@ -36,7 +36,7 @@ def test_ours_is_plain_pytorch(case, close):
 
 def test_convolutions_of_a_path(case):
     """By hand: 3x3 on 1<-0, 1x1 on 3<-1, and a dead 3x3 on 2<-0, since 3<-2 is the zero operation."""
-    from work import Convolution, convolutions, live_edges, multiply_adds
+    from benchmarks.steps.work import Convolution, convolutions, live_edges, multiply_adds
 
     ops = [3, 3, 0, 0, 2, 0]
     assert live_edges(ops) == [0, 4]
@@ -59,7 +59,7 @@ def test_convolutions_of_a_path(case):
 
 def test_least_bytes_of_a_path(case):
     """By hand: a path of zero operations, and what one skip connection adds to it."""
-    from work import least_bytes
+    from benchmarks.steps.work import least_bytes
 
     nothing, skip = [0] * 6, [0, 0, 0, 1, 0, 0]
     nodes = [4 * 2 * width * size**2 for width, size in ((4, 8), (8, 4), (16, 2))]
@@ -71,7 +71,7 @@ def test_least_bytes_of_a_path(case):
 
 
 def test_a_run_without_xautodl(tmp_path, capsys):
-    import cpu
+    from benchmarks.steps import cpu
 
     settings = cpu.Settings(4, 1, 2, 8, quick=True, xautodl=False, memory=False, out=tmp_path)
     assert settings.paths == 4
@@ -86,23 +86,23 @@ def test_a_run_without_xautodl(tmp_path, capsys):
 
 
 def test_missing_xautodl_is_said_with_its_remedy(monkeypatch):
-    import cpu
+    from benchmarks.steps import cpu
 
-    monkeypatch.setattr("sides.has_xautodl", lambda: False)
+    monkeypatch.setattr("benchmarks.steps.sides.has_xautodl", lambda: False)
     with pytest.raises(SystemExit, match="make bench-cpu"):
         cpu.main(cpu.Settings(quick=True))
 
 
 def test_peak_memory_is_the_childs_own(case):
-    import peak
+    from benchmarks.steps import sides
 
     held = torch.ones(2**27)  # 512 MiB here must not show there
-    assert peak.in_own_process(None, False, case, torch.zeros(0, 6, dtype=torch.int64), 1) < 600
+    assert sides.peak_of(None, False, case, torch.zeros(0, 6, dtype=torch.int64), 1) < 600
     del held
 
 
 def test_exponent_of_growth():
-    import growth
+    from benchmarks.steps import growth
 
     assert [growth.exponent(axis, [value**2 for value in axis.values]) for axis in growth.AXES] == [
         pytest.approx(2)
@@ -110,7 +110,7 @@ def test_exponent_of_growth():
 
 
 def test_figure_of_growth(tmp_path):
-    import growth
+    from benchmarks.steps import growth
 
     curves = {
         (axis.field, side): growth.Curve([float(v) for v in axis.values], [float(v) for v in axis.values])
@@ -140,17 +140,17 @@ def cifar10(tmp_path):
 
 def test_parity_from_end_to_end(cifar10, tmp_path, monkeypatch, capsys):
     """Two small runs of each side; from the same weights, images and paths the first losses are nearly equal."""
-    import parity
+    from benchmarks.steps import parity
 
     monkeypatch.setattr(parity, "VALID_PATHS", parity.VALID_PATHS[:2])
     settings = parity.Settings(cifar10, seeds=2, epochs=1, out=tmp_path, images=256)
     parity.main(settings)
-    runs = parity.Store(tmp_path / "parity.csv", settings).runs()
+    runs = parity.finished(settings)
     assert runs.keys() == {(seed, side) for seed in range(2) for side in ("plain", "engine")}
     for seed in range(2):
         plain, engine = (runs[seed, side][0] for side in ("plain", "engine"))
-        assert plain.train_loss == pytest.approx(engine.train_loss, rel=1e-3)
-        assert plain.valid_loss == pytest.approx(engine.valid_loss, rel=1e-2)
-    assert runs[0, "engine"] != runs[1, "engine"]
+        assert plain["train_loss"] == pytest.approx(engine["train_loss"], rel=1e-3)
+        assert plain["valid_loss"] == pytest.approx(engine["valid_loss"], rel=1e-2)
+    assert runs[0, "engine"][0]["train_loss"] != runs[1, "engine"][0]["train_loss"]
     assert "parity.svg" in capsys.readouterr().out.replace("\n", "")
     assert (tmp_path / "parity.svg").stat().st_size > 0

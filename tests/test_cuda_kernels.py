@@ -11,9 +11,9 @@ TARGETS = rotation((75, 80, 86, 89, 90, 100, 120), 4)
 
 @pytest.fixture(scope="module")
 def cuda_kernels():
-    import cuda_kernels
+    from benchmarks.cuda import kernels
 
-    return cuda_kernels
+    return kernels
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_the_table_is_what_the_compiler_says(cuda_kernels, nvcc, found):
         pytest.skip(f"the table is of {text.split(',')[0]}, and this is nvcc {version}")
     written = cuda_kernels.registers_in(text)
     keys = {(kernel.label, kernel.type, str(kernel.pack or "")): kernel for kernel in found}
-    assert set(keys) == set(written), "run benchmarks/cuda_kernels.py"
+    assert set(keys) == set(written), "run python -m benchmarks.cuda.kernels"
     for key, kernel in keys.items():
         for target in set(TARGETS) & set(written[key]):
             registers = found[kernel][target].registers

@@ -1,6 +1,6 @@
-"""The model of a step on a GPU launches what the passes launch."""
+"""What the model of a step on a GPU is made of: launches, their bytes and FLOPs, as the passes themselves give them."""
 
-from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -8,51 +8,79 @@ import torch
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.fixture
+def side():
+    from benchmarks.steps import sides
+    from benchmarks.steps.work import Case
+
+    case = Case(4, 2, batch_size=2, image_size=8)
+    return sides.Ours(*sides.make_network(case))
+
+
 @pytest.mark.parametrize("to_gates", [False, True], ids=["weight", "architecture"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("channels", [16, 3])
-def test_the_walk_is_what_a_step_launches(launches, channels, dtype, to_gates):
-    """Every launch with its grid, block and shared memory, and the operators of the library."""
-    import cuda_model
-    import cuda_walk
-    import sides
-    from operators import Operators
-    from work import Case
+def test_dry_steps_launch_what_steps_launch(launches, channels, dtype, to_gates):
+    """Every launch with its grid, block, shared memory and bytes, and the operators of the library."""
+    from benchmarks.cuda.operators import Operators
+    from benchmarks.steps import sides
+    from benchmarks.steps.work import Case
 
-    case = Case(channels, 2, batch_size=3, image_size=8)
-    network, batch = sides.make_network(case)
+    network, batch = sides.make_network(Case(channels, 2, batch_size=3, image_size=8))
     ours = sides.Ours(network.to(dtype), batch.to(dtype))
     for ops in [*sides.make_paths(12, seed=3), torch.zeros(6, dtype=torch.int64)]:
         with launches.counted() as found, Operators() as operators:
             ours.step(ops, to_gates)
-        walk = cuda_walk.step(case, ops.tolist(), to_gates, dtype.itemsize)
-        assert found == Counter(work.launch for work in walk if work.launch is not None), ops
-        if dtype != torch.float32:
-            continue  # the rows of batch norm that are cast are counted by hand
-        library = Counter()
-        for work in [*walk, *cuda_model.head(case, dtype, to_gates)]:
-            if work.launch is None:
-                library[work.name] += work.launches
-        counted = Counter()
-        for operator in operators.found:
-            counted[operator.name] += operator.launches
-        assert library == counted, ops
+        step = partial(ours.step, ops, to_gates)
+        assert launches.launched(step) == found, ops
+        assert launches.work(step) == [*(launch.work for launch in found), *operators.found], ops
 
 
-def test_launches_by_hand(launches):
+def test_launches_by_hand(launches, side):
     """Cells of skip connections: a launch for each node each way, but for the first of a cell, which is its input; and nothing of
     the library but what stem and blocks need."""
-    import cuda_launches
-    import sides
-    from work import Case
+    from benchmarks.cuda.launches import count
 
-    case = Case(4, 2, batch_size=2, image_size=8)
-    network, batch = sides.make_network(case)
-    side = sides.Ours(network, batch)
-    skip, none = (cuda_launches.count_step(launches, side, torch.full((6,), op), False) for op in (1, 0))
+    skip, none = (count(launches.work(lambda op=op: side.step(torch.full((6,), op), False))) for op in (1, 0))
     nodes = 1 + 6 * 2 + 2 * 2  # the stem's, two of a cell, two of a reduction block
     assert skip["node_forward_kernel"] == nodes
     assert skip["node_backward_kernel"] == nodes - 1, "all but the last, where nothing is to be summed"
     assert skip["library: convolution"] == 1 + 2 * 2, "3x3 convolutions"
     assert none["node_forward_kernel"] == 1, "the output does not depend on anything"
     assert none["node_backward_kernel"] == none["library: convolution"] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels, size", [(16, 8), (3, 5)])
+def test_bytes_and_flops_by_hand(launches, channels, size, dtype):
+    """A cell of one edge, with a skip connection and with a 1x1 convolution, both ways to input, weight and gate."""
+    from advnas_ext import OnePathCell, Path
+
+    cell = OnePathCell(channels, num_nodes=2).to(dtype)
+    x = torch.randn(2, channels, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    image, row, element = x.numel() * dtype.itemsize, 4 * channels, dtype.itemsize
+    dy = torch.ones_like(x)
+
+    def step(op):
+        return lambda: cell(x, Path.from_ops([op])).backward(dy)
+
+    forward, backward = launches.launched(step(1))
+    assert forward.moved == forward.least == 2 * image, "input and output"
+    assert backward.least == 3 * image + 8, "input, both gradients, and the gate's, which is read and written"
+    blocks, slabs = backward.grid[:2]
+    assert backward.moved == backward.least + 2 * 4 * blocks * slabs, "and a sum of each block, written and read"
+
+    found = launches.launched(step(2))
+    by_name = {launch.kernel: launch for launch in found}
+    product, gradient = by_name["forward_kernel"], by_name["backward_kernel"]
+    weight = channels**2 * element
+    assert product.least == 2 * image + weight + 4 * row, "input, output, weight, mean, deviation, scale and shift"
+    assert product.moved == product.least + 2 * 4 * product.grid[0] * (1 + 2 * channels), "statistics of each block"
+    assert product.flops == 2 * x.numel() * channels
+    # The gradient and z, dp and the weight, x and the weight's gradient, and three rows of coefficients.
+    assert gradient.least == 4 * image + 2 * weight + 3 * row
+    partial = 2 * 4 * gradient.grid[0] * channels**2 if gradient.grid[0] > 1 else 0
+    assert gradient.moved == gradient.least + partial
+    assert gradient.flops == 2 * product.flops
+    forwards = [launch for launch in found if launch.kernel == "node_forward_kernel"]
+    assert [launch.moved for launch in forwards] == [2 * image + 2 * row], "z, scale, shift, and the output"

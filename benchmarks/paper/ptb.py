@@ -1,7 +1,7 @@
 """Recurrent cells on Penn Treebank: searches with several estimators for equal time, and every found cell beside random cells, the
 published cell of DARTS and an LSTM of as many parameters, all trained from scratch by one recipe.
 
-    python benchmarks/paper/ptb.py --data-dir DIR            # or make paper-ptb DATA_DIR=DIR
+    python -m benchmarks.paper.ptb --data-dir DIR            # or make paper-ptb DATA_DIR=DIR
 
 Every search and every training is a folder under --out; what is finished is not done again, and an interrupted one goes on.
 Equal time: a search has as many epochs as its steps, measured in turns before, allow in the time of --reference's.
@@ -9,31 +9,22 @@ Equal time: a search has as many epochs as its steps, measured in turns before, 
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-import tyro
-import yaml
 from torch import Tensor, nn
 
 from advnas.checkpoint import write_atomic
 from advnas.networks.language import LanguageModel
-from advnas.report.console import Rounds, console
 from advnas.run import retrain
 from advnas.run.folder import RunFolder, write_csv
 from advnas.run.search import Search
-from advnas.search import architecture_step, weight_step
 from advnas.spaces.recurrent import DARTS_V2, RECURRENT
 from advnas.tasks.language import LanguageRetrainConfig, LanguageSearchConfig, LanguageTask
+from benchmarks.paper.jobs import Job, equal_time, main, parsed, run, step_seconds
 
 TIMED = 5  # pairs of steps
 SHORT = {"epochs": 10, "units": 128, "dropout": 0.2, "dropout_hidden": 0.0}
@@ -95,15 +86,6 @@ def lstm_units(words: int, units: int, num_edges: int) -> int:
     return min(range(8, 4096), key=lambda u: abs(u * (words + 8 * u + 8) - wanted))
 
 
-@dataclass(frozen=True)
-class Job:
-    """A run folder, the command that makes it, and the file that says that it is done."""
-
-    folder: Path
-    command: tuple[str, ...]
-    done: str
-
-
 class Experiment:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -122,27 +104,24 @@ class Experiment:
         epochs = self.epochs()
         names, seeds = self.settings.estimators, self.settings.seeds
         searches = {(name, seed): self.search(name, seed, epochs[name]) for name in names for seed in seeds}
-        self.run("searching", list(searches.values()))
+        run("searching", list(searches.values()), self.settings.workers)
         trainings = {}
         for (name, seed), job in searches.items():
-            arch = RunFolder(job.folder).result()["arch"]
+            arch = job.run.result()["arch"]
             trainings[name, seed] = self.training(f"{name}-{seed}", arch, seed)
         draw = torch.Generator().manual_seed(0)
         for number in range(self.settings.random_cells):
             ops = torch.randint(len(RECURRENT.ops), (RECURRENT.num_edges,), generator=draw)
             trainings["random cells", number] = self.training(f"drawn-{number}", RECURRENT.format(ops), 1)
         trainings["DARTS's cell", 1] = self.training("darts", DARTS_V2, 1, "--space", "darts_recurrent")
-        self.run("training", list(trainings.values()))
+        run("training", list(trainings.values()), self.settings.workers)
         self.train_lstm()
         report(self.settings, epochs, trainings, self.settings.out / "lstm")
 
     def search(self, name: str, seed: int, epochs: int) -> Job:
-        folder = self.settings.out / f"search-{name}-{seed}"
-        recipe = str(self.settings.out / "search.yaml")
-        new = ("search", "--config", recipe, "--estimator", name, "--seed", str(seed), "--epochs", str(epochs))
-        going_on = RunFolder(folder).checkpoint("search").exists()
-        command = ("search", "--resume", str(folder)) if going_on else (*new, "--out", str(folder))
-        return Job(folder, command, "result.json")
+        flags = ("--config", str(self.settings.out / "search.yaml"), "--estimator", name)
+        flags += ("--seed", str(seed), "--epochs", str(epochs))
+        return Job.search(self.settings.out / f"search-{name}-{seed}", *flags)
 
     def training(self, name: str, arch: str, seed: int, *flags: str) -> Job:
         folder = self.settings.out / name
@@ -163,58 +142,20 @@ class Experiment:
         retrain.train(LstmTask(config), config, go_on=folder.checkpoint("retrain").exists())
 
     def epochs(self) -> dict[str, int]:
-        """Epochs of each estimator's search, so that all take as long as the reference's; measured once."""
-        file = self.settings.out / "epochs.json"
-        if not file.exists():
-            names = dict.fromkeys([self.settings.reference, *self.settings.estimators])
-            cost = step_seconds(self.search_recipe, tuple(names))
-            own = cost[self.settings.reference]
-            warm_up, learning = self.search_recipe.warmup_epochs, self.search_recipe.epochs
-            learning -= warm_up
-            epochs = {name: warm_up + max(1, round(learning * own / cost[name])) for name in names}
-            write_atomic(file, json.dumps({"seconds_per_step": cost, "epochs": epochs}, indent=2) + "\n")
-        return json.loads(file.read_text())["epochs"]
+        return equal_time(self.settings.out / "epochs.json", self.search_recipe, self.settings.reference, self.cost)
 
-    def run(self, label: str, jobs: Sequence[Job]) -> None:
-        left = [job for job in jobs if not (job.folder / job.done).exists()]
-        with Rounds(label, len(left), console()) as rounds, ThreadPoolExecutor(self.settings.workers) as pool:
-            try:
-                for _ in pool.map(one, left):
-                    rounds.advance()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+    def cost(self) -> dict[str, float]:
+        """Seconds of a step of each estimator."""
+        torch.set_num_threads(1)
+        names = dict.fromkeys([self.settings.reference, *self.settings.estimators])
+        recipe = replace(self.search_recipe, warmup_epochs=0, threads=1)
+        searches = {name: Search(replace(recipe, estimator=name)) for name in names}
+        return step_seconds({name: (search.task, search.state) for name, search in searches.items()}, TIMED)
 
 
-def one(job: Job) -> None:
-    job.folder.parent.mkdir(parents=True, exist_ok=True)
-    with job.folder.with_name(f"{job.folder.name}.log").open("a") as log:
-        command = [sys.executable, "-m", "advnas", *job.command]
-        subprocess.run(command, stdout=log, stderr=log, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-
-
-def parsed(settings: dict[str, str]) -> dict[str, object]:
-    return {name: yaml.safe_load(value) for name, value in settings.items()}
-
-
-def step_seconds(recipe: LanguageSearchConfig, names: Sequence[str]) -> dict[str, float]:
-    """Seconds of a weight step and, where the method learns, an architecture step: medians of steps taken in turns."""
-    torch.set_num_threads(1)
-    searches = {name: Search(replace(recipe, estimator=name, warmup_epochs=0, threads=1)) for name in names}
-    took: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(TIMED):
-        for name, run in searches.items():
-            started = time.perf_counter()
-            weight_step(run.task, run.state)
-            if run.state.learns:
-                architecture_step(run.task, run.state)
-            took[name].append(time.perf_counter() - started)
-    return {name: statistics.median(seconds) for name, seconds in took.items()}
-
-
-def report(settings: Settings, epochs: dict[str, int], trainings: dict[tuple[str, int], Job], lstm: Path) -> None:
+def report(settings: Settings, epochs: Mapping[str, int], trainings: Mapping[tuple[str, int], Job], lstm: Path) -> None:
     """Write and print the rows of all trainings and the table."""
-    results = {key: RunFolder(job.folder).retrained() for key, job in trainings.items()}
+    results = {key: job.run.retrained() for key, job in trainings.items()}
     results["LSTM", 1] = RunFolder(lstm).retrained()
     names = ("valid_perplexity", "test_perplexity", "params", "arch")
     rows = [
@@ -226,28 +167,20 @@ def report(settings: Settings, epochs: dict[str, int], trainings: dict[tuple[str
         "| cell | epochs of search | validation perplexity, mean | by seed | test perplexity, mean | parameters |",
         "|---|---:|---:|---|---:|---:|",
     ]
-    kinds = dict.fromkeys(kind for kind, _ in results)
-    means = {kind: mean_of(results, kind, "valid_perplexity") for kind in kinds}
-    for kind in sorted(kinds, key=lambda kind: means[kind]):
-        seeds = ", ".join(f"{found['valid_perplexity']:.1f}" for (name, _), found in results.items() if name == kind)
-        params = next(found["params"] for (name, _), found in results.items() if name == kind)
-        test = mean_of(results, kind, "test_perplexity")
-        lines.append(f"| {kind} | {epochs.get(kind, '')} | {means[kind]:.1f} | {seeds} | {test:.1f} | {params:,} |")
+    by_kind = {
+        kind: [row for row in rows if row["cell"] == kind] for kind in dict.fromkeys(kind for kind, _ in results)
+    }
+    means = {kind: statistics.mean(row["valid_perplexity"] for row in same) for kind, same in by_kind.items()}
+    for kind in sorted(by_kind, key=means.__getitem__):
+        same = by_kind[kind]
+        seeds = ", ".join(f"{row['valid_perplexity']:.1f}" for row in same)
+        test = statistics.mean(row["test_perplexity"] for row in same)
+        searched, params = epochs.get(kind, ""), same[0]["params"]
+        lines.append(f"| {kind} | {searched} | {means[kind]:.1f} | {seeds} | {test:.1f} | {params:,} |")
     text = "\n".join(lines) + "\n"
     write_atomic(settings.results / "paper-ptb.md", text)
     print(text)
 
 
-def mean_of(results: dict[tuple[str, int], dict], kind: str, metric: str) -> float:
-    return statistics.mean(found[metric] for (name, _), found in results.items() if name == kind)
-
-
 if __name__ == "__main__":
-    try:
-        Experiment(tyro.cli(Settings, description=__doc__)).go()
-    except (ValueError, OSError) as error:
-        sys.exit(f"ptb: {error}")
-    except subprocess.CalledProcessError as error:
-        sys.exit(f"ptb: a run failed; see the .log beside its folder: {' '.join(error.cmd)}")
-    except KeyboardInterrupt:
-        sys.exit("ptb: stopped; the same command goes on")
+    main("ptb", __doc__, Settings, lambda settings: Experiment(settings).go())

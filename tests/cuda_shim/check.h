@@ -194,20 +194,24 @@ inline std::string text(const advnas::cuda::Images& s) {
 inline std::vector<advnas::cuda::Images> network_sizes() { return {{16, 32, 32, 16}, {16, 16, 16, 32}, {16, 8, 8, 64}}; }
 
 // The distinct bytes of the launches since clear_launches(), against what a pass must at least move: `elements` of tensors, and
-// `floats` of parameters.
+// `floats` of parameters; and what the shim reads off their arguments (work.h) against those bytes.
 template <class T>
 void expect_traffic(const char* function, const advnas::cuda::Images& shape, int64_t elements, int64_t floats) {
-  uint64_t read = 0, written = 0;
+  uint64_t read = 0, written = 0, moved = 0;
   for (const cuda_shim::Launch& launch : cuda_shim::launches()) {
     read += launch.read.unique;
     written += launch.written.unique;
+    moved += launch.work.moved;
   }
   const uint64_t minimum = uint64_t(elements) * sizeof(T) + uint64_t(floats) * sizeof(float);
   const double ratio = double(read + written) / double(minimum);
   std::printf("traffic %s<%s> C=%d %dx%d read=%llu written=%llu minimum=%llu ratio=%.3f\n", function, name_of<T>(),
               shape.channels, shape.height, shape.width, static_cast<unsigned long long>(read),
               static_cast<unsigned long long>(written), static_cast<unsigned long long>(minimum), ratio);
-  expect(ratio >= 0.99 && ratio <= 1.05, std::string("traffic of ") + function + ", " + name_of<T>() + ", " + text(shape));
+  const std::string what = std::string(function) + ", " + name_of<T>() + ", " + text(shape);
+  expect(ratio >= 0.99 && ratio <= 1.05, "traffic of " + what);
+  const double known = double(moved) / double(read + written);
+  expect(known >= 0.999 && known <= 1.001, "work of " + what + ": " + std::to_string(known) + " of what the checker counts");
 }
 
 }  // namespace check

@@ -49,7 +49,6 @@ void (*body)(const void*);
 const void* body_arguments;
 const char* kernel_name = "host code";
 std::vector<Launch> log_of_launches;
-std::map<LaunchKey, uint64_t> counts_of_launches;
 std::map<const void*, size_t> shared_allowed;
 alignas(128) unsigned char shared_storage[kSharedLimit + 2 * kSharedGuard];
 unsigned char* const shared_memory = shared_storage + kSharedGuard;
@@ -219,8 +218,6 @@ std::string text(dim3 d) { return "(" + std::to_string(d.x) + "," + std::to_stri
 
 const std::vector<Launch>& launches() { return log_of_launches; }
 void clear_launches() { log_of_launches.clear(); }
-const std::map<LaunchKey, uint64_t>& launch_counts() { return counts_of_launches; }
-void clear_launch_counts() { counts_of_launches.clear(); }
 unsigned char* dynamic_shared() { return shared_memory; }
 
 void fail(const char* kind, const std::string& detail) {
@@ -272,9 +269,11 @@ void before_atomic(const void* address, size_t bytes) {
   running.active = true;
 }
 
-void launch(const char* kernel, const void* function, dim3 grid, dim3 block, size_t shared_bytes, void (*new_body)(const void*),
-            const void* arguments, size_t arguments_bytes) {
-  kernel_name = kernel;
+void launch(Launch entry, const void* function, void (*new_body)(const void*), const void* arguments, size_t arguments_bytes) {
+  const dim3 grid = entry.grid, block = entry.block;
+  const size_t shared_bytes = entry.shared_bytes;
+  const std::string name = entry.kernel;
+  kernel_name = name.c_str();
   blockIdx = threadIdx = dim3(0, 0, 0);
   const uint64_t threads = uint64_t(block.x) * block.y * block.z;
   const std::string sizes = "grid " + text(grid) + ", block " + text(block) + ", shared " + std::to_string(shared_bytes);
@@ -285,27 +284,25 @@ void launch(const char* kernel, const void* function, dim3 grid, dim3 block, siz
   if (shared_bytes > (allowed == shared_allowed.end() ? kSharedDefault : allowed->second)) {
     fail("invalid launch", sizes + ": more shared memory than cudaFuncSetAttribute allowed");
   }
-  ++counts_of_launches[{kernel, {grid.x, grid.y, grid.z}, unsigned(threads), shared_bytes}];
-  gridDim = grid;
-  blockDim = block;
-  block_size = unsigned(threads);
-  body = new_body;
-  body_arguments = arguments;
-  Launch entry{kernel, grid, block, shared_bytes, {}, {}};
-  std::vector<uint16_t> order(block_size);
-  if (checker) checker->begin_launch(arguments, arguments_bytes, shared_memory, shared_bytes);
-  for (unsigned z = 0; z < grid.z; ++z) {
-    for (unsigned y = 0; y < grid.y; ++y) {
-      for (unsigned x = 0; x < grid.x; ++x) {
-        blockIdx = dim3(x, y, z);
-        run_block(shared_bytes, order);
+  if (runs_kernels) {
+    gridDim = grid;
+    blockDim = block;
+    block_size = unsigned(threads);
+    body = new_body;
+    body_arguments = arguments;
+    std::vector<uint16_t> order(block_size);
+    if (checker) checker->begin_launch(arguments, arguments_bytes, dynamic_shared(), shared_bytes);
+    for (unsigned z = 0; z < grid.z; ++z) {
+      for (unsigned y = 0; y < grid.y; ++y) {
+        for (unsigned x = 0; x < grid.x; ++x) {
+          blockIdx = dim3(x, y, z);
+          run_block(shared_bytes, order);
+        }
       }
     }
+    if (checker) checker->end_launch(entry);
   }
-  if (checker) {
-    checker->end_launch(entry);
-    log_of_launches.push_back(entry);
-  }
+  log_of_launches.push_back(std::move(entry));
   kernel_name = "host code";
 }
 

@@ -4,11 +4,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <map>
 #include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
+
+#include "work.h"
 
 struct dim3 {
   unsigned x, y, z;
@@ -40,15 +41,15 @@ struct Launch {
   std::string kernel;
   dim3 grid, block;
   size_t shared_bytes = 0;
+  Work work;
   Traffic read, written;
 };
 
+// What was launched since the last call of clear_launches.
 const std::vector<Launch>& launches();
 void clear_launches();
-// In any build: how often each kernel was launched with each grid, block and dynamic shared memory.
-using LaunchKey = std::tuple<std::string, std::tuple<unsigned, unsigned, unsigned>, unsigned, size_t>;
-const std::map<LaunchKey, uint64_t>& launch_counts();
-void clear_launch_counts();
+// Off: launches are written down and not run.
+inline bool runs_kernels = true;
 
 // Where a barrier stands.
 struct Place {
@@ -75,19 +76,19 @@ void fence();
 void before_atomic(const void* address, size_t bytes);
 unsigned char* dynamic_shared();
 
-void launch(const char* kernel, const void* function, dim3 grid, dim3 block, size_t shared_bytes, void (*body)(const void*),
-            const void* arguments, size_t arguments_bytes);
+void launch(Launch entry, const void* function, void (*body)(const void*), const void* arguments, size_t arguments_bytes);
 
 template <class... Parameters>
 auto launcher(void (*kernel)(Parameters...), const char* name, dim3 grid, dim3 block, size_t shared_bytes, const void*) {
   return [=](Parameters... values) {
     using Call = std::pair<void (*)(Parameters...), std::tuple<Parameters...>>;
+    const Work work = work_of(grid.x, grid.y, grid.z, std::as_const(values)...);
     const Call call(kernel, std::tuple<Parameters...>(std::move(values)...));
     const auto body = [](const void* p) {
       const Call& call = *static_cast<const Call*>(p);
       std::apply(call.first, call.second);
     };
-    launch(name, reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, body, &call, sizeof(call));
+    launch({name, grid, block, shared_bytes, work, {}, {}}, reinterpret_cast<const void*>(kernel), body, &call, sizeof(call));
   };
 }
 

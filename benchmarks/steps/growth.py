@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 
-import matplotlib
-import peak
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
-from measure import STEPS, compare
-from report import Sheet
-from sides import OURS, PLAIN
 from torch import Tensor
-from work import Case
+
+from advnas.report.figures import svg
+from benchmarks.sheet import Sheet
+from benchmarks.steps.measure import compare
+from benchmarks.steps.sides import OURS, PLAIN, STEPS, peak_of
+from benchmarks.steps.work import Case
 
 SIDES = {OURS: "tab:blue", PLAIN: "tab:orange"}
 ALLOWED = 1.1  # the exponent of growth that passes as linear: times are not exact
@@ -74,11 +74,11 @@ def measure(case: Case, paths: Tensor, threads: int, advance: Callable[[], None]
     for axis in AXES:
         for value in axis.values:
             at = replace(case, **{axis.field: value})
-            comparison = compare(at, list(SIDES), paths, lambda: None)
+            comparison = compare(at, SIDES, paths, lambda: None)
             for side in SIDES:
                 curve = curves[axis.field, side]
                 curve.ms.append(sum(comparison[side, to_gates].median for to_gates in STEPS))
-                curve.mib.append(peak.in_own_process(side, False, at, paths, threads))
+                curve.mib.append(peak_of(side, False, at, paths, threads))
             advance()
     return curves
 
@@ -96,7 +96,8 @@ def sheet(curves: Curves) -> Sheet:
         ("size", "from - to", "by nature", "time", "memory", "plain: time", "memory", "ours within"),
     )
     for axis in AXES:
-        found = [exponent(axis, values) for side in SIDES for values in _both(curves[axis.field, side])]
+        both = [curves[axis.field, side] for side in SIDES]
+        found = [exponent(axis, values) for curve in both for values in (curve.ms, curve.mib)]
         natural = (axis.exponent, axis.memory_exponent)
         within = all(p <= ALLOWED * limit for p, limit in zip(found[:2], natural, strict=True))
         span = f"{axis.values[0]} - {axis.values[-1]}"
@@ -105,19 +106,14 @@ def sheet(curves: Curves) -> Sheet:
     return made
 
 
-def _both(curve: Curve) -> tuple[list[float], list[float]]:
-    return curve.ms, curve.mib
-
-
 def draw(curves: Curves, path: FilePath) -> None:
-    matplotlib.rcParams["svg.hashsalt"] = "growth"  # the same results give the same file
     figure = Figure(figsize=(9, 7), layout="constrained")
     for axes, axis in zip(figure.subplots(2, 2).flat, AXES, strict=True):
         _panel(axes, axis, curves)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     more = figure.axes[len(AXES)].get_legend_handles_labels()  # of the first panel's right side
     figure.legend(handles + more[0], labels + more[1], loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig(path, metadata={"Date": None})
+    path.write_bytes(svg(figure, "growth"))
 
 
 def _panel(axes: Axes, axis: Axis, curves: Curves) -> None:

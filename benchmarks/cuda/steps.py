@@ -12,23 +12,21 @@ import statistics
 import sys
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-import cuda_model
-import report
-import sides
 import torch
 import tyro
-from cuda_model import DTYPES
-from machines import Cuda, Machine
-from measure import STEPS, Comparison, interleave
-from report import Sheet
-from sides import OURS, PLAIN, PLAIN_TO_INPUTS, XAUTODL, NetworkSide
 from torch import Tensor
-from work import Case
 
-from advnas.report.console import console
-from advnas.spaces.nasbench201 import NASBENCH201
 from advnas_ext import _C, NAS_BENCH_201, OnePathCell, Path, reference
+from benchmarks.cuda import model
+from benchmarks.cuda.machines import Cuda, Machine
+from benchmarks.cuda.model import DTYPES
+from benchmarks.sheet import Page, Sheet, count
+from benchmarks.steps import sides
+from benchmarks.steps.measure import KEY, Comparison, interleave, times
+from benchmarks.steps.sides import OURS, PLAIN, PLAIN_TO_INPUTS, STEPS, XAUTODL
+from benchmarks.steps.work import NUM_EDGES, Case
 
 # Norm of the difference over the norm: rounding, and ReLU inputs that change sign by it.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 6e-2}
@@ -37,8 +35,8 @@ FEW = 4  # paths whose launches and memory are looked at
 
 
 @dataclass
-class Settings(cuda_model.Settings):
-    batch_sizes: tuple[int, ...] = cuda_model.BATCHES
+class Settings(model.Settings):
+    batch_sizes: tuple[int, ...] = model.BATCHES
 
 
 def differences(machine: Machine, dtype: torch.dtype) -> dict[str, float]:
@@ -83,55 +81,39 @@ def require_small(found: dict[str, float], dtype: str) -> None:
     worst = max(found, key=found.__getitem__)
     if not found[worst] <= TOLERANCES[dtype]:
         raise SystemExit(
-            f"cuda_steps.py: {worst} in {dtype} differs from plain PyTorch in float64 by {found[worst]:.0e}"
+            f"cuda/steps.py: {worst} in {dtype} differs from plain PyTorch in float64 by {found[worst]:.0e}"
         )
 
 
-def make_sides(machine: Machine, case: Case, dtype: torch.dtype) -> dict[str, NetworkSide]:
+def make_sides(machine: Machine, case: Case, dtype: torch.dtype) -> dict[str, Any]:
     """xautodl as it is shipped knows float32 only."""
     network, batch = sides.make_network(case)
-    network.to(machine.device, dtype)
-    batch = batch.to(dtype, machine.device)
     names = [OURS, PLAIN, PLAIN_TO_INPUTS]
     if dtype == torch.float32 and sides.has_xautodl():
         names.append(XAUTODL)
-    made = {}
-    for name in names:
-        side = sides.make_side(name, network, batch, case)
-        assert isinstance(side, NetworkSide)
+    made = sides.make_sides(names, network.to(machine.device, dtype), batch.to(dtype, machine.device), case)
+    for side in made.values():
         side.clock = machine.clock
-        made[name] = side
     return made
 
 
-def warm_up(made: dict[str, NetworkSide]) -> None:
+def warm_up(made: dict[str, Any]) -> None:
     """Every operation once: the library chooses its kernels at the first use of a shape."""
     for op in range(len(NAS_BENCH_201)):
         for side in made.values():
             for to_gates in STEPS:
                 if to_gates or side.weight_step:
-                    side.step(torch.full((NASBENCH201.num_edges,), op), to_gates)
+                    side.step(torch.full((NUM_EDGES,), op), to_gates)
 
 
-@dataclass
-class Configuration:
-    case: Case
-    dtype: str
-    paths: Tensor
-
-    def __str__(self) -> str:
-        return f"{report.describe(self.case)}, {self.dtype}, {report.count(len(self.paths), 'random path')}"
-
-
-class Benchmark:
+class Benchmark(Page):
     """Runs on ``machine``; prints its tables and keeps them."""
 
     def __init__(self, settings: Settings, machine: Machine) -> None:
+        super().__init__()
         self.settings = settings
         self.machine = machine
-        self.console = console()
         self.paths = sides.make_paths(settings.paths, settings.seed)
-        self.sheets: list[Sheet] = []
         self.checked: list[str] = []
 
     def run(self) -> None:
@@ -142,55 +124,44 @@ class Benchmark:
         self.console.print(self.head())
         for name in DTYPES:
             for batch_size in self.settings.batch_sizes:
-                self.compare(Configuration(self.settings.case(batch_size), name, self.paths))
+                self.compare(self.settings.case(batch_size), name)
+        self.write(self.settings.out / "cuda.md", self.head())
 
     def head(self) -> str:
         gpu = self.machine.gpu
-        figures = f"published figures of {gpu.name}" if gpu else "no published figures in benchmarks/gpus.py"
+        figures = f"published figures of {gpu.name}" if gpu else "no published figures in benchmarks/cuda/gpus.py"
         return (
             f"{self.machine.name} ({figures}), torch {torch.__version__}, CUDA {torch.version.cuda}, "
-            f"{datetime.date.today().isoformat()}. {report.KEY.capitalize()}. Ours against plain PyTorch in float64, operation by "
-            f"operation, norm of the difference: {', '.join(self.checked)}. Predicted: benchmarks/cuda_model.py."
+            f"{datetime.date.today().isoformat()}. {KEY.capitalize()}. Ours against plain PyTorch in float64, operation by "
+            f"operation, norm of the difference: {', '.join(self.checked)}. Predicted: benchmarks/cuda/model.py."
         )
 
-    def compare(self, configuration: Configuration) -> None:
-        made = make_sides(self.machine, configuration.case, DTYPES[configuration.dtype])
+    def compare(self, case: Case, dtype: str) -> None:
+        made = make_sides(self.machine, case, DTYPES[dtype])
         warm_up(made)
         comparison = interleave(made, self.paths, lambda: None)
-        self.show(report.times(comparison, str(configuration)))
-        self.show(beside_the_model(self.machine, made, comparison, configuration))
+        self.show(times(comparison, f"{case}, {dtype}, {count(len(self.paths), 'random path')}"))
+        works = {to_gates: model.works_of(case, DTYPES[dtype], self.paths, to_gates) for to_gates in STEPS}
+        self.show(self.beside_the_model(made, comparison, works, DTYPES[dtype]))
 
-    def show(self, sheet: Sheet) -> None:
-        self.sheets.append(sheet)
-        self.console.print(sheet.rich())
-
-    def write(self) -> None:
-        text = "\n".join([self.head(), "", *(sheet.markdown() for sheet in self.sheets)])
-        (self.settings.out / "cuda.md").write_text(text)
-        self.console.print(f"written to {self.settings.out / 'cuda.md'}")
-
-
-def beside_the_model(
-    machine: Machine, made: dict[str, NetworkSide], comparison: Comparison, configuration: Configuration
-) -> Sheet:
-    """Means over the paths; launches and memory over the first few."""
-    dtype, paths = DTYPES[configuration.dtype], configuration.paths
-    header = ("step", "side", "mean ms", "predicted", "measured / predicted", "launches", "predicted", "peak MiB")
-    table = Sheet(f"Beside the model; launches and memory of {report.count(len(paths[:FEW]), 'path')}", header, 2)
-    works = {to_gates: cuda_model.works_of(configuration.case, dtype, paths, to_gates) for to_gates in STEPS}
-    for (name, to_gates), times in comparison.items():
-        mean = statistics.mean(times.ms)
-        model = works[to_gates].get(name)
-        predicted = ["", ""]
-        if model is not None and machine.gpu is not None:
-            ms = 1e3 * statistics.mean(cuda_model.seconds(work, machine.gpu, dtype) for work in model)
-            predicted = [f"{ms:.2f}", f"{mean / ms:.2f}x"]
-        few = [partial(made[name].step, ops, to_gates) for ops in paths[:FEW]]
-        launched = f"{statistics.mean(machine.launches(step) for step in few):.0f}"
-        expected = "" if model is None else f"{statistics.mean(map(cuda_model.launches, model[:FEW])):.0f}"
-        memory = f"{max(machine.peak_mib(step) for step in few):.0f}"
-        table.rows.append([STEPS[to_gates], name, f"{mean:.2f}", *predicted, launched, expected, memory])
-    return table
+    def beside_the_model(
+        self, made: dict[str, Any], comparison: Comparison, works: dict[bool, model.Works], dtype: torch.dtype
+    ) -> Sheet:
+        """Means over the paths; launches and memory over the first few."""
+        header = ("step", "side", "mean ms", "predicted", "measured / predicted", "launches", "predicted", "peak MiB")
+        table = Sheet(f"Beside the model; launches and memory of {count(len(self.paths[:FEW]), 'path')}", header, 2)
+        for (name, to_gates), found in comparison.items():
+            mean, work = statistics.mean(found.ms), works[to_gates].get(name, [])
+            predicted = ["", ""]
+            if work and self.machine.gpu is not None:
+                ms = 1e3 * statistics.mean(model.seconds(each, self.machine.gpu, dtype) for each in work)
+                predicted = [f"{ms:.2f}", f"{mean / ms:.2f}x"]
+            few = [partial(made[name].step, ops, to_gates) for ops in self.paths[:FEW]]
+            launched = f"{statistics.mean(self.machine.launches(step) for step in few):.0f}"
+            expected = f"{statistics.mean(map(model.launches, work[:FEW])):.0f}" if work else ""
+            memory = f"{max(self.machine.peak_mib(step) for step in few):.0f}"
+            table.rows.append([STEPS[to_gates], name, f"{mean:.2f}", *predicted, launched, expected, memory])
+        return table
 
 
 def missing() -> str | None:
@@ -205,12 +176,10 @@ def missing() -> str | None:
 def main(settings: Settings) -> None:
     reason = missing()
     if reason is not None:
-        print(f"cuda_steps.py: {reason}", file=sys.stderr)
+        print(f"cuda/steps.py: {reason}", file=sys.stderr)
         raise SystemExit(2)
     torch.backends.cudnn.benchmark = True  # on every side the library measures which of its kernels is the fastest
-    benchmark = Benchmark(settings, Cuda())
-    benchmark.run()
-    benchmark.write()
+    Benchmark(settings, Cuda()).run()
 
 
 if __name__ == "__main__":

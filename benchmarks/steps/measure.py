@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 import gc
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-import sides
 import torch
-from sides import OURS, NetworkSide, Ours, Plain, Side
 from torch import Tensor
-from work import Case
 
-STEPS = {False: "weight", True: "architecture"}
+from benchmarks.sheet import Sheet
+from benchmarks.steps.sides import OURS, PLAIN, STEPS, XAUTODL, Side, make_network, make_sides
+from benchmarks.steps.work import Case
+
+KEY = "ms: of a step, median and range over the paths; ratio: side/ours on the same path, its median and the worst path"
 
 
 @dataclass
@@ -44,13 +45,12 @@ class Times:
 Comparison = dict[tuple[str, bool], Times]  # side, to_gates
 
 
-def compare(case: Case, names: list[str], paths: Tensor, advance: Callable[[], None], turns: int = 1) -> Comparison:
+def compare(case: Case, names: Iterable[str], paths: Tensor, advance: Callable[[], None], turns: int = 1) -> Comparison:
     """Time a step of either kind of every side on every path, ``turns`` times, of which the median counts.
 
     ``advance`` is called after each path, and after the first one's extra turn, which warms up.
     """
-    network, batch = sides.make_network(case)
-    return interleave({name: sides.make_side(name, network, batch, case) for name in names}, paths, advance, turns)
+    return interleave(make_sides(names, *make_network(case), case), paths, advance, turns)
 
 
 def interleave(made: Mapping[str, Side], paths: Tensor, advance: Callable[[], None], turns: int = 1) -> Comparison:
@@ -87,6 +87,15 @@ def _one_path(made: Mapping[str, Side], ops: Tensor, turn: int) -> list[tuple[tu
     ]
 
 
+def times(comparison: Comparison, title: str) -> Sheet:
+    sheet = Sheet(title, ("step", "side", "ms", "[min - max]", "ratio", "worst"), 2)
+    for (name, to_gates), side in comparison.items():
+        span = f"[{min(side.ms):.1f} - {max(side.ms):.1f}]"
+        ratios = ["", ""] if name == OURS else [f"{side.ratio:.2f}x", f"{side.worst:.2f}x"]
+        sheet.rows.append([STEPS[to_gates], name, f"{side.median:.1f}", span, *ratios])
+    return sheet
+
+
 @dataclass
 class Differences:
     """The largest ones over the paths that were checked.
@@ -96,9 +105,9 @@ class Differences:
         xautodl_loss: ours against xautodl in float32; None where it did not run.
     """
 
-    loss: float
-    gate_grads: float
-    xautodl_loss: float | None
+    loss: float = 0
+    gate_grads: float = 0
+    xautodl_loss: float | None = None
 
     def __str__(self) -> str:
         text = f"against plain PyTorch in float64: loss {self.loss:.0e}, gate gradients {self.gate_grads:.0e}"
@@ -113,29 +122,21 @@ class Differences:
 
 def differences(case: Case, paths: Tensor, xautodl: bool, images: int = 8) -> Differences:
     """Compare the results of the sides on the first ``images`` images."""
-    network, batch = sides.make_network(case)
+    network, batch = make_network(case)
     batch = batch.first(images)
-    double = copy.deepcopy(network).double(), batch.double()
-    pair = Ours(*double), Plain(*double, case)
-    loss = gate_grads = 0.0
+    exact = make_sides((OURS, PLAIN), copy.deepcopy(network).double(), batch.double(), case)
+    found = Differences()
     for ops in paths:
-        ours, plain = (side.step(ops, True) for side in pair)
-        assert ours.gate_grads is not None
-        assert plain.gate_grads is not None
-        loss = max(loss, _relative(ours.loss, plain.loss))
-        gate_grads = max(gate_grads, _relative(ours.gate_grads, plain.gate_grads))
-    return Differences(loss, gate_grads, _xautodl_loss(network, batch, case, paths) if xautodl else None)
+        ours, plain = (side.step(ops, True) for side in exact.values())
+        found.loss = max(found.loss, _relative(ours.loss, plain.loss))
+        found.gate_grads = max(found.gate_grads, _relative(ours.gate_grads, plain.gate_grads))
+    if xautodl:
+        pair = make_sides((OURS, XAUTODL), network, batch, case).values()
+        losses = [[side.step(ops, False).loss.item() for side in pair] for ops in paths]
+        found.xautodl_loss = max(abs(ours - theirs) for ours, theirs in losses)
+    return found
 
 
 def _relative(actual: Tensor, expected: Tensor) -> float:
     scale = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
     return ((actual - expected).abs().max() / scale).item()
-
-
-def _xautodl_loss(network: sides.Network, batch: sides.Batch, case: Case, paths: Tensor) -> float:
-    pair = [sides.make_side(name, network, batch, case) for name in (OURS, sides.XAUTODL)]
-    worst = 0.0
-    for ops in paths:
-        ours, theirs = (side.step(ops, False).loss for side in pair if isinstance(side, NetworkSide))
-        worst = max(worst, (ours - theirs).abs().item())
-    return worst

@@ -1,11 +1,7 @@
-"""Settings of the micro-benchmarks, and their modules on the path."""
-
-import sys
-from pathlib import Path
+"""Settings of the micro-benchmarks."""
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(2)
 
 

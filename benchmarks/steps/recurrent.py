@@ -1,35 +1,46 @@
 """A sequence through the recurrent cells, forward and backward, beside the plain version of the same path and beside torch's LSTM
 of as many parameters: medians of times taken in turns in one process, and the peak memory of a process for each side.
 
-    python benchmarks/recurrent.py                           # or make bench-recurrent; writes benchmarks/results/recurrent.md
+    python -m benchmarks.steps.recurrent                     # or make bench-recurrent; writes benchmarks/results/recurrent.md
 """
 
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path as FilePath
-from typing import Annotated
 
-import peak
-import report
 import torch
 import tyro
 from torch import Tensor, nn
 
 from advnas_ext import DartsRecurrentCell, OnePathRecurrentCell, Path, reference
 from advnas_ext.recurrent import ACTIVATIONS, OPS
+from benchmarks.sheet import RESULTS, Sheet, machine
+from benchmarks.steps.peak import in_own_process
+from benchmarks.steps.sides import host_clock
 
-RESULTS = FilePath(__file__).parent / "results" / "recurrent.md"
+MODULE = "benchmarks.steps.recurrent"  # also where it is run as a script
 LENGTH = 35
 LEAST_TURNS = 3
 CELLS = {"paper": OnePathRecurrentCell, "darts": DartsRecurrentCell}
 PLAIN_CELLS = {"paper": reference.recurrent_cell, "darts": reference.darts_recurrent_cell}
 SIDES = ("ours", "plain", "lstm")
+MEASURED = ("ours, ms", "plain / ours", "ours / LSTM, a FLOP", "MiB ours", "plain", "ours / plain")
+
+
+@dataclass
+class Settings:
+    units: tuple[int, ...] = (300, 850)
+    batches: tuple[int, ...] = (64, 256)
+    threads: int = 2
+    """Of every side."""
+    seconds: float = 10
+    """Of turns for each case, at least three turns."""
+    out: FilePath = RESULTS
+    """Folder of the table."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +64,8 @@ class Case:
         return (4 + 2 * self.edges) * self.units**2
 
     @property
-    def parameters(self) -> int:
-        return sum(weight.numel() for weight in CELLS[self.cell](self.units).parameters())
-
-    @property
     def lstm_units(self) -> int:
-        wanted = self.parameters
+        wanted = sum(weight.numel() for weight in CELLS[self.cell](self.units).parameters())
         return min(range(8, 8192), key=lambda units: abs(8 * units * units + 8 * units - wanted))
 
 
@@ -92,65 +99,38 @@ def times(case: Case, seconds: float) -> dict[str, float]:
     end = time.perf_counter() + seconds
     while len(taken["ours"]) < LEAST_TURNS or time.perf_counter() < end:
         for side, step in steps.items():
-            begun = time.perf_counter()
-            step()
-            taken[side].append(1e3 * (time.perf_counter() - begun))
+            taken[side].append(1e3 * host_clock(step))
     return {side: statistics.median(ms) for side, ms in taken.items()}
 
 
-def memory(case: Case, side: str, threads: int) -> float:
-    """Peak MiB of a process of its own; side "none": that only imports."""
-    request = [case.cell, str(case.units), str(case.batch), side, str(threads)]
-    return float(
-        subprocess.run([sys.executable, __file__, "--peak", *request], stdout=subprocess.PIPE, check=True).stdout
+def take_steps(side: str, cell: str, units: int, batch: int) -> None:
+    step = make_step(Case(cell, units, batch), side)
+    for _ in range(2):
+        step()
+
+
+def row(case: Case, settings: Settings) -> list[str]:
+    ms = times(case, settings.seconds)
+    of_lstm = ms["lstm"] / (8 * case.lstm_units**2)
+    idle = in_own_process(MODULE, None, settings.threads)
+    ours, plain = (
+        in_own_process(MODULE, "take_steps", settings.threads, side=side, **asdict(case)) - idle
+        for side in ("ours", "plain")
     )
+    ratios = (f"{ms['plain'] / ms['ours']:.2f}", f"{ms['ours'] / case.macs / of_lstm:.2f}")
+    memory = (f"{ours:.0f}", f"{plain:.0f}", f"{ours / plain:.2f}")
+    return [case.cell, str(case.units), str(case.batch), f"{ms['ours']:.0f}", *ratios, *memory]
 
 
-def print_peak(cell: str, units: str, batch: str, side: str, threads: str) -> None:
-    torch.set_num_threads(int(threads))
-    if side != "none":
-        step = make_step(Case(cell, int(units), int(batch)), side)
-        for _ in range(2):
-            step()
-    print(peak.peak_mib())
-
-
-def main(
-    units: tuple[int, ...] = (300, 850),
-    batches: tuple[int, ...] = (64, 256),
-    threads: Annotated[int, tyro.conf.arg(help="of every side")] = 2,
-    seconds: Annotated[float, tyro.conf.arg(help="of turns for each case, at least three turns")] = 10,
-) -> None:
-    """Time the recurrent cells beside plain PyTorch and an LSTM."""
-    torch.set_num_threads(threads)
-    header = (
-        "cell",
-        "units",
-        "batch",
-        "ours, ms",
-        "plain / ours",
-        "ours / LSTM, a FLOP",
-        "MiB ours",
-        "plain",
-        "ours / plain",
-    )
-    sheet = report.Sheet("A sequence of 35 steps, forward and backward", header)
-    for case in (Case(cell, size, batch) for cell in CELLS for size in units for batch in batches):
-        ms = times(case, seconds)
-        of_lstm = ms["lstm"] / (8 * case.lstm_units**2)
-        idle, ours, plain = (memory(case, side, threads) for side in ("none", "ours", "plain"))
-        ours, plain = ours - idle, plain - idle
-        figures = (
-            f"{ms['ours']:.0f}", f"{ms['plain'] / ms['ours']:.2f}", f"{ms['ours'] / case.macs / of_lstm:.2f}",
-            f"{ours:.0f}", f"{plain:.0f}", f"{ours / plain:.2f}",
-        )  # fmt: skip
-        sheet.rows.append([case.cell, str(case.units), str(case.batch), *figures])
-        RESULTS.write_text(f"{report.machine(threads)}\n\n{sheet.markdown()}")
+def main(settings: Settings) -> None:
+    torch.set_num_threads(settings.threads)
+    settings.out.mkdir(parents=True, exist_ok=True)
+    sheet = Sheet("A sequence of 35 steps, forward and backward", ("cell", "units", "batch", *MEASURED))
+    for case in (Case(cell, size, batch) for cell in CELLS for size in settings.units for batch in settings.batches):
+        sheet.rows.append(row(case, settings))
+        (settings.out / "recurrent.md").write_text(f"{machine(settings.threads)}\n\n{sheet.markdown()}")
         print(*sheet.rows[-1], flush=True)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--peak"]:
-        print_peak(*sys.argv[2:])
-    else:
-        tyro.cli(main)
+    main(tyro.cli(Settings, description=__doc__))

@@ -1,5 +1,5 @@
-"""How many kernels a step launches on a GPU, ours beside plain PyTorch. Counted on the host, with our kernels on the shim; needs no
-GPU. Writes cuda-launches.md to --out.
+"""How many kernels a step launches on a GPU, ours beside plain PyTorch. Counted on the host; needs no GPU. Writes cuda-launches.md
+to --out.
 
 The count does not depend on the sizes of batch and images, so both are small.
 """
@@ -8,24 +8,18 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 
-import sides
 import torch
 import tyro
-from measure import STEPS
-from operators import Operators
-from report import Sheet
-from shim import Launches
-from sides import OURS, PLAIN, PLAIN_TO_INPUTS, NetworkSide
-from torch import Tensor
-from work import Case
 
-from advnas.report.console import console
-
-NAMES = {False: (OURS, PLAIN), True: (OURS, PLAIN, PLAIN_TO_INPUTS)}
-LIBRARY = "library: "
+from benchmarks.cuda.model import label, works_of
+from benchmarks.cuda.operators import Work
+from benchmarks.sheet import RESULTS, Page, Sheet
+from benchmarks.steps.sides import OURS, PLAIN, STEPS, make_paths
+from benchmarks.steps.work import Case
 
 
 @dataclass
@@ -36,39 +30,18 @@ class Settings:
     paths: int = 40
     """Random paths."""
     seed: int = 0
-    out: FilePath = FilePath(__file__).parent / "results"
+    out: FilePath = RESULTS
     """Folder of the tables."""
-
-    @property
-    def case(self) -> Case:
-        return Case(self.channels, self.cells, batch_size=2, image_size=8, seed=self.seed)
 
 
 Counts = dict[tuple[str, bool], list[Counter[str]]]  # side, to_gates: of each path the launches by kernel
 
 
-def count(case: Case, paths: Tensor) -> Counts:
-    """The launches of a step of either kind, loss, head and the loss's backward pass included, the optimizer not."""
-    network, batch = sides.make_network(case)
-    launches = Launches()
-    found: Counts = {}
-    for to_gates, names in NAMES.items():
-        for name in names:
-            side = sides.make_side(name, network, batch, case)
-            assert isinstance(side, NetworkSide)
-            found[name, to_gates] = [count_step(launches, side, ops, to_gates) for ops in paths]
+def count(work: Sequence[Work]) -> Counter[str]:
+    found = Counter[str]()
+    for each in work:
+        found[label(each)] += each.launches
     return found
-
-
-def count_step(launches: Launches, side: NetworkSide, ops: Tensor, to_gates: bool) -> Counter[str]:
-    with launches.counted() as kernels, Operators() as operators:
-        side.step(ops, to_gates)
-    result = Counter[str]()
-    for launch, times in kernels.items():
-        result[launch.kernel] += times
-    for operator in operators.found:
-        result[LIBRARY + operator.name] += operator.launches
-    return result
 
 
 def totals(found: Counts) -> Sheet:
@@ -108,7 +81,7 @@ def verdict(found: Counts) -> str:
     return ". ".join(lines)
 
 
-HOW = """How it is counted. Our kernels run on the host's shim, which counts what is launched. Operators of PyTorch are counted
+HOW = """How it is counted. Our passes run on the host's shim, which writes down what is launched. Operators of PyTorch are counted
 as they are dispatched, on either side by the same rules: one launch each, none for views and allocations; two for batch norm each
 way; one for a convolution, one more to add its bias, and one for each gradient that is wanted. A library's convolution may launch
 more than one kernel; that is not counted on either side. Loss and head are plain PyTorch on both sides and counted, the optimizer
@@ -117,14 +90,18 @@ is not. Copies of the gates between host and device are not launches: ours makes
 
 def main(settings: Settings) -> None:
     torch.set_num_threads(1)
-    found = count(settings.case, sides.make_paths(settings.paths, settings.seed))
-    tables = [totals(found), by_kernel(found)]
-    for table in tables:
-        console().print(table.rich())
-    console().print(verdict(found))
+    paths = make_paths(settings.paths, settings.seed)
+    case = Case(settings.channels, settings.cells, batch_size=2, image_size=8, seed=settings.seed)
+    found: Counts = {
+        (name, to_gates): list(map(count, works))
+        for to_gates in STEPS
+        for name, works in works_of(case, torch.float32, paths, to_gates).items()
+    }
+    page = Page()
+    page.show(totals(found), by_kernel(found))
+    page.console.print(verdict(found))
     title = f"C = {settings.channels}, N = {settings.cells}, float32, {settings.paths} random paths. {verdict(found)}."
-    text = "\n".join([title, "", HOW, "", *(table.markdown() for table in tables)])
-    (settings.out / "cuda-launches.md").write_text(text)
+    page.write(settings.out / "cuda-launches.md", f"{title}\n\n{HOW}")
 
 
 if __name__ == "__main__":

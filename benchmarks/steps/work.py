@@ -22,7 +22,8 @@ from dataclasses import dataclass
 
 from advnas.spaces.nasbench201 import NASBENCH201
 
-EDGES, NUM_NODES, OPS = NASBENCH201.edges, NASBENCH201.num_nodes, NASBENCH201.ops
+EDGES, NUM_EDGES = NASBENCH201.edges, NASBENCH201.num_edges
+NUM_NODES, OPS = NASBENCH201.num_nodes, NASBENCH201.ops
 ZERO_OP = OPS.index("none")
 KERNELS = {OPS.index("nor_conv_1x1"): 1, OPS.index("nor_conv_3x3"): 3}
 FLOAT = 4
@@ -37,6 +38,9 @@ class Case:
     batch_size: int = 64
     image_size: int = 32
     seed: int = 0
+
+    def __str__(self) -> str:
+        return f"C = {self.channels}, N = {self.cells}, batch {self.batch_size}, {self.image_size}x{self.image_size}"
 
 
 @dataclass(frozen=True)

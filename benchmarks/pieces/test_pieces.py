@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from sides import PLAIN_OPS, PlainNetwork, PlainReduction
 from torch import Tensor, nn
 
 import advnas_ext
@@ -22,6 +21,7 @@ from advnas.networks.nasbench201 import Network, Reduction
 from advnas.spaces.nasbench201 import NASBENCH201
 from advnas_ext import DartsRecurrentCell, OnePathCell, Path, reference
 from advnas_ext.recurrent import ACTIVATIONS
+from benchmarks.steps.plain import PLAIN_OPS, PlainNetwork, PlainReduction
 
 BATCH = 64
 SIZES = {16: 32, 32: 16, 64: 8}  # channels: height and width

@@ -6,13 +6,14 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-import peak
 import torch
-from clocks import Clock, EventClock, HostClock
-from gpus import GPUS, Gpu
-from operators import Operators
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.cuda.gpus import GPUS, Gpu
+from benchmarks.cuda.operators import operators_of
+from benchmarks.steps.peak import peak_mib
+from benchmarks.steps.sides import Clock, host_clock
 
 
 class Machine(ABC):
@@ -35,10 +36,22 @@ class Machine(ABC):
         """The kernels that ``step`` launches."""
 
 
+def event_clock(step: Callable[[], object]) -> float:
+    """By events on the current stream, which is idle before. The time that the GPU waits for launches is in it."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    begin.record()
+    step()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
 class Cuda(Machine):
+    clock = staticmethod(event_clock)
+
     def __init__(self) -> None:
         self.device = torch.device("cuda")
-        self.clock = EventClock()
         self.name = torch.cuda.get_device_name()
 
     def peak_mib(self, step: Callable[[], object]) -> float:
@@ -61,16 +74,13 @@ class Cuda(Machine):
 class Host(Machine):
     """Its peak is that of the process; it launches nothing but PyTorch's operators."""
 
-    def __init__(self) -> None:
-        self.device = torch.device("cpu")
-        self.clock = HostClock()
-        self.name = "host"
+    clock = staticmethod(host_clock)
+    device = torch.device("cpu")
+    name = "host"
 
     def peak_mib(self, step: Callable[[], object]) -> float:
         step()
-        return peak.peak_mib()
+        return peak_mib()
 
     def launches(self, step: Callable[[], object]) -> int:
-        with Operators() as operators:
-            step()
-        return operators.launches
+        return sum(work.launches for work in operators_of(step))

@@ -10,20 +10,21 @@ import functools
 import importlib.util
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
-from clocks import Clock, HostClock
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, cross_entropy, one_hot
-from work import Case, Convolution, convolutions
 
 from advnas.networks.nasbench201 import Network
-from advnas.spaces.nasbench201 import NASBENCH201
 from advnas_ext import Path
+from benchmarks.steps.peak import in_own_process
+from benchmarks.steps.plain import PlainNetwork
+from benchmarks.steps.work import EDGES, NUM_NODES, OPS, Case, Convolution, convolutions
 
-EDGES, NUM_NODES, OPS = NASBENCH201.edges, NASBENCH201.num_nodes, NASBENCH201.ops
+STEPS = {False: "weight", True: "architecture"}
 OURS = "advnas_ext"
 PLAIN = "plain PyTorch"
 PLAIN_TO_INPUTS = "plain, inputs=[gates]"
@@ -55,6 +56,15 @@ class Outcome:
     gate_grads: Tensor | None = None
 
 
+Clock = Callable[[Callable[[], object]], float]  # gives the seconds of one call
+
+
+def host_clock(step: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    step()
+    return time.perf_counter() - begin
+
+
 class Side(ABC):
     """Something that can be timed on a path. ``weight_step``: whether it has one of its own."""
 
@@ -66,7 +76,7 @@ class Side(ABC):
 
 
 class NetworkSide(Side):
-    clock: Clock = HostClock()
+    clock: Clock = staticmethod(host_clock)
     network: nn.Module
 
     @functools.cached_property
@@ -83,7 +93,7 @@ class NetworkSide(Side):
         """A forward and a backward pass; afterwards no gradient is kept."""
 
     def seconds(self, ops: Tensor, to_gates: bool) -> float:
-        return self.clock.seconds(lambda: self.step(ops, to_gates))
+        return self.clock(lambda: self.step(ops, to_gates))
 
 
 class Ours(NetworkSide):
@@ -97,92 +107,10 @@ class Ours(NetworkSide):
         loss = cross_entropy(self.network(self.batch.images, path), self.batch.labels)
         if to_gates:
             loss.backward(inputs=[path.gates])
-            return Outcome(loss.detach(), _flat(path.gates.grad))
+            return Outcome(loss.detach(), path.gates.grad.flatten())
         loss.backward()
         self.clear()
         return Outcome(loss.detach())
-
-
-def _flat(gates: Tensor | None) -> Tensor | None:
-    return None if gates is None else gates.flatten()
-
-
-class PlainZero(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.zeros_like(x)
-
-
-class PlainReLUConvBN(nn.Module):
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, affine: bool = False) -> None:
-        super().__init__()
-        convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=not affine)
-        norm = nn.BatchNorm2d(outputs, affine=affine, track_running_stats=affine)
-        self.op = nn.Sequential(nn.ReLU(), convolution, norm)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
-
-
-PLAIN_OPS: dict[str, Callable[[int], nn.Module]] = {
-    "none": lambda channels: PlainZero(),
-    "skip_connect": lambda channels: nn.Identity(),
-    "nor_conv_1x1": lambda channels: PlainReLUConvBN(channels, channels, 1),
-    "nor_conv_3x3": lambda channels: PlainReLUConvBN(channels, channels, 3),
-    "avg_pool_3x3": lambda channels: nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False),
-}
-
-
-class PlainCell(nn.Module):
-    """Runs the picked operation of each edge and multiplies its output by the edge's gate."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.edges = nn.ModuleDict(
-            {f"{target}<-{source}": nn.ModuleList(PLAIN_OPS[op](channels) for op in OPS) for target, source in EDGES}
-        )
-
-    def forward(self, x: Tensor, ops: list[int], gates: Tensor) -> Tensor:
-        nodes = [x]
-        for target in range(1, NUM_NODES):
-            into = [(edge, source) for edge, (node, source) in enumerate(EDGES) if node == target]
-            terms = [
-                self.edges[f"{target}<-{source}"][ops[edge]](nodes[source]) * gates[edge]  # type: ignore[index]
-                for edge, source in into
-            ]
-            nodes.append(functools.reduce(torch.add, terms))
-        return nodes[-1]
-
-
-class PlainReduction(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv_a = PlainReLUConvBN(channels, 2 * channels, 3, stride=2, affine=True)
-        self.conv_b = PlainReLUConvBN(2 * channels, 2 * channels, 3, affine=True)
-        pool = nn.AvgPool2d(2, ceil_mode=True)
-        self.downsample = nn.Sequential(pool, nn.Conv2d(channels, 2 * channels, 1, bias=False))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv_b(self.conv_a(x)) + self.downsample(x)
-
-
-class PlainNetwork(nn.Module):
-    """The supernet as one writes it in plain PyTorch, independent of this package. Its ``state_dict`` has the same keys."""
-
-    def __init__(self, channels: int, cells: int) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
-        stages: list[nn.Module] = [PlainCell(channels) for _ in range(cells)]
-        for width in (2 * channels, 4 * channels):
-            stages += [PlainReduction(width // 2), *(PlainCell(width) for _ in range(cells))]
-        self.cells = nn.ModuleList(stages)
-        self.lastact = nn.Sequential(nn.BatchNorm2d(4 * channels), nn.ReLU())
-        self.classifier = nn.Linear(4 * channels, 10)
-
-    def forward(self, x: Tensor, ops: list[int], gates: Tensor) -> Tensor:
-        x = self.stem(x)
-        for cell in self.cells:
-            x = cell(x, ops, gates) if isinstance(cell, PlainCell) else cell(x)
-        return self.classifier(self.lastact(x).mean((2, 3)))
 
 
 class Plain(NetworkSide):
@@ -254,7 +182,7 @@ class Bare(Side):
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        self._tensors: dict[Convolution, tuple[Tensor, Tensor, Tensor]] = {}
+        self._tensors: dict[Convolution, tuple[Tensor, ...]] = {}
 
     def seconds(self, ops: Tensor, to_gates: bool) -> float:
         found = convolutions(ops.tolist(), self.case)
@@ -264,31 +192,27 @@ class Bare(Side):
         if convolution not in self._tensors:
             self._tensors[convolution] = self._make(convolution)
             self._run(convolution, to_gates)  # oneDNN compiles a kernel at its first use
-        begin = time.perf_counter()
-        self._run(convolution, to_gates)
-        return time.perf_counter() - begin
+        return host_clock(lambda: self._run(convolution, to_gates))
 
     def _run(self, convolution: Convolution, to_gates: bool) -> None:
         x, weight, dy = self._tensors[convolution]
         stride, padding = [convolution.stride] * 2, [convolution.kernel // 2] * 2
-        to_input, to_weight = convolution.wants(to_gates)
+        wanted = convolution.wants(to_gates)
         with torch.no_grad():
             conv2d(x, weight, None, stride, padding)
-            if to_input or to_weight:
+            if any(wanted):
                 torch.ops.aten.convolution_backward(
-                    dy, x, weight, None, stride, padding, [1, 1], False, [0, 0], 1, (to_input, to_weight, False)
+                    dy, x, weight, None, stride, padding, [1, 1], False, [0, 0], 1, (*wanted, False)
                 )
 
-    def _make(self, convolution: Convolution) -> tuple[Tensor, Tensor, Tensor]:
-        batch, size, kernel = self.case.batch_size, convolution.size, convolution.kernel
-        input_size = size * convolution.stride
+    def _make(self, convolution: Convolution) -> tuple[Tensor, ...]:
+        inputs, outputs, size, batch = convolution.inputs, convolution.outputs, convolution.size, self.case.batch_size
         shapes = (
-            (batch, convolution.inputs, input_size, input_size),
-            (convolution.outputs, convolution.inputs, kernel, kernel),
-            (batch, convolution.outputs, size, size),
+            (batch, inputs, *2 * [size * convolution.stride]),
+            (outputs, inputs, *2 * [convolution.kernel]),
+            (batch, outputs, size, size),
         )
-        x, weight, dy = (torch.randn(shape).contiguous(memory_format=torch.channels_last) for shape in shapes)
-        return x, weight, dy
+        return tuple(torch.randn(shape).contiguous(memory_format=torch.channels_last) for shape in shapes)
 
 
 def make_network(case: Case) -> tuple[Network, Batch]:
@@ -305,16 +229,34 @@ def make_paths(count: int, seed: int) -> Tensor:
     return torch.randint(len(OPS), (count, len(EDGES)), generator=torch.Generator().manual_seed(seed))
 
 
-def make_side(name: str, network: Network, batch: Batch, case: Case) -> Side:
-    makers: dict[str, Callable[[], Side]] = {
-        OURS: lambda: Ours(network, batch),
-        PLAIN: lambda: Plain(network, batch, case),
-        PLAIN_TO_INPUTS: lambda: PlainToInputs(network, batch, case),
-        XAUTODL: lambda: Xautodl(network, batch, case, torch.contiguous_format),
-        XAUTODL_CHANNELS_LAST: lambda: Xautodl(network, batch, case, torch.channels_last),
-        BARE: lambda: Bare(case),
-    }
-    return makers[name]()
+MAKERS: dict[str, Callable[[Network, Batch, Case], Side]] = {
+    OURS: lambda network, batch, case: Ours(network, batch),
+    PLAIN: Plain,
+    PLAIN_TO_INPUTS: PlainToInputs,
+    XAUTODL: lambda *made: Xautodl(*made, torch.contiguous_format),
+    XAUTODL_CHANNELS_LAST: lambda *made: Xautodl(*made, torch.channels_last),
+    BARE: lambda network, batch, case: Bare(case),
+}
+
+
+def make_sides(names: Iterable[str], network: Network, batch: Batch, case: Case) -> dict[str, Any]:
+    return {name: MAKERS[name](network, batch, case) for name in names}
+
+
+def take_steps(side: str, to_gates: bool, case: dict[str, int], paths: list[list[int]]) -> None:
+    """One on each path, to see what memory they take."""
+    at = Case(**case)
+    made = make_sides([side], *make_network(at), at)[side]
+    for ops in paths:
+        made.seconds(torch.tensor(ops), to_gates)
+
+
+def peak_of(side: str | None, to_gates: bool, case: Case, paths: Tensor, threads: int) -> float:
+    """MiB of a process that takes a step of ``side`` on each path; None: that only imports."""
+    if side is None:
+        return in_own_process(__name__, None, threads)
+    steps = {"side": side, "to_gates": to_gates, "case": asdict(case), "paths": paths.tolist()}
+    return in_own_process(__name__, "take_steps", threads, **steps)
 
 
 def has_xautodl() -> bool:

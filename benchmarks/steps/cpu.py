@@ -8,28 +8,21 @@ cpu.json, cpu.md and growth.svg to --out.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any
 
-import growth
-import peak
-import report
-import sides
 import torch
 import tyro
-from measure import STEPS, Comparison, compare, differences
-from report import Sheet
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from sides import BARE, OURS, PLAIN, PLAIN_TO_INPUTS, XAUTODL, XAUTODL_CHANNELS_LAST
 from torch import Tensor
-from work import Case
 
-from advnas.report.console import console as wide_console
+from advnas.report.console import Rounds
 from advnas.spaces.nasbench201 import NASBENCH201
+from benchmarks.sheet import RESULTS, Page, count, machine
+from benchmarks.steps import growth, report, sides
+from benchmarks.steps.measure import KEY, Comparison, Times, compare, differences, times
+from benchmarks.steps.sides import BARE, OURS, PLAIN, PLAIN_TO_INPUTS, STEPS, XAUTODL, XAUTODL_CHANNELS_LAST
+from benchmarks.steps.work import Case
 
 
 @dataclass
@@ -56,7 +49,7 @@ class Settings:
     """Time further configurations: twice the channels, one cell a stage, four times the batch, one thread."""
     growth: bool = True
     """Measure how time and memory grow."""
-    out: FilePath = FilePath(__file__).parent / "results"
+    out: FilePath = RESULTS
     """Folder of the results."""
 
     def __post_init__(self) -> None:
@@ -76,25 +69,15 @@ class Settings:
         return [name for name in wanted if self.xautodl or name not in (XAUTODL, XAUTODL_CHANNELS_LAST)]
 
 
-@contextmanager
-def progress(console: Console, what: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar with the time left; gives the function that advances it."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda: bar.advance(task)
-
-
-class Benchmark:
+class Benchmark(Page):
     """Runs the sections one after another; each prints its tables and keeps them and its numbers."""
 
     def __init__(self, settings: Settings) -> None:
+        super().__init__()
         self.settings = settings
         self.case = settings.case
         self.paths = sides.make_paths(settings.paths, settings.seed)
-        self.machine = report.machine(settings.threads)
-        self.console = wide_console()
-        self.sheets: list[Sheet] = []
+        self.machine = machine(settings.threads)
         self.results: dict[str, Any] = {
             "machine": asdict(self.machine),
             "case": asdict(self.case),
@@ -102,20 +85,20 @@ class Benchmark:
         }
 
     def run(self) -> None:
-        self.console.print(f"{self.machine}\n{report.KEY}")
+        self.console.print(f"{self.machine}\n{KEY}")
         self.check()
-        comparison = self.main_case()
+        names = self.settings.names(OURS, PLAIN, PLAIN_TO_INPUTS, XAUTODL, XAUTODL_CHANNELS_LAST, BARE)
+        comparison = self.compare("times", self.case, names, self.paths, self.settings.threads, self.settings.turns)
         peaks = self.memory() if self.settings.memory else None
         self.show(report.targets(comparison, peaks))
-        self.roofline(comparison)
+        sheet, self.results["roofline"] = report.roofline(comparison, self.case, self.paths.tolist())
+        self.show(sheet)
         if self.settings.further:
             self.further()
         if self.settings.growth:
             self.growth()
-
-    def show(self, sheet: Sheet) -> None:
-        self.sheets.append(sheet)
-        self.console.print(sheet.rich())
+        (self.settings.out / "cpu.json").write_text(json.dumps(self.results, indent=1) + "\n")
+        self.write(self.settings.out / "cpu.md", f"{self.machine}. {KEY.capitalize()}.")
 
     def check(self) -> None:
         found = differences(self.case, self.paths[:4], self.settings.xautodl)
@@ -123,50 +106,35 @@ class Benchmark:
         found.require_small()
         self.results["differences"] = asdict(found)
 
-    def main_case(self) -> Comparison:
-        names = self.settings.names(OURS, PLAIN, PLAIN_TO_INPUTS, XAUTODL, XAUTODL_CHANNELS_LAST, BARE)
-        return self.compare("times", self.case, names, self.paths, self.settings.threads, self.settings.turns)
-
     def compare(
         self, what: str, case: Case, names: list[str], paths: Tensor, threads: int, turns: int = 1
     ) -> Comparison:
-        title = f"{report.describe(case)}, {report.count(threads, 'thread')}, {report.count(len(paths), 'random path')}"
+        title = f"{case}, {count(threads, 'thread')}, {count(len(paths), 'random path')}"
         title += f", median of {turns} turns each" if turns > 1 else ""
         torch.set_num_threads(threads)
-        with progress(self.console, report.describe(case), len(paths) + 1) as advance:
-            comparison = compare(case, names, paths, advance, turns)
+        with Rounds(str(case), len(paths) + 1, self.console) as rounds:
+            comparison = compare(case, names, paths, rounds.advance, turns)
         torch.set_num_threads(self.settings.threads)
-        self.show(report.times(comparison, title))
-        self.results[what] = {
-            name: {
-                step: _numbers(comparison, name, to_gates)
-                for to_gates, step in STEPS.items()
-                if (name, to_gates) in comparison
-            }
-            for name in names
-        }
+        self.show(times(comparison, title))
+        self.results[what] = {name: {} for name in names}
+        for (name, to_gates), found in comparison.items():
+            self.results[what][name][STEPS[to_gates]] = _numbers(found)
         return comparison
 
     def memory(self) -> report.Memory:
         names = self.settings.names(OURS, PLAIN, XAUTODL, XAUTODL_CHANNELS_LAST)
         wanted = [(None, False), *((name, to_gates) for name in names for to_gates in STEPS)]
         peaks: report.Memory = {}
-        with progress(self.console, "memory", len(wanted)) as advance:
-            for name, to_gates in wanted:
-                peaks[name, to_gates] = peak.in_own_process(
-                    name, to_gates, self.case, self.paths[:4], self.settings.threads
-                )
-                advance()
+        with Rounds("memory", len(wanted), self.console) as rounds:
+            for side, to_gates in wanted:
+                of_side = sides.peak_of(side, to_gates, self.case, self.paths[:4], self.settings.threads)
+                peaks[side, to_gates] = of_side
+                rounds.advance()
         self.show(report.memory(peaks))
         self.results["memory_mib"] = {
             f"{name}, {STEPS[to_gates]} step" if name else "imports": value for (name, to_gates), value in peaks.items()
         }
         return peaks
-
-    def roofline(self, comparison: Comparison) -> None:
-        found = report.roofline(comparison, self.case, self.paths.tolist())
-        self.show(report.roofline_sheet(found, comparison))
-        self.results["roofline"] = {STEPS[to_gates]: asdict(each) for to_gates, each in found.items()}
 
     def further(self) -> None:
         case, threads = self.case, self.settings.threads
@@ -182,8 +150,8 @@ class Benchmark:
             self.compare(f"times_{what}", other, names, paths, its_threads)
 
     def growth(self) -> None:
-        with progress(self.console, "growth", growth.points()) as advance:
-            curves = growth.measure(self.case, self.paths[:3], self.settings.threads, advance)
+        with Rounds("growth", growth.points(), self.console) as rounds:
+            curves = growth.measure(self.case, self.paths[:3], self.settings.threads, rounds.advance)
         self.show(growth.sheet(curves))
         growth.draw(curves, self.settings.out / "growth.svg")
         self.results["growth"] = {
@@ -191,18 +159,10 @@ class Benchmark:
             for axis in growth.AXES
         }
 
-    def write(self) -> None:
-        out = self.settings.out
-        (out / "cpu.json").write_text(json.dumps(self.results, indent=1) + "\n")
-        text = [f"{self.machine}. {report.KEY.capitalize()}.", "", *(sheet.markdown() for sheet in self.sheets)]
-        (out / "cpu.md").write_text("\n".join(text))
-        self.console.print(f"written to {out}")
 
-
-def _numbers(comparison: Comparison, name: str, to_gates: bool) -> dict[str, Any]:
-    side = comparison[name, to_gates]
-    ms = [round(value, 3) for value in side.ms]
-    return {"median_ms": side.median, "ratio": side.ratio, "worst_ratio": side.worst, "ms": ms}
+def _numbers(found: Times) -> dict[str, Any]:
+    ms = [round(value, 3) for value in found.ms]
+    return {"median_ms": found.median, "ratio": found.ratio, "worst_ratio": found.worst, "ms": ms}
 
 
 def main(settings: Settings) -> None:
@@ -212,9 +172,7 @@ def main(settings: Settings) -> None:
         )
     torch.set_num_threads(settings.threads)
     settings.out.mkdir(parents=True, exist_ok=True)
-    benchmark = Benchmark(settings)
-    benchmark.run()
-    benchmark.write()
+    Benchmark(settings).run()
 
 
 if __name__ == "__main__":

@@ -13,28 +13,27 @@ and prints the medians beside those of the paper's code.
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any, Literal, get_args
 
-import matplotlib
+import numpy as np
 import torch
 import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from advnas.report.console import Rounds, console, print_table
+from advnas.report.figures import svg
+from advnas.run.folder import write_csv
 from advnas_ext import ESTIMATORS, Path
+from benchmarks.sheet import RESULTS
 
 POSITIONS, OPS, IMAGE, KERNEL, MAP = 10, 10, 13, 7, 4
 SHOWN = (100, 200, 400, 600)
@@ -85,7 +84,7 @@ class Settings:
     held_out: int = 1000
     """Images on which architectures are measured."""
     seed: int = 0
-    out: FilePath = FilePath(__file__).parent / "results"
+    out: FilePath = RESULTS
     """Folder of paper-toy.csv and paper-toy.svg."""
 
 
@@ -160,56 +159,37 @@ def search(toy: Toy, method: Method, settings: Settings) -> Iterator[tuple[int, 
         estimator.after_step(path)
 
 
-@dataclass(frozen=True)
-class Quartiles:
-    low: float
-    median: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Quartiles:
-        levels = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-        return cls(*torch.quantile(torch.tensor(values, dtype=torch.float64), levels).tolist())
-
-
-Curves = dict[Name, dict[int, Quartiles]]  # by method and step
+# By method and step: quartile, median, quartile.
+Curves = dict[Name, dict[int, tuple[float, float, float]]]
 
 
 def run(settings: Settings) -> Curves:
     losses: dict[Name, dict[int, list[float]]] = {name: {} for name in settings.methods}
-    columns = (
-        TextColumn("{task.description:24}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, speed_estimate_period=120) as progress:
-        total = settings.trials * len(losses) * (settings.steps // settings.every + 1)
-        bar = progress.add_task("", total=total)
+    with Rounds("trials", settings.trials * len(losses), console()) as rounds:
         for trial in range(settings.trials):
             toy = Toy(settings.seed + trial, settings.held_out)
-            for name in losses:
-                progress.update(bar, description=f"trial {trial + 1}: {name}")
+            for name, curve in losses.items():
                 for step, loss in search(toy, METHODS[name], settings):
-                    losses[name].setdefault(step, []).append(loss)
-                    progress.advance(bar)
-    return {name: {step: Quartiles.of(values) for step, values in curve.items()} for name, curve in losses.items()}
+                    curve.setdefault(step, []).append(loss)
+                rounds.advance()
+    quartiles = (0.25, 0.5, 0.75)
+    return {
+        name: {step: tuple(np.quantile(values, quartiles).tolist()) for step, values in curve.items()}
+        for name, curve in losses.items()
+    }
 
 
-def write_csv(curves: Curves, path: FilePath) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["method", "step", "low_quartile", "median", "high_quartile"])
-        for name, curve in curves.items():
-            for step, loss in curve.items():
-                writer.writerow([name, step, *(f"{value:.3g}" for value in (loss.low, loss.median, loss.high))])
+def rows(curves: Curves) -> list[dict[str, Any]]:
+    columns = ("low_quartile", "median", "high_quartile")
+    return [
+        {"method": name, "step": step, **{column: f"{loss:.3g}" for column, loss in zip(columns, found, strict=True)}}
+        for name, curve in curves.items()
+        for step, found in curve.items()
+    ]
 
 
-def draw(curves: Curves, path: FilePath) -> None:
+def draw(curves: Curves) -> bytes:
     """A panel for each method; the axes show square roots, which spread out small numbers and still have a place for 0."""
-    matplotlib.rcParams["svg.hashsalt"] = "paper-toy"  # the same results give the same file
     columns = min(len(curves), 4)
     rows = -(-len(curves) // columns)
     figure = Figure(figsize=(10, 2.4 * rows + 0.8), layout="constrained")
@@ -227,13 +207,13 @@ def draw(curves: Curves, path: FilePath) -> None:
         "the paper's code, medians of 6 other trials": Line2D([], [], color=gray, **CIRCLE),
     }
     figure.legend(list(legend.values()), list(legend), loc="outside upper center", ncols=3, frameon=False)
-    figure.savefig(path, metadata={"Date": None})
+    return svg(figure, "paper-toy")
 
 
 def _panel(axes: Axes, name: Name, curves: Curves) -> None:
     method, curve = METHODS[name], curves[name]
     steps = list(curve)
-    low, median, high = zip(*((loss.low, loss.median, loss.high) for loss in curve.values()), strict=True)
+    low, median, high = zip(*curve.values(), strict=True)
     axes.fill_between(steps, low, high, color=method.color, alpha=0.25, linewidth=0)
     axes.plot(steps, median, color=method.color, linewidth=1.8)
     for step, loss in zip(SHOWN, method.paper, strict=True):
@@ -251,31 +231,25 @@ def _panel(axes: Axes, name: Name, curves: Curves) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def table(curves: Curves) -> Table:
+def show(curves: Curves, trials: int) -> None:
     measured = list(next(iter(curves.values())))
     steps = [step for step in measured if step in SHOWN or step == measured[-1]]
-    made = Table(box=SIMPLE, pad_edge=False)
-    made.add_column("after steps:", no_wrap=True)
-    for step in steps:
-        made.add_column(str(step), justify="right", no_wrap=True)
+    lines = []
     for name, curve in curves.items():
         paper = {step: f" ({loss:.2f})" for step, loss in zip(SHOWN, METHODS[name].paper, strict=True)}
-        made.add_row(name, *(f"{curve[step].median:.2f}{paper.get(step, '')}" for step in steps))
-    return made
+        lines.append([name, *(f"{curve[step][1]:.2f}{paper.get(step, '')}" for step in steps)])
+    title = f"100 x loss of the argmax architecture, median of {trials} trials\n(in brackets: the paper's code)"
+    print_table(title, ("after steps:", *map(str, steps)), lines)
 
 
 def main(settings: Settings) -> None:
     torch.set_num_threads(1)  # the tensors are too small for more
     settings.out.mkdir(parents=True, exist_ok=True)
     curves = run(settings)
-    write_csv(curves, settings.out / "paper-toy.csv")
-    draw(curves, settings.out / "paper-toy.svg")
-    console = Console()
-    console.print(
-        f"\n100 x loss of the argmax architecture, median of {settings.trials} trials\n(in brackets: the paper's code)"
-    )
-    console.print(table(curves))
-    console.print(f"{os.path.relpath(settings.out)}: paper-toy.csv, paper-toy.svg", soft_wrap=True)
+    write_csv(settings.out / "paper-toy.csv", rows(curves))
+    (settings.out / "paper-toy.svg").write_bytes(draw(curves))
+    show(curves, settings.trials)
+    console().print(f"{os.path.relpath(settings.out)}: paper-toy.csv, paper-toy.svg", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -5,30 +5,29 @@ Needs nvcc, and no GPU. Writes cuda-kernels.md to --out.
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, partial
+from itertools import product
 from pathlib import Path as FilePath
-from types import ModuleType
 
-import cuda_shapes as shapes
+import torch
 import tyro
-from cuda_shapes import Images, Launch
-from gpus import GPUS, LIMITS
-from report import Sheet
 
-from advnas.report.console import console
+from advnas_ext import OnePathCell, Path
+from benchmarks.cuda.gpus import GPUS, LIMITS
+from benchmarks.cuda.shim import Launch, launches, setup_module
+from benchmarks.sheet import RESULTS, ROOT, Page, Sheet
 
-ROOT = FilePath(__file__).parents[1]
 SOURCES = sorted((ROOT / "csrc" / "kernels" / "cuda").glob("*.cu"))
-TYPES = {"float": ("float32", 4), "__half": ("float16", 2), "__nv_bfloat16": ("bfloat16", 2)}
+TYPES = {"float": torch.float32, "__half": torch.float16, "__nv_bfloat16": torch.bfloat16}
+NAMES = {code: str(dtype).removeprefix("torch.") for code, dtype in TYPES.items()}
 CHANNELS = (16, 32, 64)
 BATCH, SIZE = 64, 32
-# Of a node of a one-path cell, at most: three edges leave it, and the convolutions of three arrive.
-SOURCES_OF_NODE, SUMS_OF_NODE = 3, 4
+BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -43,10 +42,6 @@ class Kernel:
     @property
     def label(self) -> str:
         return f"{self.file}: {self.name}"
-
-    @property
-    def element(self) -> int:
-        return next((size for name, size in TYPES.values() if name == self.type), shapes.FLOAT)
 
 
 @dataclass(frozen=True)
@@ -71,16 +66,6 @@ _ENTRY = re.compile(
 _KERNEL = re.compile(r"(?P<name>\w+?)(?:_kernel)?(?:<(?P<type>\w+)(?:, (?P<pack>\d+))?>)?\(")
 
 
-def setup_module() -> ModuleType:
-    """setup.py, which knows the targets and finds nvcc."""
-    spec = importlib.util.spec_from_file_location("advnas_setup", ROOT / "setup.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def version_of(nvcc: FilePath) -> str:
     text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     return re.search(r"V(\d+\.\d+\.\d+)", text)[1]  # type: ignore[index]
@@ -92,20 +77,11 @@ def kernels_of(nvcc: FilePath, targets: Sequence[int]) -> Found:
     with tempfile.TemporaryDirectory() as folder:
         for source in SOURCES:
             architectures = [f"-gencode=arch=compute_{target},code=sm_{target}" for target in targets]
-            command = [
-                str(nvcc),
-                "-std=c++20",
-                "-O3",
-                "-Xptxas=-v",
-                *architectures,
-                "-c",
-                str(source),
-                "-o",
-                f"{folder}/kernels.o",
-            ]
+            options = ["-std=c++20", "-O3", "-Xptxas=-v", *architectures, "-c", str(source)]
+            command = [str(nvcc), *options, "-o", f"{folder}/kernels.o"]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode != 0:
-                raise SystemExit(f"cuda_kernels.py: nvcc does not compile {source.name}:\n{done.stderr}")
+                raise SystemExit(f"cuda/kernels.py: nvcc does not compile {source.name}:\n{done.stderr}")
             for kernel, target, resources in parse(done.stderr, source.stem):
                 found.setdefault(kernel, {})[target] = resources
     return found
@@ -132,56 +108,59 @@ def _demangle(symbols: Sequence[str]) -> list[str]:
 def _kernel(demangled: str, file: str) -> Kernel:
     found = _KERNEL.search(demangled.replace("(anonymous namespace)", ""))
     assert found is not None, demangled
-    type_name = TYPES[found["type"]][0] if found["type"] else ""
+    type_name = NAMES[found["type"]] if found["type"] else ""
     return Kernel(file, found["name"], type_name, int(found["pack"] or 0))
 
 
-def launch_of(kernel: Kernel, channels: int) -> Launch:
-    """Its launch on images of 32x32 with so many channels, or one more where its packs are of one element."""
-    element = kernel.element
-    channels += kernel.pack == 1
-    images = Images(BATCH, SIZE, SIZE, channels)
-    pointwise = (images.pixels, channels, channels, element)
-    makers = {
-        "node: node_forward": lambda: shapes.node_forward(images, element),
-        "node: node_backward": lambda: shapes.node_backward(images, element, SOURCES_OF_NODE, SUMS_OF_NODE),
-        "node: node_forward_maxima": lambda: shapes.node_forward(images, element),
-        "node: node_backward_maxima": lambda: shapes.node_backward(images, element, SOURCES_OF_NODE, SUMS_OF_NODE),
-        "norm: statistics": lambda: shapes.norm_statistics(images, element),
-        "norm: gradient": lambda: shapes.norm_gradient(images, element),
-        "norm: fixed": lambda: shapes.norm_fixed(channels),
-        "layout: to_channels_last": lambda: shapes.to_channels_last(images),
-        "pointwise: forward": lambda: shapes.pointwise_forward(*pointwise),
-        "pointwise: backward": lambda: shapes.pointwise_backward(*pointwise, to_weight=True),
-    }
-    if kernel.label in makers:
-        return makers[kernel.label]()
-    # Over one dimension, with static shared memory only.
-    assert kernel.file in ("gate", "recurrent"), f"{kernel.label}: how it is launched is not known here"
-    return Launch(kernel.name, (1, 1, 1), shapes.BLOCK)
+# Of a cell of seven nodes: three operations arrive at node 3 and three leave it, the most of a one-path cell.
+ARRIVING = {(1, 0), (2, 0), (3, 0), (3, 1), (3, 2)}
+LEAVING = {(4, 3), (5, 3), (6, 3), (6, 4), (6, 5)}
+OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3", "max_pool_3x3")
+PICKED = (*((op, op) for op in OPS[1:]), ("nor_conv_3x3", "max_pool_3x3"))  # arriving, leaving
+
+
+@cache
+def cell_launches(channels: int, dtype: torch.dtype) -> dict[str, Launch]:
+    """The launch with the most shared memory of every kernel that cells launch, in training and evaluation."""
+    cell = OnePathCell(channels, OPS, num_nodes=7, track_running_stats=True).to(dtype)
+    edges = [(target, source) for target in range(7) for source in range(target)]
+    x = torch.randn(
+        BATCH, channels, SIZE, SIZE, dtype=dtype, requires_grad=True
+    )  # not in channels_last, so that it is turned
+    found: dict[str, Launch] = {}
+    for (arriving, leaving), training in product(PICKED, (True, False)):
+        picked = [arriving if edge in ARRIVING else leaving if edge in LEAVING else "none" for edge in edges]
+        path = Path.from_ops(torch.tensor(list(map(OPS.index, picked))))
+        for launch in launches().launched(partial(run, cell.train(training), x, path)):
+            found[launch.kernel] = max(found.get(launch.kernel, launch), launch, key=lambda each: each.shared)
+    return found
+
+
+def run(cell: OnePathCell, x: torch.Tensor, path: Path) -> None:
+    cell(x, path).sum().backward()
+
+
+def launch_of(kernel: Kernel, channels: int) -> tuple[int, int]:
+    """Threads and dynamic shared memory of a block, on images with so many channels, or one more where packs have one element."""
+    if kernel.file in ("gate", "recurrent"):  # over one dimension, with static shared memory only
+        return BLOCK, 0
+    dtype = getattr(torch, kernel.type or "float32")
+    launch = cell_launches(channels + (kernel.pack == 1), dtype)[f"{kernel.name}_kernel"]
+    return launch.block, launch.shared
 
 
 def occupancy(kernel: Kernel, resources: Resources, target: int, channels: int) -> float:
-    launch = launch_of(kernel, channels)
-    return LIMITS[target].occupancy(launch.block, resources.registers, resources.shared + launch.shared)
+    block, shared = launch_of(kernel, channels)
+    return LIMITS[target].occupancy(block, resources.registers, resources.shared + shared)
 
 
 def sheet(found: Found) -> Sheet:
     names = " / ".join(gpu.name for gpu in GPUS)
-    header = (
-        "kernel",
-        "type",
-        "pack",
-        f"registers: {names}",
-        "all targets",
-        "static",
-        "dynamic",
-        f"occupancy, %: {names}",
-    )
-    table = Sheet("Resources of every kernel", header, 2)
+    columns = (f"registers: {names}", "all targets", "static", "dynamic", f"occupancy, %: {names}")
+    table = Sheet("Resources of every kernel", ("kernel", "type", "pack", *columns), 2)
     for kernel, by_target in sorted(found.items(), key=lambda item: _order(item[0])):
         registers = [resources.registers for resources in by_target.values()]
-        launches = [launch_of(kernel, channels) for channels in CHANNELS]
+        dynamic = [launch_of(kernel, channels)[1] for channels in CHANNELS]
         worst = [
             min(occupancy(kernel, by_target[gpu.target], gpu.target, channels) for channels in CHANNELS) for gpu in GPUS
         ]
@@ -193,7 +172,7 @@ def sheet(found: Found) -> Sheet:
                 " / ".join(str(by_target[gpu.target].registers) for gpu in GPUS),
                 f"{min(registers)} - {max(registers)}",
                 str(max(resources.shared for resources in by_target.values())),
-                " / ".join(str(launch.shared) for launch in launches) if launches[-1].shared else "0",
+                " / ".join(map(str, dynamic)) if dynamic[-1] else "0",
                 " / ".join(f"{100 * part:.0f}" for part in worst),
             ]
         )
@@ -201,7 +180,7 @@ def sheet(found: Found) -> Sheet:
 
 
 def _order(kernel: Kernel) -> tuple[str, int, int]:
-    types = [name for name, _ in TYPES.values()]
+    types = list(NAMES.values())
     return kernel.label, types.index(kernel.type) if kernel.type else 0, -kernel.pack
 
 
@@ -224,16 +203,16 @@ def describe(found: Found, version: str, targets: Sequence[int]) -> str:
         f"{max(resources.registers for resources in every)} registers.\n\n"
         "Pack: elements that one load moves; 1 is for channels that 16 bytes do not divide. Registers: of a thread. "
         "Static, dynamic: bytes of shared memory of a block, dynamic at "
-        f"C = {' / '.join(map(str, CHANNELS))} (pack 1: one channel more); node_backward with {SOURCES_OF_NODE} sources and "
-        f"{SUMS_OF_NODE - 1} convolutions, the most of a one-path cell. Occupancy: the part of an SM's warps that can run at "
-        "once, by the limits in benchmarks/gpus.py, at the worst of these C; it says nothing of whether the grid is large "
-        "enough.\n"
+        f"C = {' / '.join(map(str, CHANNELS))} (pack 1: one channel more), as the shim writes it down; node_backward with "
+        "3 sources and 3 convolutions, the most of a one-path cell. Occupancy: the part of an SM's warps that can run at "
+        "once, by the limits in benchmarks/cuda/gpus.py, at the worst of these C; it says nothing of whether the grid is large "
+        "enough."
     )
 
 
 @dataclass
 class Settings:
-    out: FilePath = FilePath(__file__).parent / "results"
+    out: FilePath = RESULTS
     """Folder of the table."""
 
 
@@ -242,13 +221,12 @@ def main(settings: Settings) -> None:
     nvcc = setup.find_nvcc()
     if nvcc is None:
         raise SystemExit(
-            "cuda_kernels.py: nvcc was not found: install the CUDA toolkit and set CUDA_HOME to its folder"
+            "cuda/kernels.py: nvcc was not found: install the CUDA toolkit and set CUDA_HOME to its folder"
         )
     found = kernels_of(nvcc, setup.CUDA_TARGETS)
-    table = sheet(found)
-    console().print(table.rich())
-    text = describe(found, version_of(nvcc), setup.CUDA_TARGETS)
-    (settings.out / "cuda-kernels.md").write_text(f"{text}\n{table.markdown()}")
+    page = Page()
+    page.show(sheet(found))
+    page.write(settings.out / "cuda-kernels.md", describe(found, version_of(nvcc), setup.CUDA_TARGETS))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Kernels and steps for GPUs: counted, modelled, and timed where there is one."""

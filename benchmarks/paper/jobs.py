@@ -1,0 +1,113 @@
+"""What experiments of many runs share: each run is a process and a folder, those that are done are not done again, an interrupted
+one goes on; and every estimator searches for the same time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+import yaml
+
+from advnas.checkpoint import write_atomic
+from advnas.report.console import Rounds, console
+from advnas.run.folder import RunFolder
+from advnas.search import architecture_step, weight_step
+from advnas.state import SearchState
+from benchmarks.steps.sides import host_clock
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run folder, the command of advnas that makes it, and the file that says that it is done."""
+
+    folder: Path
+    command: tuple[str, ...]
+    done: str = "result.json"
+
+    @property
+    def run(self) -> RunFolder:
+        return RunFolder(self.folder)
+
+    @classmethod
+    def search(cls, folder: Path, *flags: str) -> Job:
+        """A search with ``flags``, or what is left of it."""
+        going_on = RunFolder(folder).checkpoint("search").exists()
+        return cls(
+            folder, ("search", "--resume", str(folder)) if going_on else ("search", *flags, "--out", str(folder))
+        )
+
+    def start(self) -> None:
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with self.folder.with_name(f"{self.folder.name}.log").open("a") as log:
+            command = [sys.executable, "-m", "advnas", *self.command]
+            subprocess.run(command, stdout=log, stderr=log, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def run(label: str, jobs: Sequence[Job], workers: int) -> None:
+    """Do what of these is not done."""
+    left = [job for job in jobs if not (job.folder / job.done).exists()]
+    with Rounds(label, len(left), console()) as rounds, ThreadPoolExecutor(workers) as pool:
+        try:
+            for _ in pool.map(Job.start, left):
+                rounds.advance()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def parsed(settings: Mapping[str, str]) -> dict[str, Any]:
+    """Values of the command line as YAML has them."""
+    return {name: yaml.safe_load(value) for name, value in settings.items()}
+
+
+def step_seconds(searches: Mapping[str, tuple[Any, SearchState]], pairs: int) -> dict[str, float]:
+    """Seconds of a weight step and, where the method learns, an architecture step: medians of steps taken in turns.
+
+    Args:
+        searches: task and state of each.
+    """
+
+    def both(task: Any, state: SearchState) -> None:
+        weight_step(task, state)
+        if state.learns:
+            architecture_step(task, state)
+
+    took: dict[str, list[float]] = {name: [] for name in searches}
+    for _ in range(pairs):
+        for name, search in searches.items():
+            took[name].append(host_clock(lambda: both(*search)))  # noqa: B023
+    return {name: statistics.median(seconds) for name, seconds in took.items()}
+
+
+def equal_time(file: Path, recipe: Any, reference: str, measure: Callable[[], dict[str, float]]) -> dict[str, int]:
+    """Epochs of each estimator, so that all learn for as long as ``reference`` does; measured once and kept in ``file``."""
+    if not file.exists():
+        cost = measure()
+        learning = recipe.epochs - recipe.warmup_epochs
+        epochs = {
+            name: recipe.warmup_epochs + max(1, round(learning * cost[reference] / took)) for name, took in cost.items()
+        }
+        write_atomic(file, json.dumps({"seconds_per_step": cost, "epochs": epochs}, indent=2) + "\n")
+    return json.loads(file.read_text())["epochs"]
+
+
+def main(name: str, description: str | None, settings: type, go: Callable[[Any], None]) -> None:
+    """An experiment as a command: what is wrong in one line."""
+    try:
+        go(tyro.cli(settings, description=description))
+    except (ValueError, OSError) as error:
+        sys.exit(f"{name}: {error}")
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"{name}: a run failed; see the .log beside its folder: {' '.join(error.cmd)}")
+    except KeyboardInterrupt:
+        sys.exit(f"{name}: stopped; the same command goes on")

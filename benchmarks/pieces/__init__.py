@@ -1,0 +1,1 @@
+"""Every fused piece beside plain PyTorch."""

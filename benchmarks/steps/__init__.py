@@ -1,0 +1,1 @@
+"""Whole steps and sequences on the host beside peers."""
