@@ -36,8 +36,8 @@ def shim(extension, monkeypatch):
     """Sends everything that runs natively to the passes for CUDA."""
     assert extension.cuda
     monkeypatch.setattr(native, "_run", extension.cell)
-    monkeypatch.setattr(native, "_TYPES", {"cpu": native._TYPES["cuda"]})
-    monkeypatch.setattr(head, "_DEVICES", ())
+    monkeypatch.setattr(native, "TYPES", {"cpu": native.TYPES["cuda"]})
+    monkeypatch.setattr(head, "DEVICES", ())
     monkeypatch.setattr(recurrent, "_run", extension.recurrent)
     torch.set_num_threads(1)
 
