@@ -55,7 +55,7 @@ def load(path: Path, kind: str, config: Mapping[str, Any], only: Collection[str]
     Args:
         path: its file.
         kind, config: as it was saved with.
-        only: the settings that have to agree; None: all.
+        only: the settings that have to agree; None: all that are known here and there. Those of other versions are not.
 
     Raises:
         ValueError: the file is missing, damaged, not a checkpoint of this kind, or was made with other settings.
@@ -85,7 +85,7 @@ def load(path: Path, kind: str, config: Mapping[str, Any], only: Collection[str]
             f"{path}: must have format {FORMAT}, got {payload.get('format')!r}, made by {maker}; go on with that version, "
             "or start again"
         )
-    names = {**config, **payload["config"]} if only is None else only
+    names = [name for name in config if name in payload["config"]] if only is None else only
     other = [name for name in names if config.get(name) != payload["config"].get(name)]
     if other:
         was = ", ".join(f"{name} {payload['config'].get(name)!r}, now {config.get(name)!r}" for name in other)

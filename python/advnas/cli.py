@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import io
 import itertools
+import os
 import re
 import shlex
 import sys
@@ -80,7 +81,8 @@ class SearchArguments(Generic[SearchSettings]):
     preset: Preset = "paper"
     """paper: the protocol of the literature. fast: what finds a good cell in some minutes on two cores."""
     resume: OptionalFolder = None
-    """Run folder of an interrupted search: go on as if it had not stopped. Takes no other flag."""
+    """Run folder of an interrupted search: go on as if it had not stopped. Takes no other flag but --data and --data-dir, where the
+    same data lies elsewhere now."""
     settings: OmitArgPrefixes[SearchSettings]
 
 
@@ -168,9 +170,11 @@ def search(args: Sequence[str]) -> None:
     kind = SearchArguments[task.search_config]  # type: ignore[name-defined]
     given = parse(kind, args, "advnas search", kind(settings=task.search_defaults()))
     if given.resume is not None:
-        if len(args) > 2 or (len(args) == 2 and args[0] != "--resume"):
+        moved = {name: option(args, flag) for flag, name in (("--data", "data"), ("--data-dir", "data_dir"))}
+        if flags_of(args) - {"--resume", "--data", "--data-dir"}:
             raise ValueError("--resume takes every setting from the run folder; leave the other flags out")
-        folder = run.resume(given.resume, console())
+        given_anew = {name: value for name, value in moved.items() if value is not None}
+        folder = run.resume(given.resume, console(), given_anew)
     else:
         settings = task.search_defaults().with_settings(task.presets[given.preset], f"preset {given.preset}")
         if given.config is not None:
@@ -248,6 +252,10 @@ def option(args: Sequence[str], name: str) -> str | None:
         elif word.startswith(f"{name}="):
             value = word.removeprefix(f"{name}=")
     return value
+
+
+def flags_of(args: Sequence[str]) -> set[str]:
+    return {word.partition("=")[0] for word in args if word.startswith("--")}
 
 
 def query(args: Sequence[str]) -> None:
@@ -371,13 +379,28 @@ def parse(kind: type[T], args: Sequence[str], prog: str, default: T | None = Non
 
 def message(error: Exception) -> str:
     """What went wrong, in one line. The errors of the operating system show their text without its number."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     return " ".join(text.split())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code: 0 done, 2 wrong usage or input, 130 interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter stops nothing
+    try:
+        code = dispatch(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes at its end
+        return 0
+
+
+def dispatch(args: Sequence[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(USAGE, end="", file=sys.stdout if args else sys.stderr)
         return 0 if args else 2
@@ -393,6 +416,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"advnas {command}: stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"advnas {command}: {message(error)}", file=sys.stderr)
         return 2

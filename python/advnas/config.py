@@ -31,6 +31,24 @@ def one_of(names: Mapping[str, object]) -> Callable[[str], str]:
     return check
 
 
+def located(names: Mapping[str, object]) -> Callable[[str], str]:
+    """A data set: a name stays, a folder becomes an absolute path, so that a run can go on from anywhere."""
+
+    def locate(name: str) -> str:
+        folder = Path(name).expanduser()
+        return str(folder.absolute()) if name not in names and folder.is_dir() else name
+
+    return locate
+
+
+def absolute(path: Path | None) -> Path | None:
+    return None if path is None else path.expanduser().absolute()
+
+
+def expanded(path: Path | None) -> Path | None:
+    return None if path is None else path.expanduser()
+
+
 # Settings of files that were written before these had other names.
 RENAMED = {"judge_cells": "halving_cells", "judge_steps": "halving_steps"}
 
@@ -45,8 +63,9 @@ Amp = Annotated[Literal["bfloat16", "float16"] | None, tyro.conf.arg(metavar="bf
 Space = Annotated[str, AfterValidator(one_of(SPACES)), tyro.conf.arg(metavar="|".join(SPACES))]
 EstimatorName = Annotated[str, AfterValidator(one_of(ESTIMATORS)), tyro.conf.arg(metavar="|".join(ESTIMATORS))]
 Operations = Annotated[tuple[str, ...], tyro.conf.arg(metavar="OP ...")]
-OptionalFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
-OptionalFolder = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
+OptionalFile = Annotated[Path | None, AfterValidator(absolute), tyro.conf.arg(metavar="FILE")]
+OptionalFolder = Annotated[Path | None, AfterValidator(absolute), tyro.conf.arg(metavar="DIR")]
+OutFolder = Annotated[Path | None, AfterValidator(expanded), tyro.conf.arg(metavar="DIR")]
 OptionalCount = Annotated[Count | None, tyro.conf.arg(metavar="INT")]
 EstimatorSettings = Annotated[dict[str, int | float | bool | str | None], tyro.conf.arg(metavar="NAME VALUE ...")]
 Name = Annotated[str, Field(min_length=1)]
@@ -99,10 +118,11 @@ class Settings:
             FileNotFoundError: there is no such file.
             ValueError: it is not a YAML mapping of settings, or holds one that is not acceptable.
         """
+        path = path.expanduser()
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such configuration file")
         try:
-            settings = yaml.safe_load(path.read_text())
+            settings = yaml.safe_load(path.read_text("utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
         if isinstance(settings, dict):
@@ -189,7 +209,7 @@ class SearchConfig(Settings):
     """Where to run; None: the GPU where there is one and the build has CUDA, else the CPU."""
     amp: Amp = None
     """Automatic mixed precision on a GPU; None: float32 throughout."""
-    out: OptionalFolder = None
+    out: OutFolder = None
     """Run folder to make; None: a new one, runs/DATA-ESTIMATOR-seedSEED."""
 
 
@@ -223,5 +243,5 @@ class RetrainConfig(Settings):
     """Where to run; None: the GPU where there is one and the build has CUDA, else the CPU."""
     amp: Amp = None
     """Automatic mixed precision on a GPU; None: float32 throughout."""
-    out: OptionalFolder = None
+    out: OutFolder = None
     """Folder for retrain.json; None: RUN, and without one a new folder, runs/DATA-retrain-seedSEED."""

@@ -22,7 +22,7 @@ def searched(checkpoint: Path, threads: int | None = None) -> tuple[RunFolder, S
         ValueError: its checkpoint is damaged or does not fit its settings or its data, or ``checkpoint`` is another file.
     """
     folder = RunFolder.of(checkpoint)
-    run = restore(folder, with_table=False)
+    run = restore(folder, {"table": None})
     if threads is not None:
         torch.set_num_threads(threads)
     return folder, run

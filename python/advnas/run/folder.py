@@ -47,7 +47,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
 
     @classmethod
     def new(cls, out: Path | None, name: str) -> RunFolder:
@@ -57,14 +57,13 @@ class RunFolder:
             FileExistsError: ``out`` is there and not empty, or is a file.
         """
         if out is not None:
-            folder = cls(out)
+            folder, out = cls(out), out.expanduser()
             if out.is_file() or (out.is_dir() and any(out.iterdir())):
                 is_search = folder.checkpoint("search").exists()
                 remedy = f", or go on with: advnas search --resume {out}" if is_search else ""
                 raise FileExistsError(f"{out}: exists and is not an empty folder; choose another --out{remedy}")
         else:
-            names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-            folder = cls(next(path for path in map(Path("runs").joinpath, names) if not path.exists()))
+            folder = cls(first_free(Path("runs"), name))
         folder.path.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -75,6 +74,7 @@ class RunFolder:
         Raises:
             ValueError: ``path`` is another file.
         """
+        path = path.expanduser()
         if not path.is_file():
             return cls(path)
         folder = cls(path.absolute().parent.parent)
@@ -159,7 +159,7 @@ class RunFolder:
             ValueError: the file is damaged.
         """
         try:
-            result = json.loads((self / "result.json").read_text())
+            result = json.loads((self / "result.json").read_text("utf-8"))
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"{self.path}: there is no result.json; give the folder of a finished search"
@@ -192,7 +192,7 @@ class RunFolder:
 
     def retrained(self) -> dict[str, Any]:
         """What retrain.json holds."""
-        return json.loads((self / "retrain.json").read_text())
+        return json.loads((self / "retrain.json").read_text("utf-8"))
 
     def write_retrained(self, history: History, result: Mapping[str, Any]) -> None:
         """Write retrain.csv and retrain.json."""
@@ -200,10 +200,23 @@ class RunFolder:
         write_atomic(self / "retrain.json", json.dumps(result, indent=2) + "\n")
 
 
+def first_free(parent: Path, name: str) -> Path:
+    """Make the first folder NAME, NAME-2, NAME-3, ... that nobody else has made, others that start at once included."""
+    parent.mkdir(parents=True, exist_ok=True)
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    while True:
+        path = parent / next(names)
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+
+
 def task_named_in(file: Path) -> str | None:
     """The task that a YAML file of settings names, if it is such a file and names one."""
     try:
-        settings = yaml.safe_load(file.read_text())
+        settings = yaml.safe_load(file.expanduser().read_text("utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return None  # whoever reads the settings says what is wrong
     task = settings.get("task") if isinstance(settings, dict) else None
@@ -220,7 +233,7 @@ def write_csv(path: Path, rows: History) -> None:
 
 def read_csv(path: Path) -> list[dict[str, Any]]:
     """Rows of a CSV file, with integers and other numbers as such."""
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return [{name: number(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 

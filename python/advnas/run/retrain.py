@@ -16,7 +16,7 @@ from advnas.run.folder import RunFolder
 from advnas.run.watch import Watch
 from advnas.tasks import TASKS, Task, task_of
 
-NOT_DECISIVE = ("data_dir", "out")
+NOT_DECISIVE = ("data", "data_dir", "out")
 
 
 def settings_of(path: Path) -> RetrainConfig:
@@ -45,13 +45,14 @@ def restore(path: Path) -> tuple[Task, RetrainState]:
     config = defaults.with_settings({name: result[name] for name in defaults.names()}, str(path))
     task = task_of(config)
     state = RetrainState(config, task)
-    state.load_state_dict(folder.load(state.kind, decisive(config)))
+    state.load_state_dict(folder.load(state.kind, decisive(config, task)))
     return task, state
 
 
-def decisive(config: RetrainConfig) -> dict[str, Any]:
+def decisive(config: RetrainConfig, task: Task) -> dict[str, Any]:
     """What a checkpoint depends on."""
-    return {name: value for name, value in config.to_dict().items() if name not in NOT_DECISIVE}
+    settings = {name: value for name, value in config.to_dict().items() if name not in NOT_DECISIVE}
+    return {**settings, **task.facts()}
 
 
 def start(
@@ -90,7 +91,7 @@ def train(
     """:func:`start` with a task at hand, such as one of your own."""
     config = replace(config, threads=torch.get_num_threads(), device=str(task.placement.device))
     state = RetrainState(config, task)
-    settings = decisive(config)
+    settings = decisive(config, task)
     name = f"{Path(config.data).name}-retrain-seed{config.seed}"
     folder = RunFolder(config.out) if config.out else RunFolder.new(None, name)
     if go_on:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from advnas.state import SearchState
 from advnas.tables import Table
 from advnas.tasks import Task, task_of
 
-# Where files lie and what else is written does not change what the search does.
-NOT_DECISIVE = ("data_dir", "table", "tensorboard", "out")
+# Where files lie and what else is written does not change what the search does; the task has a fingerprint of the data.
+NOT_DECISIVE = ("data", "data_dir", "table", "tensorboard", "out")
 # What a search may have otherwise than the one whose warm-up it takes over.
 NOT_OF_WARM_UP = (
     "epochs",
@@ -55,8 +55,11 @@ def start(config: SearchConfig, console: Console | None = None) -> Path:
     return run.go(folder, console or Console())
 
 
-def resume(path: Path, console: Console | None = None) -> Path:
+def resume(path: Path, console: Console | None = None, moved: Mapping[str, Any] | None = None) -> Path:
     """Go on with an interrupted search as if it had not stopped.
+
+    Args:
+        moved: settings ``data`` and ``data_dir`` where the same data lies elsewhere now; the run folder keeps them.
 
     Raises:
         FileNotFoundError: the folder holds no search.
@@ -64,13 +67,16 @@ def resume(path: Path, console: Console | None = None) -> Path:
         Otherwise as :func:`start`.
     """
     folder = RunFolder(path)
-    return restore(folder).go(folder, console or Console())
+    run = restore(folder, moved)
+    if moved:
+        folder.write_config(run.config, {})
+    return run.go(folder, console or Console())
 
 
-def restore(folder: RunFolder, with_table: bool = True) -> Search:
-    """The search of a run folder as its checkpoint has it, with its table if that is wanted; raises as :func:`resume`."""
-    config = folder.config()
-    run = Search(config if with_table else replace(config, table=None))
+def restore(folder: RunFolder, changed: Mapping[str, Any] | None = None) -> Search:
+    """The search of a run folder as its checkpoint has it, with settings changed that do not matter to it; raises as
+    :func:`resume`."""
+    run = Search(folder.config().with_settings(changed or {}, str(folder.path)))
     run.state.load_state_dict(folder.load("search", run.decisive()))
     return run
 
@@ -121,7 +127,7 @@ class Search:
         if self.config.halving_cells:
             halving = self._halve(folder, console)
             arch, seconds = halving.archs[halving.left[0]], seconds + halving.seconds
-        self._finish(folder, arch, seconds)
+        self._finish(folder, arch, seconds, console)
         return folder.path
 
     def _halve(self, folder: RunFolder, console: Console) -> Halving:
@@ -159,12 +165,8 @@ class Search:
         table = self.table
         return [{**row, **table.lookup(row["arch"])} for row in history] if table else history
 
-    def _finish(self, folder: RunFolder, arch: str, seconds: float) -> None:
-        """Write the figures and, when all else is there, the result."""
-        space, metric = self.task.space, f"valid_{self.task.result}"
-        folder.write_figure("cell.svg", cell_svg(space, arch))
-        column = space.columns[0] if space.columns else None
-        folder.write_figure("curves.png", curves(folder.history(), folder.logits(), metric, column))
+    def _finish(self, folder: RunFolder, arch: str, seconds: float, console: Console) -> None:
+        """Write the result and, when that is there, the figures."""
         folder.write_result(
             {
                 "arch": arch,
@@ -175,6 +177,18 @@ class Search:
                 "table": None if self.table is None else self.table.lookup(arch),
             }
         )
+        space, metric = self.task.space, f"valid_{self.task.result}"
+        column = space.columns[0] if space.columns else None
+        draw(folder, "cell.svg", lambda: cell_svg(space, arch), console)
+        draw(folder, "curves.png", lambda: curves(folder.history(), folder.logits(), metric, column), console)
+
+
+def draw(folder: RunFolder, name: str, figure: Callable[[], bytes | str], console: Console) -> None:
+    """Write a figure. A search is not lost because a picture of it cannot be drawn: then it says so."""
+    try:
+        folder.write_figure(name, figure())
+    except Exception as error:  # matplotlib's backends, fonts and settings are other people's
+        console.print(f"note: {name} was not drawn: {type(error).__name__}: {error}", markup=False)
 
 
 def _go_on(folder: RunFolder) -> str:

@@ -38,7 +38,7 @@ class Table:
             ValueError: no table knows the space, the file is not such a table, a row is incomplete or has no number where one
                 belongs, or a cell is there twice; with the line.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         if not space.columns:
             raise ValueError(f"{path}: there are no tables of the space {space.name}; leave --table out")
         accuracy = space.columns[0]
@@ -46,13 +46,13 @@ class Table:
             raise FileNotFoundError(f"{path}: no such table")
         rows: dict[str, dict[str, float]] = {}
         try:
-            text = path.read_bytes().decode()
+            text = path.read_bytes().decode("utf-8-sig")  # with or without a byte-order mark
             reader = csv.reader(io.StringIO(text), strict=True)
             header = next(reader, [])
             if ARCH not in header or accuracy not in header:
                 raise ValueError(f"{path}: must be a CSV table with columns {ARCH} and {accuracy}, got {header[:5]}")
             columns = {name: place for place, name in enumerate(header) if name not in (ARCH, "index")}
-            for cells in reader:
+            for cells in filter(None, reader):  # blank lines have no cells
                 try:
                     arch, numbers = _row(header, columns, cells)
                     if arch in rows:

@@ -24,17 +24,18 @@ from advnas.config import (
     SearchConfig,
     Space,
     TaskName,
+    located,
     one_of,
 )
 from advnas.cost import cost
 from advnas.data.images import DATA, Batches, Evaluation, ImageData, load, split_halves
 from advnas.networks.nasbench201 import REDUCTIONS
 from advnas.report.numbers import wilson
-from advnas.tasks.base import Recipe, Score, Task
+from advnas.tasks.base import Recipe, Score, Task, fingerprint
 from advnas_ext import Path
 
 Reduction = Annotated[str, AfterValidator(one_of(REDUCTIONS)), tyro.conf.arg(metavar="|".join(REDUCTIONS))]
-Data = Annotated[Name, tyro.conf.arg(metavar="|".join([*DATA, "FOLDER"]))]
+Data = Annotated[Name, AfterValidator(located(DATA)), tyro.conf.arg(metavar="|".join([*DATA, "FOLDER"]))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +175,7 @@ class ImageTask(Task):
     def __init__(self, config: ImageSearchConfig | ImageRetrainConfig, images: ImageData | None = None) -> None:
         super().__init__(config)
         images = load(config.data, config.data_dir) if images is None else images
+        self.content = fingerprint(images.train.pixels, images.train.labels)
         if isinstance(config, ImageSearchConfig):
             images = images.resized(min(config.image_size or images.image_size, images.image_size))
             self.weight_index, self.arch_index = split_halves(images.train.labels, config.seed)
@@ -200,7 +202,7 @@ class ImageTask(Task):
         return Score(loss, len(y), {"accuracy": (output.detach().argmax(1) == y).sum()})
 
     def facts(self) -> dict[str, Any]:
-        return {"images": len(self.images.train), "classes": list(self.images.classes)}
+        return {"images": len(self.images.train), "classes": list(self.images.classes), "content": self.content}
 
     def split(self) -> dict[str, Tensor]:
         return {"weights": self.weight_index, "architecture": self.arch_index}

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import tyro
+from pydantic import AfterValidator
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
@@ -27,15 +28,16 @@ from advnas.config import (
     SearchConfig,
     Space,
     TaskName,
+    located,
 )
 from advnas.cost import cost
 from advnas.data.text import TEXTS, TextBatch, Windows, load
 from advnas.data.text.corpus import Corpus
 from advnas.networks.language import LanguageModel, draw_masks
-from advnas.tasks.base import Recipe, Score, Scores, Task
+from advnas.tasks.base import Recipe, Score, Scores, Task, fingerprint
 from advnas_ext import Path
 
-Data = Annotated[Name, tyro.conf.arg(metavar="|".join([*TEXTS, "FOLDER"]))]
+Data = Annotated[Name, AfterValidator(located(TEXTS)), tyro.conf.arg(metavar="|".join([*TEXTS, "FOLDER"]))]
 ArchData = Annotated[Literal["train", "valid"], tyro.conf.arg(metavar="train|valid")]
 VALID_COLUMNS = 10  # of a validation between the epochs of a retraining
 TEST_LENGTH = 512  # of a test's windows: one column, so that every token counts
@@ -208,6 +210,7 @@ class LanguageTask(Task):
     def __init__(self, config: LanguageSearchConfig | LanguageRetrainConfig, corpus: Corpus | None = None) -> None:
         super().__init__(config)
         self.corpus = load(config.data, config.data_dir) if corpus is None else corpus
+        self.content = fingerprint(self.corpus.train, self.corpus.valid)
         self.held_out(torch.Generator())  # says now if the validation text is too short
 
     def weight_stream(self, order: torch.Generator) -> Windows:
@@ -239,7 +242,8 @@ class LanguageTask(Task):
 
     def facts(self) -> dict[str, Any]:
         corpus = self.corpus
-        return {"tokens": [len(corpus.train), len(corpus.valid), len(corpus.test)], "words": len(corpus.words)}
+        tokens = [len(corpus.train), len(corpus.valid), len(corpus.test)]
+        return {"tokens": tokens, "words": len(corpus.words), "content": self.content}
 
     def training(self, order: torch.Generator) -> Windows:
         return self._training(self.corpus.train, order)

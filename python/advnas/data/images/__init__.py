@@ -34,11 +34,11 @@ def load(name: str, data_dir: Path | None = None) -> ImageData:
     """
     if name in DATA:
         return DATA[name](data_dir)
-    if not Path(name).is_dir():
+    if not Path(name).expanduser().is_dir():
         raise FileNotFoundError(
             f"data: must be one of {', '.join(DATA)}, or a folder of images; there is no folder {name}"
         )
-    return folder.load(Path(name))
+    return folder.load(Path(name).expanduser())
 
 
 __all__ = ["DATA", "Augment", "Batches", "Evaluation", "ImageData", "Images", "load", "split_halves"]

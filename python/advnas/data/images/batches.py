@@ -29,6 +29,12 @@ def split_halves(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     return torch.nonzero(in_first).flatten(), torch.nonzero(~in_first).flatten()
 
 
+def size_of_next(left: int, size: int) -> int:
+    """Images in the next of batches of ``size`` where so many are left. A last one of a single image, of which batch norm has no
+    statistics where the image has but one pixel, joins the one before it."""
+    return size + 1 if left == size + 1 and size > 1 else min(left, size)
+
+
 class Batches:
     """Shuffled, augmented, normalised batches: an iteration is one pass over ``index``.
 
@@ -38,7 +44,7 @@ class Batches:
     Args:
         data: the training images, how they are augmented and normalised.
         index: int64 [count], the images of a pass, on the host.
-        batch_size: images in a batch; the last of a pass may have fewer.
+        batch_size: images in a batch; the last of a pass may have fewer, or one more.
         generator: of the order and of the augmentation, on the host.
         augment: whether to.
         drop_last: leave out a last batch that is not full; a pass then misses some images, others each time.
@@ -69,7 +75,8 @@ class Batches:
         self._position = 0
 
     def __len__(self) -> int:
-        return -(-self._length // self.batch_size)
+        merged = self._length > self.batch_size > 1 and self._length % self.batch_size == 1
+        return -(-self._length // self.batch_size) - merged
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches ``(x, y)``: x float32 [batch, channels, height, width] in channels_last layout, y int64 [batch]."""
@@ -77,7 +84,8 @@ class Batches:
             self._order = self.index[torch.randperm(len(self.index), generator=self.generator)][: self._length]
             self._position = 0
         while self._position < len(self._order):
-            chosen = self._order[self._position : self._position + self.batch_size]
+            size = size_of_next(len(self._order) - self._position, self.batch_size)
+            chosen = self._order[self._position : self._position + size]
             pixels, labels = picked(self.data.train, chosen)
             if self.augment is not None:
                 pixels = self.augment(pixels, self.generator)
@@ -107,7 +115,7 @@ class Evaluation:
         data: how they are normalised.
         images: of ``data``, training or test.
         index: int64 [count], on the host.
-        batch_size: images in a batch; the last may have fewer.
+        batch_size: images in a batch; the last may have fewer, or one more.
     """
 
     def __init__(self, data: ImageData, images: Images, index: Tensor, batch_size: int) -> None:
@@ -118,7 +126,10 @@ class Evaluation:
 
     def __call__(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The first ``count`` batches ``(x, y)``, or all where there are fewer."""
-        for chosen in self.index[: count * self.batch_size].split(self.batch_size):
+        left = self.index[: count * self.batch_size]
+        while len(left) > 0:
+            chosen = left[: size_of_next(len(left), self.batch_size)]
+            left = left[len(chosen) :]
             pixels, labels = picked(self.images, chosen)
             yield normalise(pixels, self.data.mean, self.data.std), labels
 

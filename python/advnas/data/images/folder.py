@@ -1,7 +1,9 @@
-"""A folder of images: FOLDER/train/CLASS/* and FOLDER/test/CLASS/* (or val), or FOLDER/CLASS/* with no split."""
+"""A folder of images: FOLDER/train/CLASS/* and FOLDER/test/CLASS/* (or val), or FOLDER/CLASS/* with no split, in folders of a class
+as deep as one likes. Of an animation its first picture counts."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from sklearn.model_selection import train_test_split
 
 from advnas.data.images.base import Augment, ImageData, Images, pixel_statistics
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 TEST_FOLDERS = ("test", "val", "valid")
 TEST_SHARE = 0.2  # where the folder has no split
 
@@ -72,12 +74,22 @@ def _classes(folder: Path) -> tuple[str, ...]:
 def _files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], torch.Tensor]:
     files: list[Path] = []
     labels: list[int] = []
+    others: list[Path] = []
     for label, name in enumerate(classes):
-        members = sorted(path for path in (folder / name).iterdir() if path.suffix.lower() in SUFFIXES)
+        everything = [path for path in sorted((folder / name).rglob("[!.]*")) if path.is_file()]
+        members = [path for path in everything if path.suffix.lower() in SUFFIXES]
         if not members:
             raise ValueError(f"{folder / name}: holds no image ({', '.join(SUFFIXES)})")
+        others += [path for path in everything if path.suffix.lower() not in SUFFIXES]
         files += members
         labels += [label] * len(members)
+    if others:
+        kinds = ", ".join(sorted({path.suffix or "without a suffix" for path in others}))
+        warnings.warn(
+            f"{folder}: {len(others)} files are left out, since they are not {', '.join(SUFFIXES)}: {kinds}, such as "
+            f"{others[0]}",
+            stacklevel=2,
+        )
     return files, torch.tensor(labels)
 
 

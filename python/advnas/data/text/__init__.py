@@ -32,12 +32,12 @@ def load(name: str, data_dir: Path | None = None) -> Corpus:
     """
     if name in TEXTS:
         return TEXTS[name](data_dir)
-    if not Path(name).is_dir():
+    if not Path(name).expanduser().is_dir():
         raise FileNotFoundError(
             f"data: must be one of {', '.join(TEXTS)}, or a folder with train.txt, valid.txt and test.txt; there is no "
             f"folder {name}"
         )
-    return load_folder(Path(name))
+    return load_folder(Path(name).expanduser())
 
 
 __all__ = ["TEXTS", "Corpus", "TextBatch", "Windows", "load"]
