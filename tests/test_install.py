@@ -60,12 +60,22 @@ CUDA_TORCH = SimpleNamespace(__version__="2.14.1", version=SimpleNamespace(cuda=
 CPU_TORCH = SimpleNamespace(__version__="2.13.0", version=SimpleNamespace(cuda=None))
 
 
+NVCC = """#!/bin/sh
+case "$1" in
+--version) echo "Cuda compilation tools, release 13.0, V13.0.88" ;;
+--list-gpu-code) printf 'sm_75\\nsm_80\\nsm_90\\nsm_100\\n' ;;
+esac
+"""
+
+
 @pytest.fixture
 def toolkit(tmp_path, monkeypatch):
     """A folder that CUDA_HOME names, with an nvcc in it."""
     nvcc = tmp_path / "bin" / "nvcc"
     nvcc.parent.mkdir()
-    nvcc.touch()
+    nvcc.write_text(NVCC)
+    nvcc.chmod(0o755)
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     monkeypatch.delenv("ADVNAS_CUDA", raising=False)
     return nvcc.resolve()
@@ -98,6 +108,74 @@ def test_cuda_that_cannot_be_built(setup_py, toolkit, monkeypatch, fake, choice,
     monkeypatch.setenv("ADVNAS_CUDA", choice)
     with pytest.raises(SystemExit, match=text):
         setup_py.cuda_nvcc(fake)
+
+
+def test_a_toolkit_of_another_version_than_torchs(setup_py, toolkit):
+    toolkit.write_text(NVCC.replace("13.0", "12.4"))
+    with pytest.raises(SystemExit, match=r"nvcc is of CUDA 12\.4, but torch 2\.14\.1 has CUDA 13\.0: set CUDA_HOME"):
+        setup_py.cuda_nvcc(CUDA_TORCH)
+
+
+def test_targets_are_those_that_nvcc_knows(setup_py, toolkit, monkeypatch):
+    assert setup_py.cuda_targets(toolkit) == [
+        *(f"-gencode arch=compute_{target},code=sm_{target}" for target in (75, 80, 90, 100)),
+        "-gencode arch=compute_100,code=compute_100",
+    ]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
+    assert setup_py.cuda_targets(toolkit) == [
+        "-gencode arch=compute_80,code=sm_80",
+        "-gencode arch=compute_90,code=sm_90",
+        "-gencode arch=compute_90,code=compute_90",
+    ]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 12.0")
+    with pytest.raises(
+        SystemExit, match=r"TORCH_CUDA_ARCH_LIST: .*nvcc \(CUDA 13\.0\) does not compile for 12\.0; it does for 7\.5"
+    ):
+        setup_py.cuda_targets(toolkit)
+
+
+def test_the_compiler_may_have_arguments(setup_py, tmp_path, monkeypatch):
+    ccache = tmp_path / "ccache"
+    ccache.write_text('#!/bin/sh\nexec "$@"\n')
+    ccache.chmod(0o755)
+    monkeypatch.setenv("CXX", f"'{ccache}' g++ -DNAME='a b'")
+    monkeypatch.setenv("CXXFLAGS", "-g -DPRICE='$5'")
+    monkeypatch.setenv("LDFLAGS", "-Wl,-z,now")
+    cxx = setup_py.find_compiler()
+    assert cxx == [str(ccache), "g++", "-DNAME=a b"]
+    written = setup_py.ninja_file(torch, cxx, None)
+    assert f"command = {ccache} g++ '-DNAME=a b' -MMD" in written
+    assert "$flags -g '-DPRICE=$$5' -c $in" in written
+    assert "$flags -Wl,-z,now\n" in written
+
+
+def test_clang_gets_no_flag_of_gcc(setup_py, tmp_path):
+    clang = tmp_path / "clang++"
+    clang.write_text("#!/bin/sh\necho 'Debian clang version 14.0.6'\n")
+    clang.chmod(0o755)
+    written = setup_py.ninja_file(torch, [str(clang)], None)
+    assert "-fno-tree-loop-distribute-patterns" not in written
+    assert "-fno-tree-loop-distribute-patterns" in setup_py.ninja_file(torch, setup_py.find_compiler(), None)
+
+
+def test_any_ninja_will_do(setup_py, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ninja", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match="ninja is needed to build: pip install ninja"):
+        setup_py.find_ninja()
+    (tmp_path / "ninja").touch(mode=0o755)
+    assert setup_py.find_ninja() == str(tmp_path / "ninja")
+
+
+def test_an_old_setuptools_is_named(tmp_path):
+    (tmp_path / "setuptools").mkdir()
+    (tmp_path / "setuptools" / "__init__.py").write_text("__version__ = '65.5.0'\nExtension = setup = None\n")
+    (tmp_path / "setuptools" / "command").mkdir()
+    (tmp_path / "setuptools" / "command" / "__init__.py").touch()
+    (tmp_path / "setuptools" / "command" / "build_ext.py").write_text("build_ext = object\n")
+    assert build_ext(tmp_path, PYTHONPATH=str(tmp_path)) == (
+        'advnas-ext: setuptools 77 or later is needed, got 65.5.0: pip install --upgrade "setuptools>=77" ninja'
+    )
 
 
 def test_another_torch_is_named_at_import():
@@ -134,7 +212,10 @@ def test_sdist_holds_every_source(sdist):
     True not in rotation((True, False, False), 3), reason="builds everything again: every third day, and make test-full"
 )
 def test_installed_from_the_sdist_it_works_elsewhere(sdist, tmp_path):
-    target = tmp_path / "site"
+    """Built where paths have a space, a dollar sign and a colon."""
+    target = tmp_path / "site $packages"
+    building = tmp_path / "a b $c:d"
+    building.mkdir()
     command = [
         sys.executable,
         "-m",
@@ -147,7 +228,7 @@ def test_installed_from_the_sdist_it_works_elsewhere(sdist, tmp_path):
         target,
         sdist,
     ]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"TMPDIR": str(building)})
     program = (
         "import advnas, advnas_ext, torch;"
         "path = advnas_ext.Path.from_ops([3, 1, 2, 4, 2, 3]);"

@@ -58,15 +58,13 @@ def load() -> ModuleType:
         SystemExit: there is no compiler.
         RuntimeError: the shim does not compile.
     """
-    import ninja
-
+    setup = setup_module()
     folder = ROOT / "build" / f"torch-{torch.__version__}"
     if not (folder / "build.ninja").exists():
-        setup = setup_module()
         folder.mkdir(parents=True, exist_ok=True)
-        text = setup.Build.ninja_file(None, torch, setup.find_compiler(), None, folder)
+        text = setup.ninja_file(torch, setup.find_compiler(), None)
         (folder / "build.ninja").write_text(text)
-    command = [str(FilePath(ninja.BIN_DIR, "ninja")), "-C", str(folder), "shim.so"]
+    command = [setup.find_ninja(), "-C", str(folder), "shim.so"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"the shim does not compile:\n{done.stdout}")
