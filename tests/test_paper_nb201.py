@@ -1,6 +1,7 @@
 import csv
 import json
 import statistics
+import subprocess
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from advnas.spaces.nasbench201 import NASBENCH201
 
 @pytest.fixture(scope="module")
 def paper_nb201():
-    import paper_nb201
+    from benchmarks.paper import nb201 as paper_nb201
 
     return paper_nb201
 
@@ -65,7 +66,7 @@ def test_a_small_experiment_from_end_to_end(paper_nb201, table, tmp_path, monkey
     def forbidden(*args, **kwargs):
         raise AssertionError("a run that is done must not be run again")
 
-    monkeypatch.setattr(paper_nb201.subprocess, "run", forbidden)
+    monkeypatch.setattr(subprocess, "run", forbidden)
     paper_nb201.main(settings)
     assert list(csv.DictReader((tmp_path / "results" / "paper-nb201.csv").open())) == rows
 
@@ -88,6 +89,6 @@ def test_a_failed_run_says_where_its_log_is(paper_nb201, table, tmp_path):
         out=tmp_path / "runs",
         set={"lr": "1e30", "epochs": "2"},
     )
-    with pytest.raises(paper_nb201.subprocess.CalledProcessError):
+    with pytest.raises(subprocess.CalledProcessError):
         paper_nb201.main(settings)
     assert "must be finite" in (tmp_path / "runs" / "seed-1" / "warm-up.log").read_text()

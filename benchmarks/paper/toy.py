@@ -14,7 +14,7 @@ and prints the medians beside those of the paper's code.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any, Literal, get_args
@@ -26,14 +26,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from advnas.report.console import Rounds, console, print_table
+from advnas.report.console import Rounds, console
 from advnas.report.figures import svg
 from advnas.run.folder import write_csv
 from advnas_ext import ESTIMATORS, Path
-from benchmarks.sheet import RESULTS
+from benchmarks.sheet import RESULTS, Sheet
 
 POSITIONS, OPS, IMAGE, KERNEL, MAP = 10, 10, 13, 7, 4
 SHOWN = (100, 200, 400, 600)
@@ -172,11 +173,13 @@ def run(settings: Settings) -> Curves:
                 for step, loss in search(toy, METHODS[name], settings):
                     curve.setdefault(step, []).append(loss)
                 rounds.advance()
-    quartiles = (0.25, 0.5, 0.75)
-    return {
-        name: {step: tuple(np.quantile(values, quartiles).tolist()) for step, values in curve.items()}
-        for name, curve in losses.items()
-    }
+    return {name: {step: quartiles(values) for step, values in curve.items()} for name, curve in losses.items()}
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Quartile, median, quartile."""
+    low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+    return low, median, high
 
 
 def rows(curves: Curves) -> list[dict[str, Any]]:
@@ -231,7 +234,7 @@ def _panel(axes: Axes, name: Name, curves: Curves) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def show(curves: Curves, trials: int) -> None:
+def table_of(curves: Curves, trials: int) -> Table:
     measured = list(next(iter(curves.values())))
     steps = [step for step in measured if step in SHOWN or step == measured[-1]]
     lines = []
@@ -239,7 +242,7 @@ def show(curves: Curves, trials: int) -> None:
         paper = {step: f" ({loss:.2f})" for step, loss in zip(SHOWN, METHODS[name].paper, strict=True)}
         lines.append([name, *(f"{curve[step][1]:.2f}{paper.get(step, '')}" for step in steps)])
     title = f"100 x loss of the argmax architecture, median of {trials} trials\n(in brackets: the paper's code)"
-    print_table(title, ("after steps:", *map(str, steps)), lines)
+    return Sheet(title, ("after steps:", *map(str, steps)), rows=lines).rich()
 
 
 def main(settings: Settings) -> None:
@@ -248,7 +251,7 @@ def main(settings: Settings) -> None:
     curves = run(settings)
     write_csv(settings.out / "paper-toy.csv", rows(curves))
     (settings.out / "paper-toy.svg").write_bytes(draw(curves))
-    show(curves, settings.trials)
+    console().print(table_of(curves, settings.trials))
     console().print(f"{os.path.relpath(settings.out)}: paper-toy.csv, paper-toy.svg", soft_wrap=True)
 
 

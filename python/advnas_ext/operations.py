@@ -8,6 +8,7 @@ they stand for; a module without them runs as it is written, through the plain e
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -150,10 +151,16 @@ class SeparableConv(Fused):
         return self.op(x)
 
 
-class Discarded(nn.Module):
+class Discarded(Fused):
     """Stands where a candidate was that a fixed architecture does not use."""
 
+    def obstacle(self) -> Obstacle:
+        return None
+
     def forward(self, x: Tensor) -> Tensor:
+        self.steps()
+
+    def steps(self) -> NoReturn:
         raise ValueError(
             "OnePathCell: the path picks an operation that keep_only() has discarded; build a new cell to search again"
         )
