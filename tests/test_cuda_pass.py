@@ -112,6 +112,23 @@ def test_types(shim, dtype):
         assert error < NORMS[dtype], f"{name}: {error}"
 
 
+def test_running_statistics_that_are_means_over_all_batches(shim, monkeypatch):
+    """momentum=None: the kernel takes the number of batches that it counts."""
+    torch.manual_seed(0)
+    cell, path = OnePathCell(8, track_running_stats=True), Path.from_ops([3, 2, 3, 2, 3, 2], requires_grad=False)
+    for module in cell.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+    twin, batches = copy.deepcopy(cell), torch.randn(3, 4, 8, 6, 6)
+    for x in batches:
+        cell(x, path)
+    monkeypatch.setattr(native, "runs_natively", lambda x: False)
+    for x in batches:
+        twin(x, path)
+    for (name, found), expected in zip(cell.named_buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4, msg=name)
+
+
 def test_only_what_is_wanted(shim):
     torch.manual_seed(0)
     cell, path = OnePathCell(8), Path.from_ops([3, 2, 1, 4, 3, 2])

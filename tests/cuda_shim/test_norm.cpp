@@ -7,9 +7,9 @@ namespace {
 using namespace check;
 using namespace advnas::cuda;
 
-// Which of the parameters there are.
+// Which of the parameters there are, and whether running statistics are means over all batches.
 struct Given {
-  bool affine = true, bias = true, running = true;
+  bool affine = true, bias = true, running = true, cumulative = false;
 };
 
 struct Parameters {
@@ -18,6 +18,7 @@ struct Parameters {
   Buffer<float> gamma, beta, bias, running_mean, running_var, rows;
   Buffer<int64_t> tracked;
   static constexpr float kGate = 1.25f, kEps = 1e-5f, kMomentum = 0.1f;
+  static constexpr int64_t kBatches = 3;  // seen before
 
   Parameters(int channels, Given given)
       : channels(channels),
@@ -28,7 +29,7 @@ struct Parameters {
         running_mean(noise<float>(channels, 14), "running_mean"),
         running_var(noise<float>(channels, 15, 2), "running_var"),
         rows(size_t(kNormRows) * channels, "rows"),
-        tracked(std::vector<int64_t>{41}, "batches_tracked") {}
+        tracked(std::vector<int64_t>{kBatches}, "batches_tracked") {}
 
   NormForward forward() {
     return {given.affine ? gamma.data() : nullptr,
@@ -39,7 +40,7 @@ struct Parameters {
             given.running ? tracked.data() : nullptr,
             kGate,
             kEps,
-            kMomentum,
+            float(given.cumulative ? kCumulative : kMomentum),
             rows.data()};
   }
 
@@ -73,7 +74,7 @@ void test_statistics(const Images& s, Given given, double mean, const std::strin
   const std::vector<double> old_mean = doubles(parameters.running_mean), old_variance = doubles(parameters.running_var);
   const std::vector<double> bias = doubles(parameters.bias);
   for (int c = 0; c < s.channels; ++c) {
-    const double momentum = Parameters::kMomentum;
+    const double momentum = given.cumulative ? 1. / (Parameters::kBatches + 1) : Parameters::kMomentum;
     variance.push_back(m2[c] / double(pixels));
     tracked_mean.push_back(old_mean[c] + momentum * (mean_of[c] + (given.bias ? bias[c] : 0) - old_mean[c]));
     tracked_variance.push_back(old_variance[c] + momentum * (m2[c] / double(pixels - 1) - old_variance[c]));
@@ -88,7 +89,7 @@ void test_statistics(const Images& s, Given given, double mean, const std::strin
   if (!given.running) return;
   expect_close(parameters.running_mean, tracked_mean, what + ": running_mean");
   expect_close(parameters.running_var, tracked_variance, what + ": running_var");
-  expect(parameters.tracked.host()[0] == 42, what + ": batches_tracked");
+  expect(parameters.tracked.host()[0] == Parameters::kBatches + 1, what + ": batches_tracked");
 }
 
 void test_fixed(int channels, Given given, const std::string& what) {
@@ -101,7 +102,7 @@ void test_fixed(int channels, Given given, const std::string& what) {
   }
   norm_fixed(channels, parameters.forward(), nullptr);
   parameters.expect_rows(mean, variance, given.running ? Parameters::kEps : 0, what);
-  expect(parameters.tracked.host()[0] == 41, what + ": batches_tracked");
+  expect(parameters.tracked.host()[0] == Parameters::kBatches, what + ": batches_tracked");
 }
 
 template <class T>
@@ -138,7 +139,7 @@ int main() {
       ++n;
       const std::string type = std::string(name_of<T>()) + " " + text(s);
       // Of one value a channel there is no unbiased variance; torch refuses it.
-      const Given given{n % 2 == 0, n % 3 != 0, n % 4 != 3 && s.pixels() > 1};
+      const Given given{n % 2 == 0, n % 3 != 0, n % 4 != 3 && s.pixels() > 1, n % 3 == 2};
       under_orders("statistics " + type, [&](const std::string& what) { test_statistics<T>(s, given, 0.5, what); });
       under_orders("gradient " + type, [&](const std::string& what) { test_gradient<T>(s, what); });
       if (s.pixels() > 20) test_statistics<T>(s, given, 1000, "mean 1000 times the spread, " + type);
