@@ -1,4 +1,5 @@
 // norm.cu against the formulas of batch_norm_math.h in double, from sums in two passes.
+#include "../../csrc/kernels/batch_norm_math.h"
 #include "../../csrc/kernels/norm.h"
 #include "check.h"
 
@@ -40,7 +41,7 @@ struct Parameters {
             given.running ? tracked.data() : nullptr,
             kGate,
             kEps,
-            float(given.cumulative ? kCumulative : kMomentum),
+            float(given.cumulative ? advnas::kCumulative : double(kMomentum)),
             rows.data()};
   }
 
