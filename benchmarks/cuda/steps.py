@@ -91,7 +91,8 @@ def make_sides(machine: Machine, case: Case, dtype: torch.dtype) -> dict[str, An
     names = [OURS, PLAIN, PLAIN_TO_INPUTS]
     if dtype == torch.float32 and sides.has_xautodl():
         names.append(XAUTODL)
-    made = sides.make_sides(names, network.to(machine.device, dtype), batch.to(dtype, machine.device), case)
+    network = network.to(machine.device, dtype, memory_format=torch.channels_last)
+    made = sides.make_sides(names, network, batch.to(dtype, machine.device), case)
     for side in made.values():
         side.clock = machine.clock
     return made
