@@ -47,12 +47,12 @@ class Table:
         rows: dict[str, dict[str, float]] = {}
         try:
             text = path.read_bytes().decode("utf-8-sig")  # with or without a byte-order mark
-            reader = csv.reader(io.StringIO(text), strict=True)
+            reader = csv.reader(io.StringIO(text.rstrip("\r\n") + "\n"), strict=True)  # without blank lines at the end
             header = next(reader, [])
             if ARCH not in header or accuracy not in header:
                 raise ValueError(f"{path}: must be a CSV table with columns {ARCH} and {accuracy}, got {header[:5]}")
             columns = {name: place for place, name in enumerate(header) if name not in (ARCH, "index")}
-            for cells in filter(None, reader):  # blank lines have no cells
+            for cells in reader:
                 try:
                     arch, numbers = _row(header, columns, cells)
                     if arch in rows:
