@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from advnas.checkpoint import write_atomic
 from advnas.networks.language import LanguageModel
 from advnas.run import retrain
-from advnas.run.folder import RunFolder, write_csv
+from advnas.run.folder import History, RunFolder, read_csv, write_csv
 from advnas.run.search import Search
 from advnas.spaces.recurrent import DARTS_V2, RECURRENT
 from advnas.tasks.language import LanguageRetrainConfig, LanguageSearchConfig, LanguageTask
@@ -50,6 +50,8 @@ class Settings:
     retrain: dict[str, str] = field(default_factory=dict)
     """Settings of the trainings to change, all in one flag, such as --retrain epochs 5 units 64. They are advnas retrain's, with
     units 128, epochs 10, dropout 0.2 and dropout_hidden 0: an equal, short budget."""
+    found: Path | None = None
+    """Table of found cells, paper-ptb-searches.csv of an earlier run: they are trained, and nothing is searched."""
     out: Path = Path("runs/paper-ptb")
     results: Path = Path("benchmarks/results")
 
@@ -101,13 +103,10 @@ class Experiment:
         write_atomic(settings.out / "retrain.yaml", self.retrain_recipe.to_yaml())
 
     def go(self) -> None:
-        epochs = self.epochs()
-        names, seeds = self.settings.estimators, self.settings.seeds
-        searches = {(name, seed): self.search(name, seed, epochs[name]) for name in names for seed in seeds}
-        run("searching", list(searches.values()), self.settings.workers)
+        rows = self.found() if self.settings.found is None else read_csv(self.settings.found)
+        epochs = {row["estimator"]: row["epochs"] for row in rows}
         trainings = {}
-        for (name, seed), job in searches.items():
-            arch = job.run.result()["arch"]
+        for name, seed, arch in ((row["estimator"], row["seed"], row["arch"]) for row in rows):
             trainings[name, seed] = self.training(f"{name}-{seed}", arch, seed)
         draw = torch.Generator().manual_seed(0)
         for number in range(self.settings.random_cells):
@@ -117,6 +116,22 @@ class Experiment:
         run("training", list(trainings.values()), self.settings.workers)
         self.train_lstm()
         report(self.settings, epochs, trainings, self.settings.out / "lstm")
+
+    def found(self) -> History:
+        """What the searches find, a row each; also in the file that --found takes."""
+        epochs = self.epochs()
+        names, seeds = self.settings.estimators, self.settings.seeds
+        searches = {(name, seed): self.search(name, seed, epochs[name]) for name in names for seed in seeds}
+        run("searching", list(searches.values()), self.settings.workers)
+        rows = []
+        for (name, seed), job in searches.items():
+            last = {column: job.run.history()[-1][column] for column in ("valid_perplexity", "entropy")}
+            rows.append(
+                {"estimator": name, "seed": seed, "epochs": epochs[name], **last, "arch": job.run.result()["arch"]}
+            )
+        self.settings.results.mkdir(parents=True, exist_ok=True)
+        write_csv(self.settings.results / "paper-ptb-searches.csv", rows)
+        return rows
 
     def search(self, name: str, seed: int, epochs: int) -> Job:
         flags = ("--config", str(self.settings.out / "search.yaml"), "--estimator", name)
