@@ -156,7 +156,7 @@ def quoted(words) -> str:
     return " ".join(shlex.quote(str(word)) for word in words).replace("$", "$$")
 
 
-def path(file: Path) -> str:
+def listed(file: Path) -> str:
     """A path, as ninja reads it where it lists files."""
     return re.sub(r"([$ :])", r"$\1", str(file))
 
@@ -212,7 +212,7 @@ def ninja_file(torch, cxx: list[str], nvcc: Path | None) -> str:
 
     def add(rule: str, source: Path, flags: str, variant: str = "") -> None:
         objects.append(f"{source.relative_to(csrc if csrc in source.parents else ROOT)}.{variant}o")
-        lines.append(f"build {objects[-1]}: {rule} {path(source)}\n  flags = {flags}")
+        lines.append(f"build {objects[-1]}: {rule} {listed(source)}\n  flags = {flags}")
 
     # Some zeros at a frame's border are better stored than given to memset.
     loops = "" if "clang" in version_of(cxx) else "-fno-tree-loop-distribute-patterns"

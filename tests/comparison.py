@@ -1,11 +1,32 @@
 """A cell beside its specification in float64, with ReLU inputs that rounding cannot flip."""
 
+import contextlib
 import copy
+from unittest.mock import patch
 
 import pytest
 import torch
 
-from advnas_ext import NAS_BENCH_201, OnePathCell, Path, reference
+from advnas_ext import NAS_BENCH_201, OnePathCell, Path, native, reference
+
+
+@contextlib.contextmanager
+def in_plain_pytorch():
+    """Nothing runs natively in here."""
+    with patch.object(native, "runs_natively", lambda x: False):
+        yield
+
+
+def counted(monkeypatch, owner, name):
+    """A list that gets an entry for each call of a function."""
+    function, calls = getattr(owner, name), []
+
+    def counting(*arguments):
+        calls.append(arguments)
+        return function(*arguments)
+
+    monkeypatch.setattr(owner, name, counting)
+    return calls
 
 
 def away_from_zero(cell, x, path):

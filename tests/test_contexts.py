@@ -10,6 +10,7 @@ import warnings
 
 import pytest
 import torch
+from comparison import counted, in_plain_pytorch
 from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.optim.swa_utils import update_bn
@@ -39,24 +40,7 @@ def x():
 @pytest.fixture
 def calls(monkeypatch):
     """One entry for each native call of a graph."""
-    run, calls = native._run, []
-
-    def counted(*arguments):
-        calls.append(arguments)
-        return run(*arguments)
-
-    monkeypatch.setattr(native, "_run", counted)
-    return calls
-
-
-class InPlainPytorch:
-    """The same function with the plain specification, and how many FLOPs PyTorch's counter finds in it."""
-
-    def __enter__(self):
-        self.usual, native.runs_natively = native.runs_natively, lambda x: False
-
-    def __exit__(self, *error):
-        native.runs_natively = self.usual
+    return counted(monkeypatch, native, "_run")
 
 
 def flops(model, *inputs):
@@ -69,7 +53,7 @@ def flops(model, *inputs):
 def test_flops_are_counted(x):
     network = make_found()
     found = flops(network, x)
-    with InPlainPytorch():
+    with in_plain_pytorch():
         assert found == flops(network, x) > 100_000
 
 
@@ -78,7 +62,7 @@ def test_flops_of_recurrent_cells_are_counted(kind):
     cell = kind(8, 2)
     arguments = torch.randn(3, 2, 8), Path.from_ops([1, 2, 3])
     found = flops(cell, *arguments)
-    with InPlainPytorch():
+    with in_plain_pytorch():
         assert found == flops(cell, *arguments) > 1000
 
 
@@ -314,7 +298,7 @@ def test_update_bn(momentum):
             module.momentum = momentum
     twin = copy.deepcopy(network)
     update_bn(batches, network)
-    with InPlainPytorch():
+    with in_plain_pytorch():
         update_bn(batches, twin)
     for (name, found), expected in zip(network.named_buffers(), twin.buffers(), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5, msg=name)

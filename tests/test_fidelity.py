@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from comparison import in_plain_pytorch
 from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from advnas_ext.head import NormReluMean
 OPS = (*advnas_ext.NAS_BENCH_201, "max_pool_3x3", "sep_conv_3x3", "dil_conv_3x3")
 FULL = bool(os.environ.get("ADVNAS_FULL"))
 CASES = 2000 if FULL else 200
+# What PyTorch raises where a change makes no sense; NotImplementedError is a RuntimeError.
+REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError, IndexError)
 BOUND = 1e-9  # of the largest value; float64
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
@@ -251,16 +254,6 @@ def step(network: nn.Module, x: Tensor, ops: list[int]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in left.items() if tensor is not None}
 
 
-@contextlib.contextmanager
-def in_plain_pytorch():
-    usual = native.runs_natively
-    native.runs_natively = lambda x: False
-    try:
-        yield
-    finally:
-        native.runs_natively = usual
-
-
 def outcome(network: nn.Module, x: Tensor, ops: list[int]) -> dict[str, Tensor] | Exception:
     """Of two steps, so that what the first leaves behind counts too."""
     with warnings.catch_warnings():
@@ -269,7 +262,7 @@ def outcome(network: nn.Module, x: Tensor, ops: list[int]) -> dict[str, Tensor] 
             step(network, x, ops)
             network.zero_grad()
             return step(network, x, ops)
-        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
+        except REFUSALS as error:
             return error
 
 
@@ -345,7 +338,7 @@ def test_changes(data):
             torch.manual_seed(1)
             try:
                 CHANGES[kind][name](*place)
-            except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
+            except REFUSALS:
                 event("a change that PyTorch refuses")
     obstacles = sum(obstacle is not None for obstacle in advnas_ext.explain(network).values())
     event(f"obstacles: {min(obstacles, 2)}")

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from comparison import counted
 from torch import nn
 
 from advnas_ext import _C
@@ -79,14 +80,7 @@ def check_same(found, expected):
 @pytest.fixture(autouse=True)
 def calls(monkeypatch):
     """One entry for each call of the native head."""
-    native, calls = _C.head, []
-
-    def head(*arguments):
-        calls.append(arguments)
-        return native(*arguments)
-
-    monkeypatch.setattr(_C, "head", head)
-    return calls
+    return counted(monkeypatch, _C, "head")
 
 
 @pytest.fixture

@@ -59,8 +59,9 @@ void take_batch_statistics(const Normalisation& norm, NormState& state, const Mo
     mean[c] += state.bias[c];
     variance[c] *= double(count) / double(count - 1);
   }
-  update(norm.running_mean, mean, momentum_of_batch(momentum, batches));
-  update(norm.running_var, variance, momentum_of_batch(momentum, batches));
+  const double part = momentum_of_batch(momentum, batches);
+  update(norm.running_mean, mean, part);
+  update(norm.running_var, variance, part);
 }
 
 NormGradients gradients_of(Statistics statistics, const NormState& state, double gate, const double* s1, const double* s2,

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import difflib
 import io
-import itertools
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-import tyro
 from pydantic import Field
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
+from advnas.arguments import flags_of, option, parse
 from advnas.checkpoint import write_atomic
 from advnas.config import (
     Count,
@@ -37,7 +33,6 @@ from advnas.run.watch import Interrupted
 from advnas.spaces import SPACES
 from advnas.tasks import TASKS, Task
 
-T = TypeVar("T")
 SearchSettings = TypeVar("SearchSettings", bound=SearchConfig)
 RetrainSettings = TypeVar("RetrainSettings", bound=RetrainConfig)
 Several = Annotated[int, Field(ge=4)]  # enough for two halves with a spread, and for a rank correlation
@@ -170,11 +165,11 @@ def search(args: Sequence[str]) -> None:
     kind = SearchArguments[task.search_config]  # type: ignore[name-defined]
     given = parse(kind, args, "advnas search", kind(settings=task.search_defaults()))
     if given.resume is not None:
-        moved = {name: option(args, flag) for flag, name in (("--data", "data"), ("--data-dir", "data_dir"))}
         if flags_of(args) - {"--resume", "--data", "--data-dir"}:
             raise ValueError("--resume takes every setting from the run folder; leave the other flags out")
-        given_anew = {name: value for name, value in moved.items() if value is not None}
-        folder = run.resume(given.resume, console(), given_anew)
+        flags = {"data": option(args, "--data"), "data_dir": option(args, "--data-dir")}
+        moved = {name: value for name, value in flags.items() if value is not None}
+        folder = run.resume(given.resume, console(), moved)
     else:
         settings = task.search_defaults().with_settings(task.presets[given.preset], f"preset {given.preset}")
         if given.config is not None:
@@ -241,21 +236,6 @@ def task_asked_for(args: Sequence[str]) -> type[Task]:
     for word in args:
         name = name or task_named_in(Path(word.partition("=")[2] or word) / "config.yaml")
     return TASKS.get(name or "image", TASKS["image"])  # whoever parses the arguments refuses another one
-
-
-def option(args: Sequence[str], name: str) -> str | None:
-    """The last value of an option in the arguments, as ``--name value`` or ``--name=value``."""
-    value = None
-    for place, word in enumerate(args):
-        if word == name and place + 1 < len(args):
-            value = args[place + 1]
-        elif word.startswith(f"{name}="):
-            value = word.removeprefix(f"{name}=")
-    return value
-
-
-def flags_of(args: Sequence[str]) -> set[str]:
-    return {word.partition("=")[0] for word in args if word.startswith("--")}
 
 
 def query(args: Sequence[str]) -> None:
@@ -347,34 +327,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 ALIASES = {"lab": "analysis"}
 MEASUREMENTS: dict[str, Callable[[Sequence[str]], None]] = {"signal": signal, "rank": rank}
-
-
-def parse(kind: type[T], args: Sequence[str], prog: str, default: T | None = None) -> T:
-    """The arguments of a command.
-
-    Raises:
-        ValueError: they are wrong. The message is one line, where tyro draws a box.
-        SystemExit: --help was asked for and is printed.
-    """
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            return tyro.cli(kind, prog=prog, args=args, default=tyro.MISSING_NONPROP if default is None else default)
-    except SystemExit as end:
-        if not end.code:
-            raise
-    # Without the frame and its title. Rules divide the box: what is wrong; help on it or close options; a pointer to --help.
-    lines = [line.strip("│ ") for line in box.getvalue().splitlines()[1:-1]]
-    groups = itertools.groupby(lines, key=lambda line: set(line) <= {"─", "-"})
-    wrong, *rest = [list(group) for is_rule, group in groups if not is_rule]
-    close: list[str] = []
-    if "Unrecog" in wrong[0]:
-        close = [line.split()[0] for part in rest for line in part if line.startswith("--")]
-        option = next((word.strip(",") for line in wrong for word in line.split() if word.startswith("--")), "")
-        close = difflib.get_close_matches(option, close, n=3, cutoff=0)
-    hint = f"; perhaps you meant {' or '.join(close)}" if close else ""
-    text = re.sub(r"^Error parsing \w+: ", "", " ".join(wrong))
-    raise ValueError(f"{text}{hint}; see {prog} --help")
 
 
 def message(error: Exception) -> str:

@@ -71,5 +71,4 @@ class NormReluMean(nn.Sequential):
                 "head: batch statistics need more than one value per channel, got one image of one pixel; use more or larger "
                 "images, or running statistics and eval()"
             )
-        momentum = _C.CUMULATIVE if norm.momentum is None else norm.momentum
-        return _C.head(x, weight, bias, mean, variance, tracked, use_running, norm.eps, momentum)
+        return _C.head(x, weight, bias, mean, variance, tracked, use_running, norm.eps, native.momentum_of(norm))

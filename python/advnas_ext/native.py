@@ -42,8 +42,7 @@ def convolution(
     if norm is None:
         piece = _piece_of(prologue, False, spatial.stride[0], spatial.dilation[0])
         return Step(piece, weight, depthwise_weight, bias)
-    momentum = _C.CUMULATIVE if norm.momentum is None else norm.momentum
-    piece = _piece_of(prologue, True, spatial.stride[0], spatial.dilation[0], norm.eps, momentum)
+    piece = _piece_of(prologue, True, spatial.stride[0], spatial.dilation[0], norm.eps, momentum_of(norm))
     gamma, beta = weight_and_bias(norm)
     mean, variance, tracked = running_statistics(norm)
     use_running = mean is not None and not norm.training
@@ -69,6 +68,11 @@ def running_statistics(norm: nn.BatchNorm2d) -> tuple[Tensor | None, Tensor | No
         return None, None, None
     counted = norm._buffers["num_batches_tracked"] if norm.training else None
     return norm._buffers["running_mean"], norm._buffers["running_var"], counted
+
+
+def momentum_of(norm: nn.BatchNorm2d) -> float:
+    """As the kernels take it."""
+    return _C.CUMULATIVE if norm.momentum is None else norm.momentum
 
 
 class Graph:
@@ -159,7 +163,7 @@ class Block(nn.Module, ABC):
 
     def forward(self, x: Tensor, path: Path | None = None) -> Tensor:
         """The output, channels_last."""
-        y = run_if_native([self], x, path)
+        y = eagerly(run_if_native, [self], x, path)
         return self.plain(x, path) if y is None else y
 
 
@@ -195,7 +199,7 @@ def noticed(module: nn.Module, obstacle: Obstacle) -> bool:
 def run_blocks(blocks: Sequence[Block], x: Tensor, path: Path) -> Tensor:
     """The blocks, one after the other: as one graph where the executor runs all of them and nobody watches or replaces one."""
     if all(map(_is_joined, blocks)):
-        y = run_if_native(blocks, x, path)
+        y = eagerly(run_if_native, blocks, x, path)
         if y is not None:
             return y
     for block in blocks:
@@ -214,10 +218,6 @@ def _overrides_forward(kind: type[Block]) -> bool:
 
 def run_if_native(blocks: Sequence[Block], x: Tensor, path: Path | None) -> Tensor | None:
     """The output of the blocks, one after the other, as one graph; None where something keeps it from running natively."""
-    return eagerly(_run_if_native, blocks, x, path)
-
-
-def _run_if_native(blocks: Sequence[Block], x: Tensor, path: Path | None) -> Tensor | None:
     if not runs_natively(x) or not all(noticed(block, block.obstacle(path)) for block in blocks):
         return None
     graph, node = Graph(), 0

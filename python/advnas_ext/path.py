@@ -75,7 +75,7 @@ class Path:
         picked = torch.as_tensor(ops, device="cpu")
         if picked.dtype.is_floating_point or picked.dtype.is_complex or picked.dtype == torch.bool:
             raise TypeError(f"Path.from_ops: ops must be integers, got {picked.dtype}")
-        picked = picked.detach().to("cpu", torch.int64)
+        picked = picked.detach().to(torch.int64)
         if picked.dim() == 1:
             picked = picked.unsqueeze(1)
         return cls(picked, torch.ones(picked.shape, dtype=dtype, requires_grad=requires_grad, device="cpu"))

@@ -191,10 +191,10 @@ class OnePathRecurrentCell(_RecurrentCell):
         ValueError: an argument is out of range or an operation unknown.
     """
 
+    _gates_whole_edges = False
+
     def __init__(self, units: int, num_nodes: int = 3, ops: Sequence[str] = OPS) -> None:
         super().__init__(units, num_nodes, ops, num_nodes * (num_nodes + 1) // 2)
-
-    _gates_whole_edges = False
 
     def _plain(
         self, x: Tensor, path: Path, h: Tensor, x_mask: Tensor | None, h_mask: Tensor | None
@@ -228,10 +228,10 @@ class DartsRecurrentCell(_RecurrentCell):
         ValueError: an argument is out of range or an operation unknown.
     """
 
+    _gates_whole_edges = True
+
     def __init__(self, units: int, num_nodes: int = 8, ops: Sequence[str] = OPS) -> None:
         super().__init__(units, num_nodes, ops, num_nodes)
-
-    _gates_whole_edges = True
 
     def _plain(
         self, x: Tensor, path: Path, h: Tensor, x_mask: Tensor | None, h_mask: Tensor | None

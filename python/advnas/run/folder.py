@@ -16,13 +16,15 @@ import yaml
 from torch import Tensor
 
 from advnas.checkpoint import load, save, write_atomic
-from advnas.config import SearchConfig
-from advnas.tasks import TASKS
+from advnas.config import SearchConfig, Settings
+from advnas.tasks import TASKS, Task
 
 if TYPE_CHECKING:
     from advnas.training import Training
 
 History = Sequence[Mapping[str, Any]]
+# Where files lie and what else is written does not change what a run does; the task has a fingerprint of the data.
+NOT_DECISIVE = ("data", "data_dir", "table", "tensorboard", "out")
 CHECKPOINTS = "checkpoint"
 
 
@@ -38,6 +40,12 @@ class Logits:
     edges: Sequence[str]
     ops: Sequence[str]
     values: Sequence[Sequence[Sequence[float]]]
+
+
+def decisive(config: Settings, task: Task) -> dict[str, Any]:
+    """What a checkpoint depends on."""
+    settings = {name: value for name, value in config.to_dict().items() if name not in NOT_DECISIVE}
+    return {**settings, **task.facts()}
 
 
 class RunFolder:
@@ -57,8 +65,8 @@ class RunFolder:
             FileExistsError: ``out`` is there and not empty, or is a file.
         """
         if out is not None:
-            folder, out = cls(out), out.expanduser()
-            if out.is_file() or (out.is_dir() and any(out.iterdir())):
+            folder = cls(out)
+            if folder.path.is_file() or (folder.path.is_dir() and any(folder.path.iterdir())):
                 is_search = folder.checkpoint("search").exists()
                 remedy = f", or go on with: advnas search --resume {out}" if is_search else ""
                 raise FileExistsError(f"{out}: exists and is not an empty folder; choose another --out{remedy}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -12,11 +11,9 @@ from rich.console import Console
 from advnas.config import RetrainConfig
 from advnas.report.console import Progress
 from advnas.retrain import RetrainState, retrain
-from advnas.run.folder import RunFolder
+from advnas.run.folder import RunFolder, decisive
 from advnas.run.watch import Watch
 from advnas.tasks import TASKS, Task, task_of
-
-NOT_DECISIVE = ("data", "data_dir", "out")
 
 
 def settings_of(path: Path) -> RetrainConfig:
@@ -47,12 +44,6 @@ def restore(path: Path) -> tuple[Task, RetrainState]:
     state = RetrainState(config, task)
     state.load_state_dict(folder.load(state.kind, decisive(config, task)))
     return task, state
-
-
-def decisive(config: RetrainConfig, task: Task) -> dict[str, Any]:
-    """What a checkpoint depends on."""
-    settings = {name: value for name, value in config.to_dict().items() if name not in NOT_DECISIVE}
-    return {**settings, **task.facts()}
 
 
 def start(

@@ -16,15 +16,13 @@ from advnas.halving import Halving, halve
 from advnas.report.cell import cell_svg
 from advnas.report.console import Progress
 from advnas.report.curves import curves
-from advnas.run.folder import Logits, RunFolder
+from advnas.run.folder import Logits, RunFolder, decisive
 from advnas.run.watch import Watch
 from advnas.search import search
 from advnas.state import SearchState
 from advnas.tables import Table
 from advnas.tasks import Task, task_of
 
-# Where files lie and what else is written does not change what the search does; the task has a fingerprint of the data.
-NOT_DECISIVE = ("data", "data_dir", "table", "tensorboard", "out")
 # What a search may have otherwise than the one whose warm-up it takes over.
 NOT_OF_WARM_UP = (
     "epochs",
@@ -99,8 +97,7 @@ class Search:
 
     def decisive(self) -> dict[str, Any]:
         """What a checkpoint depends on."""
-        settings = {name: value for name, value in self.config.to_dict().items() if name not in NOT_DECISIVE}
-        return {**settings, **self.task.facts()}
+        return decisive(self.config, self.task)
 
     def warm_up(self, folder: RunFolder) -> dict[str, Any]:
         """The state at the end of the warm-up in another run folder."""
