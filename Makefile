@@ -14,6 +14,7 @@ help:  ## this list
 $(VENV)/.requirements: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --requirement requirements.txt
+	$(BIN)/pip install --quiet --no-deps --requirement benchmarks/requirements.txt
 	touch $@
 
 $(VENV)/.built: $(VENV)/.requirements $(NATIVE)

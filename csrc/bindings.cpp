@@ -30,6 +30,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   py::class_<Piece>(m, "Piece", py::module_local())
       .def(py::init<>())
       .def(py::init([](Arrival arrival) { return Piece{Kind::kArrival, arrival}; }), py::arg("arrival"))
+      .def_static("baseline", [] { return Piece{Kind::kBaseline}; })
       .def(py::init([](Prologue prologue, bool normalise, int64_t stride, int64_t dilation, double eps, double momentum) {
              return Piece{Kind::kConvolution, Arrival::kIdentity, prologue, normalise, stride, dilation, eps, momentum};
            }),

@@ -84,6 +84,18 @@ void add_cancelled(const Pass& pass, const Wanted& wanted, Gradients& gradients)
   }
 }
 
+// A convolution into a node that is only compared with: PyTorch has no gradient there, and not one of 0.
+void leave_out_what_does_not_count(const Pass& pass, Gradients& gradients) {
+  for (const auto& terms : pass.plan.into) {
+    for (const Term& term : terms) {
+      if (term.convolution < 0 || pass.plan.counts[term.target]) continue;
+      for (auto* of : {&gradients.weight, &gradients.depthwise, &gradients.gamma, &gradients.beta, &gradients.bias}) {
+        (*of)[term.convolution] = Tensor();
+      }
+    }
+  }
+}
+
 }  // namespace
 
 ImageShape output_shape(const ImageShape& x, const Piece& piece, int64_t out_channels) {
@@ -178,6 +190,7 @@ void run_forward(Pass& pass) {
 Gradients run_backward(Pass& pass, const Tensor& dy, const Wanted& wanted) {
   Gradients gradients = pass.backend->backward(pass, dy, wanted);
   add_cancelled(pass, wanted, gradients);
+  leave_out_what_does_not_count(pass, gradients);
   return gradients;
 }
 

@@ -11,8 +11,12 @@ bool is_identity(const Piece& piece) { return piece.kind == Kind::kArrival && pi
 
 Plan make_plan(const std::vector<Piece>& pieces, const std::vector<Link>& links, const std::vector<GateState>& gates,
                int64_t num_nodes) {
-  Plan plan{num_nodes, std::vector<std::vector<Term>>(num_nodes), std::vector<std::vector<Term>>(num_nodes),
-            std::vector<bool>(num_nodes, false), std::vector<Term>(num_nodes)};
+  Plan plan{num_nodes,
+            std::vector<std::vector<Term>>(num_nodes),
+            std::vector<std::vector<Term>>(num_nodes),
+            std::vector<bool>(num_nodes, false),
+            std::vector<bool>(num_nodes, false),
+            std::vector<Term>(num_nodes)};
   std::vector<Term> terms;
   int64_t convolution = 0;
   for (std::size_t i = 0; i < pieces.size(); ++i) {
@@ -20,12 +24,14 @@ Plan make_plan(const std::vector<Piece>& pieces, const std::vector<Link>& links,
   }
   const auto is = [&](const Term& term, GateState what) { return term.gate >= 0 && gates[term.gate] == what; };
   // In reverse every consumer of a node is seen before what the node consumes.
-  plan.live.back() = true;
+  plan.live.back() = plan.counts.back() = true;
   std::vector<bool> runs(terms.size());
   for (std::size_t i = terms.size(); i-- > 0;) {
     const Term& term = terms[i];
     runs[i] = plan.live[term.target] && term.piece.kind != Kind::kZero && !is(term, GateState::kZero);
-    if (runs[i]) plan.live[term.source] = true;
+    if (!runs[i]) continue;
+    plan.live[term.source] = true;
+    if (plan.counts[term.target] && !term.is_baseline()) plan.counts[term.source] = true;
   }
   for (std::size_t i = terms.size(); i-- > 0;) plan.first[terms[i].target] = terms[i];
   for (std::size_t i = 0; i < terms.size(); ++i) {

@@ -9,8 +9,9 @@
 
 namespace advnas {
 
-// kArrival: an operation without weights, which the node that it reaches does.
-enum class Kind { kZero, kArrival, kConvolution };
+// kArrival: an operation without weights, which the node that it reaches does. kBaseline: adds nothing, and its gate, of 0, has
+// the gradient of an identity's: what the operations of an edge are compared with.
+enum class Kind { kZero, kArrival, kConvolution, kBaseline };
 
 // What an operation is made of, as far as the weights do not say it.
 struct Piece {
@@ -32,6 +33,7 @@ struct Term : Link {
   Piece piece;
   int64_t convolution = -1;  // its place among the picked convolutions, dead ones included; -1 for other pieces
 
+  bool is_baseline() const { return piece.kind == Kind::kBaseline; }
   // Whether its gradient depends on the value of its source.
   bool reads_source_backward() const { return convolution >= 0 || gradient_reads_input(piece.arrival); }
 };
@@ -39,7 +41,8 @@ struct Term : Link {
 struct Plan {
   int64_t num_nodes;
   std::vector<std::vector<Term>> into, out_of;  // of each node: what arrives there, what leaves it
-  std::vector<bool> live;                       // of each node: whether the output depends on it
+  std::vector<bool> live;                       // of each node: whether the output or a baseline depends on it
+  std::vector<bool> counts;                     // of each node: whether the output does
   std::vector<Term> first;                      // of each node: the first link to it, run or not; it has the node's shape
 };
 

@@ -37,7 +37,7 @@ def away_from_zero(cell, x, path):
         for module in cell.modules()
         if isinstance(module, torch.nn.ReLU)
     ]
-    reference.cell(x, path, list(cell.edges.values()), cell.num_nodes)
+    plain(cell, x, path)
     for hook in hooks:
         hook.remove()
     # An all-zero node is exactly zero on both sides.
@@ -54,7 +54,7 @@ def run(cell, call, x, ops, gates, dy):
 
 
 def plain(cell, x, path):
-    return reference.cell(x, path, list(cell.edges.values()), cell.num_nodes)
+    return reference.cell(x, path, list(cell.edges.values()), cell.num_nodes, cell.baseline == "input")
 
 
 def compare(
@@ -67,12 +67,13 @@ def compare(
     track=False,
     evaluate=False,
     names=NAS_BENCH_201,
+    baseline=None,
 ):
     ops = ops if ops.dim() == 2 else ops.unsqueeze(1)
     num_nodes = {1: 2, 3: 3, 6: 4, 10: 5}[len(ops)]
     for seed in range(100):
         torch.manual_seed(seed)
-        cell = OnePathCell(shape[1], names, num_nodes, affine=affine, track_running_stats=track).to(dtype)
+        cell = OnePathCell(shape[1], names, num_nodes, affine, track, baseline).to(dtype)
         for parameter in cell.parameters():
             torch.nn.init.normal_(parameter, std=0.5)
         for buffer in cell.buffers():

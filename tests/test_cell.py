@@ -78,6 +78,69 @@ def test_dead_edges_and_empty_nodes(close, ops):
     compare(close, torch.tensor(ops), affine=True)
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("picks", [1, 2, 5])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_baseline(close, picks, seed, dtype):
+    noise = torch.Generator().manual_seed(seed)
+    ops = torch.stack([torch.randperm(5, generator=noise)[:picks] for _ in range(6)])
+    compare(close, ops, dtype, affine=seed % 2 == 0, track=seed % 3 == 0, baseline="input")
+
+
+@pytest.mark.parametrize("op", range(len(OPERATIONS)), ids=OPERATIONS)
+def test_a_baseline_of_every_registered_operation(close, op):
+    names = tuple(OPERATIONS)
+    ops = torch.tensor([op, names.index("skip_connect"), op, names.index("nor_conv_3x3"), op, op])
+    compare(close, ops, shape=(2, 9, 6, 5), names=names, baseline="input")
+
+
+# With a baseline, none on an edge reads a node that nothing else may read: node 1, node 2, both, all.
+@pytest.mark.parametrize(
+    "ops", [[3, 3, 0, 3, 0, 4], [3, 2, 3, 4, 0, 0], [3, 3, 3, 1, 0, 0], [0, 0, 3, 0, 0, 0], [0] * 6, [1] * 6], ids=str
+)
+def test_a_baseline_that_only_a_dropped_edge_reads(close, ops):
+    compare(close, torch.tensor(ops), affine=True, baseline="input")
+    cell = OnePathCell(6, affine=True, baseline="input").double()
+    twin, x = copy.deepcopy(cell), torch.randn(3, 6, 5, 4, dtype=torch.double)
+    paths = [Path.from_ops(ops, dtype=torch.double) for _ in range(2)]
+    for call, path in zip((cell, twin.plain), paths, strict=True):
+        call(x, path).square().sum().backward()
+    close(paths[0].gates.grad, paths[1].gates.grad)
+    for parameter, other in zip(cell.parameters(), twin.parameters(), strict=True):
+        assert (parameter.grad is None) == (other.grad is None)
+
+
+def test_a_baseline_changes_nothing_but_the_advantages():
+    """Which differ by <dL/dnode, source>; a weight step has none."""
+    torch.manual_seed(0)
+    cell = OnePathCell(6).double()
+    other = OnePathCell(6, baseline="input").double()
+    other.load_state_dict(cell.state_dict())
+    x = torch.randn(3, 6, 5, 4, dtype=torch.double)
+    ops = [3, 1, 2, 4, 3, 3]
+    paths = [Path.from_ops(ops, dtype=torch.double) for _ in range(2)]
+    for module, path in zip((cell, other), paths, strict=True):
+        y = module(x, path)
+        y.square().sum().backward()
+        assert torch.equal(y, cell(x, path.detach()))
+        assert torch.equal(y, other(x, path.detach()))
+    for one, two in zip(cell.parameters(), other.parameters(), strict=True):
+        assert (one.grad is None) == (two.grad is None)
+        assert one.grad is None or torch.allclose(one.grad, two.grad, rtol=1e-12, atol=1e-12)
+    assert (paths[0].gates.grad - paths[1].gates.grad).abs().min() > 1e-6
+    assert paths[1].gates.grad[1] == 0, "a skip connection beside a skip connection"
+
+
+def test_an_edge_alone_before_batch_norm_has_an_advantage_with_a_baseline():
+    torch.manual_seed(0)
+    for baseline, expected in ((None, False), ("input", True)):
+        cell = OnePathCell(6, baseline=baseline).double()
+        path = Path.from_ops([3, 0, 3, 0, 0, 3], dtype=torch.double)
+        cell(torch.randn(4, 6, 8, 8, dtype=torch.double), path).tanh().square().sum().backward()
+        share = path.gates.grad[0].abs() / path.gates.grad[5].abs()
+        assert (share > 1e-3) == expected
+
+
 # Nodes where only a skip arrives: node 1, then node 2 too, then node 2 through node 1.
 @pytest.mark.parametrize(
     "ops", [[1, 3, 2, 4, 3, 1], [1, 1, 0, 0, 3, 2], [1, 0, 1, 4, 1, 3], [1, 0, 1, 0, 0, 1]], ids=str
@@ -137,9 +200,9 @@ def test_one_case_by_hand():
 
 
 def test_a_skip_has_the_advantage_of_its_formula():
-    x, dy = torch.randn(2, 2, 3, 4, 4).unbind()
-    path = Path.from_ops([1])
-    OnePathCell(3, num_nodes=2)(x, path).backward(dy)
+    x, dy = torch.randn(2, 2, 3, 4, 4, dtype=torch.double).unbind()
+    path = Path.from_ops([1], dtype=torch.double)
+    OnePathCell(3, num_nodes=2).double()(x, path).backward(dy)
     torch.testing.assert_close(path.gates.grad.item(), (x * dy).sum().item())
 
 

@@ -345,7 +345,8 @@ def test_logits_that_are_not_finite(name, bad):
 
 
 def test_logits_on_another_device():
-    estimator = make("advantage").to("meta")
+    estimator = make("advantage")
+    estimator.logits = torch.nn.Parameter(estimator.logits.to("meta"))
     with pytest.raises(ValueError, match="logits must stay on the host, got device"):
         estimator.sample()
 

@@ -105,6 +105,7 @@ template <class T>
 Gathered<T> gather_value(const Pass& pass, const CpuState& state, int64_t node, Row& bias) {
   Gathered<T> sources;
   for (const Term& term : pass.plan.into[node]) {
+    if (term.is_baseline()) continue;
     const double gate = pass.gate_of(term);
     Row scale(bias.size(), gate);
     if (term.convolution < 0) {

@@ -50,7 +50,7 @@ class CpuForward {
   }
 
   static bool are_convolutions(const std::vector<Term>& terms) {
-    return std::all_of(terms.begin(), terms.end(), [](const Term& term) { return term.convolution >= 0; });
+    return std::all_of(terms.begin(), terms.end(), [](const Term& term) { return term.convolution >= 0 || term.is_baseline(); });
   }
 
   std::vector<SiblingOutputs<T>> convolutions_that_leave(int64_t node) {

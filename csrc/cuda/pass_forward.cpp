@@ -70,6 +70,7 @@ class CudaForward {
     const ImageShape& shape = pass_.shapes[node];
     std::vector<NodeSource<T>> sources;
     for (const Term& term : pass_.plan.into[node]) {
+      if (term.is_baseline()) continue;
       const auto gate = float(pass_.gate_of(term));
       if (term.convolution < 0) {
         sources.push_back({in<T>(pass_.nodes[term.source]), term.piece.arrival, gate, nullptr, nullptr});

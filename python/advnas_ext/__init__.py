@@ -5,6 +5,7 @@ Needs torch only. See the README for the drop-in example.
 
 from advnas_ext import _load  # first: says why the compiled part cannot be loaded, where it cannot
 from advnas_ext.cell import OnePathCell
+from advnas_ext.choice import OnePathChoice
 from advnas_ext.estimators import (
     ESTIMATORS,
     AdvantageEstimator,
@@ -25,6 +26,7 @@ from advnas_ext.gate import gate
 from advnas_ext.operations import NAS_BENCH_201
 from advnas_ext.path import Path
 from advnas_ext.recurrent import DartsRecurrentCell, OnePathRecurrentCell
+from advnas_ext.search import Search
 
 __version__ = _load.VERSION
 
@@ -38,6 +40,7 @@ __all__ = [
     "GdasEstimator",
     "NaspEstimator",
     "OnePathCell",
+    "OnePathChoice",
     "OnePathRecurrentCell",
     "ParsecEstimator",
     "Path",
@@ -45,6 +48,7 @@ __all__ = [
     "RandomEstimator",
     "ReinforceEstimator",
     "RlooEstimator",
+    "Search",
     "SnasEstimator",
     "SwapEstimator",
     "explain",

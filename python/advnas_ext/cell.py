@@ -38,6 +38,10 @@ class OnePathCell(native.Block):
         affine: whether batch norm has a weight and a bias (then the convolutions have no bias).
         track_running_stats: whether batch norm keeps running statistics for ``eval()``; without them it uses batch
             statistics always. Statistics of operations that did not run stay as they were.
+        baseline: what an operation is compared with in its advantage: None: no output at all, as AdvantageNAS does; "input": the
+            node that it takes, as if it were a skip connection. Without affine parameters batch norm makes a loss blind to the
+            scale of a node that feeds convolutions alone, and an edge that is its only input has no advantage at all without a
+            baseline (see :func:`advnas_ext.gate`). The output is the same.
 
     Raises:
         ValueError: an argument is out of range or an operation unknown.
@@ -50,8 +54,11 @@ class OnePathCell(native.Block):
         num_nodes: int = 4,
         affine: bool = False,
         track_running_stats: bool = False,
+        baseline: str | None = None,
     ) -> None:
         super().__init__()
+        if baseline not in ("input", None):
+            raise ValueError(f'OnePathCell: baseline must be "input" or None, got {baseline!r}')
         if channels < 1 or num_nodes < 2:
             raise ValueError(f"OnePathCell: needs channels >= 1 and num_nodes >= 2, got {channels} and {num_nodes}")
         unknown = [op for op in ops if op not in OPERATIONS]
@@ -62,6 +69,7 @@ class OnePathCell(native.Block):
         self.num_nodes = num_nodes
         self.affine = affine
         self.track_running_stats = track_running_stats
+        self.baseline = baseline
         self.edges = nn.ModuleDict(
             {
                 f"{target}<-{source}": nn.ModuleList(
@@ -98,7 +106,7 @@ class OnePathCell(native.Block):
     def plain(self, x: Tensor, path: Path) -> Tensor:  # type: ignore[override]  # a cell has a path
         """The same by the plain PyTorch specification."""
         self._check_path(path)
-        return reference.cell(x, path, self._candidates(), self.num_nodes)
+        return reference.cell(x, path, self._candidates(), self.num_nodes, self.baseline == "input")
 
     def obstacle(self, path: Path) -> native.Obstacle:  # type: ignore[override]
         """Why the native executor does not run what ``path`` picks; None: it does."""
@@ -110,8 +118,13 @@ class OnePathCell(native.Block):
         """The cell as a part of a graph."""
         picks, nodes = path.picks, [source]
         picked = enumerate(self._picked(path.ops.tolist()))
+        compares = self.baseline == "input" and path.gates.requires_grad
+        edge = 0
         for _ in range(1, self.num_nodes):
             arrivals = [(op.steps(), node, gate) for node in nodes for gate, op in islice(picked, picks)]  # type: ignore[operator]
+            if compares:
+                arrivals += graph.baselines(nodes, path, edge)
+            edge += len(nodes)
             nodes.append(graph.node(arrivals))
             graph.edges_into(nodes[-1], len(nodes) - 1)
         return nodes[-1]

@@ -25,6 +25,7 @@ Result = TypeVar("Result")
 ZERO = Step(_C.Piece())
 IDENTITY = Step(_C.Piece(_C.Arrival.IDENTITY))
 AVG_POOL = Step(_C.Piece(_C.Arrival.AVG_POOL))
+BASELINE = Step(_C.Piece.baseline())
 MAX_POOL = Step(_C.Piece(_C.Arrival.MAX_POOL))
 
 
@@ -82,6 +83,7 @@ class Graph:
         self.num_nodes = 1
         self._steps: list[tuple[Step, int, int, int]] = []  # each with its source, its target, its gate
         self._offset_targets: list[int] = []
+        self._compares = False
 
     def node(self, arrivals: Iterable[tuple[Sequence[Step], int, int]]) -> int:
         """Adds a node and returns its number.
@@ -107,6 +109,13 @@ class Graph:
         edges in their order, or none."""
         self._offset_targets += [node] * count
 
+    def baselines(self, sources: Sequence[int], path: Path, edge: int) -> list[tuple[Sequence[Step], int, int]]:
+        """Arrivals that add nothing to a node and take <dL/dnode, source> off the gates' gradients of ``edge``, ``edge`` + 1, ...,
+        one for each source. Each has a gate, of 0, that :meth:`run` makes."""
+        self._compares = True
+        first = path.ops.numel() + edge
+        return [((BASELINE,), source, first + place) for place, source in enumerate(sources)]
+
     def run(self, x: Tensor, path: Path | None = None) -> Tensor:
         """The value of the last node.
 
@@ -123,15 +132,23 @@ class Graph:
         if dtype is not None:
             x = x.to(dtype)
             steps = [(step.with_weights_in(x), *link) for step, *link in steps]
+        gates, values = (_NO_GATES, _NO_GATES) if path is None else (path.gates_on(x.device), path.gates)
+        if self._compares:
+            gates, values = _with_baselines(gates), _with_baselines(values.detach())
         return _run(
             x,
-            _NO_GATES if path is None else path.gates_on(x.device),
-            _NO_GATES if path is None else path.gates,
+            gates,
+            values,
             None if path is None else path.offsets_on(x.device),
             self._offset_targets,
             steps,
             self.num_nodes,
         )
+
+
+def _with_baselines(gates: Tensor) -> Tensor:
+    """The gates [num_edges, picks], and behind them a 0 for each edge, of which all gates of the edge get the negative gradient."""
+    return torch.cat([gates.flatten(), (gates.detach() - gates).sum(1)])
 
 
 class Fused(nn.Module, ABC):

@@ -21,6 +21,12 @@ class Path:
             (Sato et al. 2021). Where gates do not require a gradient, an operation with a gate of 0 does not run.
         offsets: zeros [num_edges], added to the output of each edge, or None. Their ``grad`` holds the sum of dL/dy over the
             edge's output: what GDAS gives to operations that did not run.
+        active: bool [num_edges], the edges that took part in the loss, or None: all of them. A decision may be idle on a path,
+            such as one inside of a block that another decision left out; it learns nothing then. :class:`advnas_ext.OnePathChoice`
+            keeps this up to date on the paths of :class:`advnas_ext.Search`.
+
+    An operation beyond those that an edge has is padding and does not run: an estimator whose edges differ in size fills its rows
+    with it.
 
     Raises:
         TypeError: ``ops`` is not an int64 tensor, or ``gates`` is not a floating point tensor.
@@ -31,6 +37,7 @@ class Path:
     ops: Tensor
     gates: Tensor
     offsets: Tensor | None = None
+    active: Tensor | None = None
     _counterparts: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -52,6 +59,14 @@ class Path:
             )
         if self.offsets is not None and self.offsets.shape != ops.shape[:1]:
             raise ValueError(f"Path: offsets must have shape [{ops.shape[0]}], got {list(self.offsets.shape)}")
+        active = self.active
+        if active is not None and (
+            active.dtype != torch.bool or active.shape != ops.shape[:1] or active.device.type != "cpu"
+        ):
+            raise ValueError(
+                f"Path: active must be bool [{ops.shape[0]}] on the host, got {active.dtype} {list(active.shape)} on "
+                f"{active.device}"
+            )
         rows = ops.tolist()
         if any(op < 0 for row in rows for op in row):
             raise ValueError(f"Path: ops must not be negative, got {rows}")

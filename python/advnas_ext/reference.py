@@ -12,12 +12,16 @@ from advnas_ext.path import Path
 Function = Callable[[Tensor], Tensor]
 
 
-def gate(h: Tensor, gate: Tensor) -> Tensor:
-    """``h`` times a scalar tensor, in the dtype and on the device of ``h``."""
-    return h * gate.reshape(()).to(h)
+def gate(h: Tensor, gate: Tensor, baseline: Tensor | None = None) -> Tensor:
+    """``h`` times a scalar tensor g, in the dtype and on the device of ``h``. With a baseline b the gradient of g is that of
+    g h + (1 - g) b, while the value and the other gradients stay those of g h."""
+    g = gate.reshape(()).to(h)
+    return h * g if baseline is None else h * g - baseline.detach().to(h) * (g - g.detach())
 
 
-def cell(x: Tensor, path: Path, edges: Sequence[nn.ModuleList], num_nodes: int) -> Tensor:
+def cell(
+    x: Tensor, path: Path, edges: Sequence[nn.ModuleList], num_nodes: int, input_is_baseline: bool = False
+) -> Tensor:
     """A cell on one path: every node is the sum, over its incoming edges, of the gated outputs of the picked operations.
 
         node_0 = x,    node_t = sum_{s < t} (offsets[e] + sum_k gates[e, k] * op_{ops[e, k]}(node_s)),    e the edge t <- s
@@ -27,6 +31,7 @@ def cell(x: Tensor, path: Path, edges: Sequence[nn.ModuleList], num_nodes: int) 
         path: the picked operations of every edge.
         edges: the candidate modules of every edge, in the order 1<-0, 2<-0, 2<-1, 3<-0, ...
         num_nodes: nodes of the cell, its input and its output included.
+        input_is_baseline: whether advantages are in comparison with node_s: see :func:`gate`.
 
     Returns:
         The last node, of the shape of ``x``.
@@ -38,7 +43,8 @@ def cell(x: Tensor, path: Path, edges: Sequence[nn.ModuleList], num_nodes: int) 
         terms = []
         for source in nodes:
             for pick, op in enumerate(ops[edge]):
-                terms.append(gate(edges[edge][op](source), path.gates[edge, pick]))
+                baseline = source if input_is_baseline else None
+                terms.append(gate(edges[edge][op](source), path.gates[edge, pick], baseline))
             if path.offsets is not None:
                 terms.append(path.offsets[edge].to(x))
             edge += 1

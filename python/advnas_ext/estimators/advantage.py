@@ -14,12 +14,13 @@ of A is kept for every operation k' of every edge, as in the authors' code. Of t
     average[e, k'] <- average[e, k'] + 0.05 (A_e - average[e, k'])    later; all others stay
 
 and where k is picked, A_e := max_k' average[e, k'], that of k included, which is 0: dropping an edge is judged as its worst
-operation. The averages add up gradients of many steps, so these must all be of the loss in one unit: give ``assign_grad`` the scale
-of a ``GradScaler``.
+operation. An edge that was not active on the path changes nothing. The averages add up gradients of many steps, so these must all
+be of the loss in one unit: give ``assign_grad`` the scale of a ``GradScaler``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,8 +45,8 @@ class AdvantageEstimator(Estimator):
     def __init__(
         self,
         num_edges: int,
-        num_ops: int,
-        zero_op: int | None = None,
+        num_ops: int | Sequence[int],
+        zero_op: int | Sequence[int | None] | None = None,
         *,
         coefficient: float = 0.05,
         total_steps: int | None = None,
@@ -54,7 +55,7 @@ class AdvantageEstimator(Estimator):
         super().__init__(num_edges, num_ops, zero_op, total_steps=total_steps, dtype=dtype)
         self._require("coefficient must be in (0, 1]", coefficient, 0 < coefficient <= 1)
         self.coefficient = coefficient
-        self.register_buffer("average", torch.zeros(num_edges, num_ops, dtype=dtype, device="cpu"))
+        self.register_buffer("average", torch.zeros_like(self.logits, requires_grad=False))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool, device="cpu"))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
@@ -71,8 +72,9 @@ class AdvantageEstimator(Estimator):
         if self.zero_op is not None:
             old = self.average.gather(1, path.ops)
             new = old + self.coefficient * (advantage - old) if self.started else advantage
-            is_zero = path.ops == self.zero_op
-            average = self.average.scatter(1, path.ops, torch.where(is_zero, 0, new))
-            advantage = torch.where(is_zero, average.amax(1, keepdim=True), advantage)
+            active, is_zero = self._active(path), self._is_zero_op.gather(1, path.ops)
+            average = self.average.scatter(1, path.ops, torch.where(active, torch.where(is_zero, 0, new), old))
+            worst = average.masked_fill(self.padding, -torch.inf).amax(1, keepdim=True)
+            advantage = torch.where(is_zero & active, worst, advantage)
             remembered = {"average": average, "started": torch.ones_like(self.started)}
         return advantage * self._score(path.ops[:, 0]), remembered

@@ -2,6 +2,9 @@
 
     p_e = softmax(logits_e),   edges independent
 
+Edges may have different numbers of operations. Logits are [num_edges, num_ops] all the same, for the largest number; the entries
+beyond an edge's own operations are padding: of probability 0, never drawn, and with a gradient of 0.
+
 An estimator knows the picked operations, their gates, the gates' gradient and the loss; it never sees the network.
 """
 
@@ -9,11 +12,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from advnas_ext.estimators import parallel
 from advnas_ext.path import Path
 
 
@@ -25,14 +31,16 @@ class Estimator(nn.Module, ABC):
 
     Attributes:
         logits: Parameter [num_edges, num_ops], starts at 0.
+        num_ops: of the edge that has most.
+        padding: bool [num_edges, num_ops], which entries are beyond their edge's operations.
         learns: whether the method changes its logits at all.
         needs_gate_gradients: whether ``assign_grad`` reads ``path.gates.grad``. Where it does not, no backward pass is needed.
 
     Args:
         num_edges: number of decisions, at least 1.
-        num_ops: candidate operations of each, at least 2.
-        zero_op: index of the operation whose output is zero, if there is one. Only :class:`AdvantageEstimator` treats it in a
-            way of its own.
+        num_ops: candidate operations of each: one number for all, at least 2, or one for each edge, at least 1 and one of them 2.
+        zero_op: index of the operation whose output is zero, if there is one; or one for each edge. Only
+            :class:`AdvantageEstimator` treats it in a way of its own.
         total_steps: architecture steps of the whole search, for the estimators that have a schedule.
         dtype: of the logits, of the gates of sampled paths and of all that is remembered: torch.float32 or torch.float64.
 
@@ -44,24 +52,22 @@ class Estimator(nn.Module, ABC):
     needs_gate_gradients: ClassVar[bool] = True
     _path_type: ClassVar[type[Path]] = Path
     _needs_total_steps: ClassVar[bool] = False
+    padding: Tensor
+    _is_zero_op: Tensor  # bool [num_edges, num_ops]
 
     def __init__(
         self,
         num_edges: int,
-        num_ops: int,
-        zero_op: int | None = None,
+        num_ops: int | Sequence[int],
+        zero_op: int | Sequence[int | None] | None = None,
         *,
         total_steps: int | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self._require("num_edges must be an integer >= 1", num_edges, is_integer(num_edges, 1))
-        self._require("num_ops must be an integer >= 2", num_ops, is_integer(num_ops, 2))
-        self._require(
-            f"zero_op must be None or an integer from 0 to {num_ops - 1}",
-            zero_op,
-            zero_op is None or (is_integer(zero_op, 0) and zero_op < num_ops),
-        )
+        sizes = self._sizes(num_edges, num_ops)
+        zero_ops = self._zero_ops(sizes, zero_op)
         optional = "" if self._needs_total_steps else "None or "
         self._require(
             f"total_steps, the architecture steps of the whole search, must be {optional}an integer >= 0",
@@ -70,14 +76,19 @@ class Estimator(nn.Module, ABC):
         )
         self._require("dtype must be torch.float32 or torch.float64", dtype, dtype in (torch.float32, torch.float64))
         self.num_edges = num_edges
-        self.num_ops = num_ops
+        self.num_ops = max(sizes)
         self.zero_op = zero_op
         self.total_steps = total_steps
-        self.logits = nn.Parameter(torch.zeros(num_edges, num_ops, dtype=dtype, device="cpu"))
+        self.logits = nn.Parameter(torch.zeros(num_edges, self.num_ops, dtype=dtype, device="cpu"))
+        places = torch.arange(self.num_ops, device="cpu")
+        # Not in the state: they are arguments.
+        self.register_buffer("padding", places >= torch.tensor(sizes, device="cpu")[:, None], persistent=False)
+        self.register_buffer("_is_zero_op", places == torch.tensor(zero_ops, device="cpu")[:, None], persistent=False)
 
     @property
     def picks(self) -> int:
-        """Operations that a sampled path runs on each edge."""
+        """Operations that a sampled path runs on each edge. Where an edge has fewer, the rest are padding: operations beyond
+        its own, which do not run."""
         return 1
 
     @property
@@ -86,11 +97,13 @@ class Estimator(nn.Module, ABC):
         return 1
 
     @torch.no_grad()
-    def sample(self, generator: torch.Generator | None = None) -> Path:
+    def sample(self, generator: torch.Generator | None = None, *, group: dist.ProcessGroup | None = None) -> Path:
         """Draw a path.
 
         Args:
             generator: source of the randomness; None: torch's global one.
+            group: processes of ``torch.distributed`` that train one network on parts of a batch each: all get the path that the
+                first of them draws. Call it in all of them.
 
         Returns:
             A path of ``num_edges`` edges and ``picks`` picks whose gates require a gradient.
@@ -104,10 +117,21 @@ class Estimator(nn.Module, ABC):
             raise FloatingPointError(
                 f"{self._name}.sample: the logits are not finite; lower their learning rate, or resume from a checkpoint"
             )
-        return self._sample(generator)
+        if group is None:
+            parallel.warn_without_group(f"{self._name}.sample")
+            return self._sample(generator)
+        return self._sample(parallel.shared_generator(generator, group))
 
     @torch.no_grad()
-    def assign_grad(self, path: Path, loss: Tensor | float, *, scale: float = 1.0) -> None:
+    def assign_grad(
+        self,
+        path: Path,
+        loss: Tensor | float,
+        *,
+        scale: float = 1.0,
+        accumulate: bool = False,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
         """Set ``logits.grad``, replacing what was there, to the estimate of dE[loss]/dlogits from one path.
 
         Args:
@@ -115,18 +139,27 @@ class Estimator(nn.Module, ABC):
             loss: one number, the loss of that path.
             scale: what the loss was multiplied by before its backward pass, such as ``scaler.get_scale()`` of a ``GradScaler``;
                 gradients of gates are divided by it, so that those of different steps have one unit.
+            accumulate: add to ``logits.grad`` instead, as ``backward()`` does: over several paths or batches, before one step of
+                the optimizer.
+            group: as for :meth:`sample`. Gradients of gates and losses become their means over all processes. Call it in all of
+                them.
 
         Raises:
             FloatingPointError: the loss, a gradient of a gate or the estimate is infinite or not a number.
             TypeError: ``path`` is not a path of the kind that :meth:`sample` returns, or ``loss`` is not a number.
             ValueError: ``path`` does not fit this estimator, ``path.gates.grad`` is missing, ``loss`` is not one number, or
                 ``scale`` is not positive.
+            RuntimeError: processes of ``group`` have different paths.
             After an error the logits, ``logits.grad`` and everything remembered are as they were.
         """
         self._check_path("assign_grad", path)
         value = self._loss_value(loss)
         self._require("scale must be a number above 0", scale, 0 < scale < math.inf)
-        gradient, remembered = self._estimate(path, self._gate_gradients(path) / scale, value)
+        gate_grad = self._gate_gradients(path)
+        if group is not None:
+            gate_grad, value = self._averaged(path, gate_grad, value, group)
+        self._require_finite(gate_grad, value)
+        gradient, remembered = self._estimate(path, gate_grad / scale, value)
         for result in (gradient, *remembered.values()):
             if result is not None and not result.isfinite().all():
                 raise FloatingPointError(
@@ -134,7 +167,7 @@ class Estimator(nn.Module, ABC):
                 )
         for name, new in remembered.items():
             self.get_buffer(name).copy_(new)
-        self.logits.grad = gradient
+        self._add_grad(gradient, self.logits.grad if accumulate else None)
 
     @torch.no_grad()
     def after_step(self, path: Path) -> None:
@@ -152,19 +185,47 @@ class Estimator(nn.Module, ABC):
     @torch.no_grad()
     def argmax(self) -> Tensor:
         """The most probable operation of every edge, int64 [num_edges]; the first one among equals."""
-        return self.logits.argmax(1)
+        return self._known_logits().argmax(1)
+
+    @torch.no_grad()
+    def topology(self, nodes: Sequence[Sequence[int]], inputs: int = 2) -> Tensor:
+        """The cell that DARTS derives (Liu, Simonyan & Yang 2019, section 2.4): each node keeps its strongest incoming edges. The
+        strength of an edge is the probability of its best operation other than the zero operation.
+
+        Args:
+            nodes: the incoming edges of each node.
+            inputs: edges that a node keeps, or all where it has fewer.
+
+        Returns:
+            int64 [num_edges]: the operation of an edge that is kept, never the zero operation, and -1 for one that is not. Among
+            equals the first one is kept. Edges that no node names are not kept.
+
+        Raises:
+            ValueError: an edge does not exist, or has no operation besides the zero operation.
+        """
+        named = [edge for edges in nodes for edge in edges]
+        holds = sorted(set(named)) == sorted(named) and all(0 <= edge < self.num_edges for edge in named)
+        self._require(f"nodes must name edges from 0 to {self.num_edges - 1}, each once", nodes, holds)
+        strength, best = self.probabilities().masked_fill(self.padding | self._is_zero_op, -1).max(1)
+        kept = torch.full((self.num_edges,), -1, device="cpu")
+        for edges in nodes:
+            for edge in sorted(edges, key=lambda edge: -strength[edge].item())[:inputs]:
+                self._require("an edge needs an operation besides the zero operation", edge, strength[edge].item() >= 0)
+                kept[edge] = best[edge]
+        return kept
 
     @torch.no_grad()
     def probabilities(self) -> Tensor:
-        """softmax(logits), [num_edges, num_ops]."""
-        return torch.softmax(self.logits, 1)
+        """softmax(logits), [num_edges, num_ops]; 0 for padding."""
+        return torch.softmax(self._known_logits(), 1)
 
     def entropy(self) -> float:
-        """Mean over the edges of the entropy of softmax(logits), in nats: log(num_ops) for uniform logits."""
+        """Mean over the edges of the entropy of softmax(logits), in nats: for uniform logits that of log(operations)."""
         return torch.special.entr(self.probabilities()).sum(1).mean().item()
 
     def extra_repr(self) -> str:
-        return f"num_edges={self.num_edges}, num_ops={self.num_ops}"
+        sizes = (~self.padding).sum(1).tolist() if self.padding.any() else self.num_ops
+        return f"num_edges={self.num_edges}, num_ops={sizes}"
 
     @abstractmethod
     def _sample(self, generator: torch.Generator | None) -> Path:
@@ -192,13 +253,46 @@ class Estimator(nn.Module, ABC):
         if not holds:
             raise ValueError(f"{self._name}: {requirement}, got {value!r}")
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Estimator:
+        """Conversions of a module that holds this one: the dtype may follow, all stays on the host."""
+
+        def on_host(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            if result.device.type == "cpu" and result.dtype in (torch.float32, torch.float64, tensor.dtype):
+                return result
+            return tensor.to(result.dtype) if result.dtype in (torch.float32, torch.float64) else tensor
+
+        return super()._apply(on_host, recurse)
+
+    def _sizes(self, num_edges: int, num_ops: int | Sequence[int]) -> list[int]:
+        """The operations of each edge."""
+        if not isinstance(num_ops, Sequence):
+            self._require("num_ops must be an integer >= 2", num_ops, is_integer(num_ops, 2))
+            return [num_ops] * num_edges
+        holds = len(num_ops) == num_edges and all(is_integer(size, 1) for size in num_ops) and max(num_ops) >= 2
+        self._require(f"num_ops must be {num_edges} integers >= 1, one of them >= 2", num_ops, holds)
+        return [int(size) for size in num_ops]
+
+    def _zero_ops(self, sizes: list[int], zero_op: int | Sequence[int | None] | None) -> list[int]:
+        """The zero operation of each edge, or -1."""
+        each = zero_op if isinstance(zero_op, Sequence) else [zero_op] * len(sizes)
+        self._require(f"zero_op must be one for each of {len(sizes)} edges", zero_op, len(each) == len(sizes))
+        for size, op in zip(sizes, each, strict=True):
+            holds = op is None or (is_integer(op, 0) and op < size)
+            self._require(f"zero_op must be None or an integer from 0 to {size - 1}", op, holds)
+        return [-1 if op is None else op for op in each]
+
+    def _known_logits(self) -> Tensor:
+        """The logits, with -inf for padding whatever the parameter holds there."""
+        return self.logits.masked_fill(self.padding, -math.inf)
+
     def _gumbel(self, generator: torch.Generator | None) -> Tensor:
         """Independent standard Gumbel noise, [num_edges, num_ops]."""
         return torch.empty_like(self.logits).exponential_(generator=generator).log_().neg_()
 
     def _draw(self, generator: torch.Generator | None) -> Path:
         """One operation an edge from softmax(logits): the Gumbel-max trick."""
-        noisy = self.logits + self._gumbel(generator)
+        noisy = self._known_logits() + self._gumbel(generator)
         return Path.from_ops(noisy.argmax(1), dtype=self.logits.dtype)
 
     def _all_ops(self) -> Tensor:
@@ -213,6 +307,14 @@ class Estimator(nn.Module, ABC):
         """dlog p(a)/dlogits = onehot(a) - p for one operation an edge: [..., num_edges] to [..., num_edges, num_ops]."""
         onehot = nn.functional.one_hot(ops, self.num_ops).to(self.logits.dtype)
         return onehot - self.probabilities()
+
+    def _active(self, path: Path) -> Tensor:
+        """Which edges took part in the loss, bool [num_edges, 1]."""
+        return (
+            torch.ones(self.num_edges, 1, dtype=torch.bool, device="cpu")
+            if path.active is None
+            else path.active[:, None]
+        )
 
     def _check_path(self, function: str, path: Path) -> None:
         where = f"{self._name}.{function}: path"
@@ -235,12 +337,7 @@ class Estimator(nn.Module, ABC):
         value = loss if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64, device="cpu")
         if value.numel() != 1:
             raise ValueError(f"{where} must be one number, got shape {list(value.shape)}; take its mean")
-        value = value.detach().reshape(()).to("cpu", self.logits.dtype)
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"{where} is {value.item()}; skip this step, or lower the learning rate of the weights"
-            )
-        return value
+        return value.detach().reshape(()).to("cpu", self.logits.dtype)
 
     def _gate_gradients(self, path: Path) -> Tensor:
         gradient = path.gates.grad
@@ -251,21 +348,35 @@ class Estimator(nn.Module, ABC):
                 f"{self._name}.assign_grad: path.gates.grad is missing; call loss.backward() first, on a loss that depends "
                 "on the gates of this very path"
             )
-        return finite(f"{self._name}.assign_grad: path.gates.grad", gradient).to(self.logits.dtype)
+        return gradient.detach().to(self.logits.dtype)
+
+    def _averaged(self, path: Path, gate_grad: Tensor, loss: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+        """Means over the processes of a group. Before any value is looked at, so that all go on or none."""
+        mine = torch.cat([path.ops.flatten(), gate_grad.flatten(), loss[None]])
+        ops, gradient, mean_loss = parallel.mean(mine, group).split([path.ops.numel(), gate_grad.numel(), 1])
+        if not torch.equal(ops, path.ops.flatten().to(ops)):
+            raise RuntimeError(
+                f"{self._name}.assign_grad: the processes of the group have different paths; pass the group to sample() too, "
+                "and start them from the same state"
+            )
+        return gradient.reshape(gate_grad.shape), mean_loss[0]
+
+    def _require_finite(self, gate_grad: Tensor, loss: Tensor) -> None:
+        require_finite(f"{self._name}.assign_grad: loss", loss)
+        require_finite(f"{self._name}.assign_grad: path.gates.grad", gate_grad)
+
+    def _add_grad(self, gradient: Tensor | None, earlier: Tensor | None) -> None:
+        """Make the sum of both, where there are any, the gradient of the logits; padding has none."""
+        if gradient is not None:
+            gradient = gradient.masked_fill(self.padding, 0)
+        known = [part for part in (earlier, gradient) if part is not None]
+        self.logits.grad = sum(known[1:], start=known[0]) if known else None
 
 
-def finite(what: str, gradient: Tensor) -> Tensor:
-    """``gradient``, detached.
-
-    Raises:
-        FloatingPointError: an entry is infinite or not a number.
-    """
-    gradient = gradient.detach()
-    if not gradient.isfinite().all():
-        raise FloatingPointError(
-            f"{what} has infinite or NaN entries; skip this step, or lower the learning rate of the weights"
-        )
-    return gradient
+def require_finite(what: str, value: Tensor) -> None:
+    if not value.isfinite().all():
+        found = f"is {value.item()}" if value.dim() == 0 else "has infinite or NaN entries"
+        raise FloatingPointError(f"{what} {found}; skip this step, or lower the learning rate of the weights")
 
 
 def is_integer(value: object, least: int) -> bool:

@@ -1,11 +1,15 @@
 """Estimators that compare several paths: one gradient for M losses.
 
 gradient = sum_i weight_i (onehot(a_i) - p),   weights a function of the losses L_1 .. L_M
+
+The term of a path is 0 for the edges that were not active on it: its loss did not depend on them.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,14 +31,15 @@ class CollectingEstimator(Estimator):
 
     needs_gate_gradients = False
     ops: Tensor  # int64 [num_samples, num_edges], valid up to ``collected``
+    active: Tensor  # bool [num_samples, num_edges]
     losses: Tensor  # [num_samples]
     collected: Tensor  # int64 scalar
 
     def __init__(
         self,
         num_edges: int,
-        num_ops: int,
-        zero_op: int | None = None,
+        num_ops: int | Sequence[int],
+        zero_op: int | Sequence[int | None] | None = None,
         *,
         num_samples: int,
         total_steps: int | None = None,
@@ -44,8 +49,13 @@ class CollectingEstimator(Estimator):
         self._require("num_samples must be an integer >= 2", num_samples, is_integer(num_samples, 2))
         self.num_samples = num_samples
         self.register_buffer("ops", torch.zeros(num_samples, num_edges, dtype=torch.int64, device="cpu"))
+        self.register_buffer("active", torch.ones(num_samples, num_edges, dtype=torch.bool, device="cpu"))
         self.register_buffer("losses", torch.zeros(num_samples, dtype=dtype, device="cpu"))
         self.register_buffer("collected", torch.zeros((), dtype=torch.int64, device="cpu"))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        state_dict.setdefault(f"{prefix}active", self.active)  # of versions whose edges were always active
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     @abstractmethod
     def _weights(self, losses: Tensor) -> Tensor:
@@ -53,9 +63,10 @@ class CollectingEstimator(Estimator):
 
     def _estimate(self, path: Path, gate_grad: Tensor, loss: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
         index = int(self.collected)
-        ops, losses = self.ops.clone(), self.losses.clone()
-        ops[index], losses[index] = path.ops[:, 0], loss
+        collected = {"ops": self.ops.clone(), "active": self.active.clone(), "losses": self.losses.clone()}
+        ops, active, losses = collected.values()
+        ops[index], active[index], losses[index] = path.ops[:, 0], self._active(path)[:, 0], loss
         if index + 1 < self.num_samples:
-            return None, {"ops": ops, "losses": losses, "collected": self.collected + 1}
-        gradient = (self._weights(losses)[:, None, None] * self._score(ops)).sum(0)
-        return gradient, {"ops": ops, "losses": losses, "collected": torch.zeros_like(self.collected)}
+            return None, {**collected, "collected": self.collected + 1}
+        gradient = (self._weights(losses)[:, None, None] * self._score(ops) * active[..., None]).sum(0)
+        return gradient, {**collected, "collected": torch.zeros_like(self.collected)}

@@ -12,10 +12,12 @@ every element of y_e. The temperature falls linearly from 10 to 0.1 over ``total
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from advnas_ext.estimators.base import finite
+from advnas_ext.estimators.base import require_finite
 from advnas_ext.estimators.relaxed import AnnealedEstimator, RelaxedPath
 from advnas_ext.path import Path
 
@@ -36,8 +38,8 @@ class GdasEstimator(AnnealedEstimator):
     def __init__(
         self,
         num_edges: int,
-        num_ops: int,
-        zero_op: int | None = None,
+        num_ops: int | Sequence[int],
+        zero_op: int | Sequence[int | None] | None = None,
         *,
         unpicked: str = "zero",
         total_steps: int | None = None,
@@ -54,7 +56,7 @@ class GdasEstimator(AnnealedEstimator):
 
     def _sample(self, generator: torch.Generator | None) -> RelaxedPath:
         noise, temperature = self._gumbel(generator), self.temperature
-        ops = (self.logits + noise).argmax(1, keepdim=True)
+        ops = (self._known_logits() + noise).argmax(1, keepdim=True)
         offsets = None
         if self.unpicked == "sum":
             offsets = torch.zeros(self.num_edges, dtype=self.logits.dtype, requires_grad=True, device="cpu")
@@ -73,6 +75,10 @@ class GdasEstimator(AnnealedEstimator):
         unpicked = self._offset_gradients(path)[:, None] if self.unpicked == "sum" else torch.zeros_like(picked)
         return torch.cat([picked, unpicked], 1)
 
+    def _require_finite(self, gate_grad: Tensor, loss: Tensor) -> None:
+        super()._require_finite(gate_grad[:, :1], loss)
+        require_finite(f"{self._name}.assign_grad: path.offsets.grad", gate_grad[:, 1:])
+
     def _offset_gradients(self, path: Path) -> Tensor:
         gradient = None if path.offsets is None else path.offsets.grad
         if gradient is None:
@@ -80,4 +86,4 @@ class GdasEstimator(AnnealedEstimator):
                 f"{self._name}.assign_grad: path.offsets.grad is missing; unpicked='sum' needs a network that adds "
                 "path.offsets[edge] to the output of every edge, and loss.backward(); use unpicked='zero' with others"
             )
-        return finite(f"{self._name}.assign_grad: path.offsets.grad", gradient).to(self.logits.dtype)
+        return gradient.detach().to(self.logits.dtype)

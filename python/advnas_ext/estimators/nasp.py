@@ -27,7 +27,8 @@ class NaspEstimator(Estimator):
         return self.num_ops
 
     def _sample(self, generator: torch.Generator | None) -> Path:
-        largest = (self.logits == self.logits.amax(1, keepdim=True)).to(self.logits.dtype)
+        logits = self._known_logits()
+        largest = (logits == logits.amax(1, keepdim=True)).to(self.logits.dtype)
         picked = torch.multinomial(largest, 1, generator=generator)
         gates = torch.zeros_like(self.logits).scatter_(1, picked, 1)
         return Path(self._all_ops(), gates.requires_grad_())

@@ -12,6 +12,8 @@ likelihood.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -36,8 +38,8 @@ class ParsecEstimator(CollectingEstimator):
     def __init__(
         self,
         num_edges: int,
-        num_ops: int,
-        zero_op: int | None = None,
+        num_ops: int | Sequence[int],
+        zero_op: int | Sequence[int | None] | None = None,
         *,
         num_samples: int = 8,
         weighting: str = "loss",

@@ -14,6 +14,8 @@ the logits of operations that were not drawn.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -29,14 +31,14 @@ class ProxylessEstimator(Estimator):
     def __init__(
         self,
         num_edges: int,
-        num_ops: int,
-        zero_op: int | None = None,
+        num_ops: int | Sequence[int],
+        zero_op: int | Sequence[int | None] | None = None,
         *,
         total_steps: int | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(num_edges, num_ops, zero_op, total_steps=total_steps, dtype=dtype)
-        self.register_buffer("logits_before", torch.full((num_edges, num_ops), torch.nan, dtype=dtype, device="cpu"))
+        self.register_buffer("logits_before", torch.full_like(self.logits, torch.nan, requires_grad=False))
 
     @property
     def picks(self) -> int:
@@ -44,15 +46,16 @@ class ProxylessEstimator(Estimator):
 
     def _sample(self, generator: torch.Generator | None) -> Path:
         noise = self._gumbel(generator)
-        pair = (self.logits + noise).topk(2, 1).indices
+        logits = self._known_logits()
+        pair = (logits + noise).topk(2, 1).indices
         uniform = torch.rand(self.num_edges, 1, generator=generator, dtype=self.logits.dtype, device="cpu")
-        first_is_active = uniform < torch.softmax(self.logits.gather(1, pair), 1)[:, :1]
+        first_is_active = uniform < torch.softmax(logits.gather(1, pair), 1)[:, :1]
         ops = torch.where(first_is_active, pair, pair.flip(1))
         gates = torch.tensor([1, 0], dtype=self.logits.dtype, device="cpu").repeat(self.num_edges, 1)
         return Path(ops, gates.requires_grad_())
 
     def _estimate(self, path: Path, gate_grad: Tensor, loss: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
-        share = torch.softmax(self.logits.gather(1, path.ops), 1)
+        share = torch.softmax(self._known_logits().gather(1, path.ops), 1)
         pair_grad = share * (gate_grad - (share * gate_grad).sum(1, keepdim=True))
         return self._by_op(path, pair_grad), {"logits_before": self.logits}
 
@@ -60,7 +63,8 @@ class ProxylessEstimator(Estimator):
         before = self.logits_before
         if before.isnan().any():
             return
-        new, old = self.logits.gather(1, path.ops), before.gather(1, path.ops)
+        new = self._known_logits().gather(1, path.ops)
+        old = before.masked_fill(self.padding, -torch.inf).gather(1, path.ops)
         shift = new.logsumexp(1, keepdim=True) - old.logsumexp(1, keepdim=True)
-        self.logits.copy_(before.scatter(1, path.ops, new - shift))
+        self.logits.copy_(torch.where(self.padding, before, before.scatter(1, path.ops, new - shift)))
         before.fill_(torch.nan)

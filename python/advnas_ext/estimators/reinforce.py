@@ -2,12 +2,14 @@
 
     b <- L                        the first time
     b <- b + 0.05 (L - b)         later
-    dE[L]/dlogits_e ~ (L - b) (onehot(a_e) - p_e)
+    dE[L]/dlogits_e ~ (L - b) (onehot(a_e) - p_e)     0 for an edge that was not active: the loss did not depend on it
 
 b takes the current L in first, so in expectation the estimate is 0.95 times the gradient.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -31,8 +33,8 @@ class ReinforceEstimator(Estimator):
     def __init__(
         self,
         num_edges: int,
-        num_ops: int,
-        zero_op: int | None = None,
+        num_ops: int | Sequence[int],
+        zero_op: int | Sequence[int | None] | None = None,
         *,
         coefficient: float = 0.05,
         total_steps: int | None = None,
@@ -49,5 +51,5 @@ class ReinforceEstimator(Estimator):
 
     def _estimate(self, path: Path, gate_grad: Tensor, loss: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
         baseline = self.baseline + self.coefficient * (loss - self.baseline) if self.losses_seen else loss
-        gradient = (loss - baseline) * self._score(path.ops[:, 0])
+        gradient = (loss - baseline) * self._score(path.ops[:, 0]) * self._active(path)
         return gradient, {"baseline": baseline, "losses_seen": self.losses_seen + 1}

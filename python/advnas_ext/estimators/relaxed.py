@@ -6,6 +6,7 @@ dL/dlogits_k = w_k (v_k - sum_j w_j v_j) / temperature,   v = dL/dw
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -36,7 +37,7 @@ class RelaxedEstimator(Estimator):
     _path_type = RelaxedPath
 
     def _relax(self, noise: Tensor | float, temperature: float) -> Tensor:
-        return torch.softmax((self.logits + noise) / temperature, 1)
+        return torch.softmax((self._known_logits() + noise) / temperature, 1)
 
     def _dense_path(self, weights: Tensor, temperature: float) -> RelaxedPath:
         """All operations, with the weights as their gates."""
@@ -63,8 +64,8 @@ class AnnealedEstimator(RelaxedEstimator):
     def __init__(
         self,
         num_edges: int,
-        num_ops: int,
-        zero_op: int | None = None,
+        num_ops: int | Sequence[int],
+        zero_op: int | Sequence[int | None] | None = None,
         *,
         total_steps: int | None = None,
         dtype: torch.dtype = torch.float32,

@@ -15,6 +15,8 @@ otherwise it is about once the gradient or more.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -37,8 +39,8 @@ class RlooEstimator(CollectingEstimator):
     def __init__(
         self,
         num_edges: int,
-        num_ops: int,
-        zero_op: int | None = None,
+        num_ops: int | Sequence[int],
+        zero_op: int | Sequence[int | None] | None = None,
         *,
         num_samples: int = 4,
         stratified: bool = True,
@@ -63,16 +65,16 @@ class RlooEstimator(CollectingEstimator):
         """M paths, int64 [num_samples, num_edges]."""
         if not self.stratified:
             return torch.stack([self._draw(generator).ops[:, 0] for _ in range(self.num_samples)])
-        shuffled = torch.rand(self.logits.shape, generator=generator, device="cpu").argsort(
-            1
-        )  # so that any two operations can meet
+        # In a random order, so that any two operations can meet; padding first, so that rounding cannot reach it at the end.
+        order = torch.rand(self.logits.shape, generator=generator, device="cpu").masked_fill_(self.padding, -1)
+        shuffled = order.argsort(1)
         cumulative = self.probabilities().double().gather(1, shuffled).cumsum(1)
         offset = torch.rand(self.num_edges, 1, generator=generator, dtype=torch.float64, device="cpu")
         quantiles = (offset + torch.arange(self.num_samples, device="cpu")) / self.num_samples * cumulative[:, -1:]
         strata = torch.searchsorted(cumulative, quantiles, right=True).clamp_(max=self.num_ops - 1)
         picks = shuffled.gather(1, strata)
-        order = torch.rand(picks.shape, generator=generator, device="cpu").argsort(1)
-        return picks.gather(1, order).T
+        dealt = torch.rand(picks.shape, generator=generator, device="cpu").argsort(1)
+        return picks.gather(1, dealt).T
 
     def _weights(self, losses: Tensor) -> Tensor:
         return (losses - losses.mean()) / (self.num_samples - 1)

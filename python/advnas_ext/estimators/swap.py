@@ -34,7 +34,7 @@ class SwapEstimator(Estimator):
         return 2
 
     def _sample(self, generator: torch.Generator | None) -> Path:
-        pair = (self.logits + self._gumbel(generator)).topk(2, 1).indices
+        pair = (self._known_logits() + self._gumbel(generator)).topk(2, 1).indices
         gates = torch.tensor([1, 0], dtype=self.logits.dtype, device="cpu").repeat(self.num_edges, 1)
         return Path(pair, gates.requires_grad_())
 
