@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -307,6 +308,34 @@ def test_a_signal_saves_and_the_run_goes_on(advnas, tmp_path, number):
     if number == signal.SIGINT:
         advnas("search", *args, "--out=whole")
         assert history_of(tmp_path / "run") == history_of(tmp_path / "whole")
+
+
+def test_a_retraining_goes_on_by_the_command_that_it_prints(advnas, tmp_path):
+    args = [
+        "retrain",
+        "--arch",
+        CELL,
+        "--channels=4",
+        "--cells=1",
+        "--epochs=2",
+        "--batch-size=8",
+        "--threads=1",
+        "--out=run",
+    ]
+    command = [sys.executable, "-m", "advnas", *args]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline().startswith("epoch 1/2")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    printed = re.fullmatch(r"advnas retrain: stopped after step \d+ of epoch 2; go on with: (.*)\n", err)[1]
+    code, out, err = advnas(*shlex.split(printed)[1:])
+    assert (code, err) == (0, "")
+    assert "epoch 2/2" in out
+    assert "epoch 1/2" not in out
+    advnas(*args[:-1], "--out=whole")
+    run, whole = (json.loads((tmp_path / folder / "retrain.json").read_text()) for folder in ("run", "whole"))
+    assert run["test_accuracy"] == whole["test_accuracy"]
 
 
 def read(path):

@@ -201,7 +201,7 @@ def retrain(args: Sequence[str]) -> None:
         raise ValueError(f"{given.run}: is a search of the task {settings.task}; add --task {settings.task}")
     if given.config is not None:
         settings = settings.with_file(given.config)
-    given = parse(kind, args, "advnas retrain", replace(given, settings=settings))
+    given = parse(kind, args, "advnas retrain", replace(given, settings=settings, resume=False))
     command = shlex.join(["advnas", "retrain", *(a for a in args if a != "--resume"), "--resume"])
     folder = RunFolder(run.start(given.settings, given.resume, command, console()))
     result = folder.retrained()
