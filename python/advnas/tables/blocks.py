@@ -73,7 +73,7 @@ class Blocks:
         try:
             found = self._file.read(columns) if group is None else self._file.read_row_group(group, columns)
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{self._path}: damaged ({error}); convert its source again") from None
+            raise parquet.damaged(self._path, error) from None
         return found.combine_chunks()
 
     def _datasets(self, hp: str) -> list[list[str] | None]:

@@ -50,7 +50,12 @@ def opened(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path, memory_map=True)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a Parquet file, or a damaged one ({error}); convert its source again") from None
+        raise damaged(path, error) from None
+
+
+def damaged(path: Path, error: Exception) -> ValueError:
+    """What to raise where pyarrow fails on a table."""
+    return ValueError(f"{path}: damaged ({' '.join(str(error).split())}); convert its source again")
 
 
 def write_rows(file: BinaryIO, benchmark: str, space: str, columns: Mapping[str, Sequence[Any]]) -> None:

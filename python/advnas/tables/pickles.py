@@ -94,6 +94,7 @@ REBUILT: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": lambda pairs=(): dict(pairs),
     "_codecs.encode": lambda text, encoding: text.encode("latin1"),
     **dict.fromkeys(("builtins.set", "__builtin__.set", "builtins.frozenset", "__builtin__.frozenset"), set),
+    "__builtin__.bytes": lambda: b"",
     "numpy.dtype": _dtype,
     **{
         f"numpy.{core}.multiarray.{name}": made
@@ -280,6 +281,9 @@ class Reader:
             raise ValueError(f"{name}")
         self._stack.append(REBUILT[name](*arguments))
 
+    def _refuse(self) -> None:
+        raise ValueError(f"an object of {self._stack[-2]}")
+
     def _build(self) -> None:
         state, target = self._stack.pop(), self._stack[-1]
         if isinstance(target, Array):
@@ -296,7 +300,9 @@ class Reader:
         self._stack.append(Name(f"{module}.{name}"))
 
     def _weights(self) -> None:
-        self._stack[-1] = None  # instead of the name of their storage
+        """A storage by its name, for which nothing stands; or a class, for which its name does."""
+        found = self._stack[-1]
+        self._stack[-1] = found[1] if isinstance(found[1], Name) and found[0] == "module" else None
 
     def _framed(self) -> None:
         self._take(8)
@@ -351,6 +357,7 @@ ACTIONS: dict[int, Callable[[Reader], Any]] = {
     ord(b"c"): Reader._global,
     ord(b"\x93"): Reader._stacked_global,
     ord(b"R"): Reader._call,
+    ord(b"\x81"): Reader._refuse,
     ord(b"b"): Reader._build,
     ord(b"Q"): lambda reader: reader._weights(),
 }

@@ -173,15 +173,17 @@ def _read_folder(path: Path, sink: Sink) -> None:
             f"{path}: must be a folder of NATS-Bench, with {META} in it; for a folder of other files choose one of them"
         )
     meta = _unpacked(path / META)
+    if not isinstance(meta, dict) or not isinstance(meta.get("meta_archs"), list):
+        raise ValueError(f"{path / META}: must be a dict with meta_archs, the cells' strings")
     cells, evaluated = _Cells(sink), []
+    for index in range(len(meta["meta_archs"])):
+        files = [path / f"{name}.pickle.pbz2" for name in (f"{index:06d}", str(index))]
+        if file := next((file for file in files if file.is_file()), None):
+            found = _unpacked(file)
+            with readable(file):
+                cells.add(index, found, meta["meta_archs"])
+            evaluated.append(index)
     with readable(path):
-        if not isinstance(meta, dict) or "meta_archs" not in meta:
-            raise ValueError(f"{META} must be a dict with meta_archs")
-        for index in range(len(meta["meta_archs"])):
-            files = [path / f"{name}.pickle.pbz2" for name in (f"{index:06d}", str(index))]
-            if file := next((file for file in files if file.is_file()), None):
-                cells.add(index, _unpacked(file), meta["meta_archs"])
-                evaluated.append(index)
         cells.finish(meta["meta_archs"], evaluated)
 
 

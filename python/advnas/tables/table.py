@@ -74,7 +74,7 @@ class Table:
         try:
             content = file.read([INDEX, ARCH, *numbers])
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path}: damaged ({error}); convert its source again") from None
+            raise parquet.damaged(path, error) from None
         if found.columns[0] in numbers:
             content = content.filter(content[found.columns[0]].is_valid())
         numbers = [name for name in numbers if content[name].null_count == 0]
