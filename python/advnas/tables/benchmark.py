@@ -29,6 +29,18 @@ PARTS_OF = {
     "cifar100": _ALL,
     "ImageNet16-120": _ALL,
 }
+# The same with the names of an answer; required: an answer without it is none.
+ANSWERS = {
+    dataset: tuple(
+        (
+            part,
+            name == "train" or (dataset == "cifar10-valid" and name == "valid"),
+            tuple(f"{name}-{what}" for what in ("loss", "accuracy", "per-time", "all-time")),
+        )
+        for name, part in parts
+    )
+    for dataset, parts in PARTS_OF.items()
+}
 COMMENTS = {
     "cifar10-valid": "Trained for {} epochs on CIFAR-10's training half; valid is its other half, test CIFAR-10's test set.",
     "cifar10": "Trained for {} epochs on all of CIFAR-10's training set; test is its test set.",
@@ -121,7 +133,6 @@ class Benchmark:
                 f"{name:14s} FLOP={costs['flops']:6.2f} M, Params={costs['params']:.3f} MB, latency={latency} ms."
             )
             block, row = self._block(index, name, None, hp)
-            places = range(block.offsets[row], block.offsets[row + 1])
             texts = []
             for word, part in PARTS_OF[name]:
                 if (
@@ -132,7 +143,7 @@ class Benchmark:
                     continue
                 if not block.there[part][row]:
                     raise ValueError(f"query_by_arch: cell {index} has no {part} on {name} at {hp} epochs")
-                loss, accuracy = (_mean_over(values, places) for values in block.parts[part][:2])
+                loss, accuracy = (values[row] for values in block.mean.parts[part][:2])
                 wide = "test " if name == "cifar10" and word == "test" else word  # as the programs line it up
                 texts.append(f"{wide} : [{self.marked.format(loss, accuracy)}]")
             lines.append(f"{name:14s} {', '.join(texts)}")
@@ -157,27 +168,26 @@ class Benchmark:
         block, row = self._block(index, dataset, iepoch, self._hp(hp))
         first, end = block.offsets[row], block.offsets[row + 1]
         seeds = block.seeds[first:end]
-        places: Sequence[int] = range(first, end)
-        if is_random is not False:
+        if is_random is False:
+            values, place = block.mean, row
+        else:
             seed = random.choice(seeds) if is_random is True else is_random
             if not isinstance(seed, (int, np.integer)) or seed not in seeds:
                 raise ValueError(
                     f"get_more_info: is_random must be True, False or a seed among {seeds}, got {is_random!r}"
                 )
-            places = (first + seeds.index(seed),)
-        total = _mean_over(block.epochs, places)
+            values, place = block.each, first + seeds.index(seed)
+        epochs = values.epochs[place]
         info: dict[str, Any] = {}
-        for name, part in PARTS_OF[dataset]:
+        for part, required, (loss_name, accuracy_name, each_name, all_name) in ANSWERS[dataset]:
             if not block.there[part][row]:
-                if name == "train" or (name == "valid" and dataset == "cifar10-valid"):
+                if required:
                     raise ValueError(f"get_more_info: {index!r} has no {part} on {dataset} at this epoch")
                 continue
-            loss, accuracy, seconds = block.parts[part]
-            time = _mean_over(seconds, places)
-            info[f"{name}-loss"] = _mean_over(loss, places)
-            info[f"{name}-accuracy"] = _mean_over(accuracy, places)
-            info[f"{name}-per-time"] = None if time is None else time / total
-            info[f"{name}-all-time"] = time
+            loss, accuracy, seconds = values.parts[part]
+            time = seconds[place]
+            info[loss_name], info[accuracy_name] = loss[place], accuracy[place]
+            info[each_name], info[all_name] = None if time is None else time / epochs, time
         if self.comments and dataset in COMMENTS:
             info["comment"] = COMMENTS[dataset].format(hp)
         return info
@@ -193,11 +203,10 @@ class Benchmark:
         places = range(block.offsets[row], block.offsets[row + 1])
         for part in PARTS:
             if part == "train" or block.there[part][row]:
-                seconds = block.parts[part][2]
-                known = all(seconds[place] is not None for place in places)
-                each = [(seconds[place] or 0.0) / block.epochs[place] for place in places]
-                info[f"T-{part}@epoch"] = sum(each) / len(each) if known else None
-                info[f"T-{part}@total"] = _mean_over(seconds, places) if known else None
+                seconds = block.each.parts[part][2]
+                total = info[f"T-{part}@total"] = block.mean.parts[part][2][row]
+                each = [(seconds[place] or 0.0) / block.each.epochs[place] for place in places]
+                info[f"T-{part}@epoch"] = None if total is None else sum(each) / len(each)
         return info
 
     def _costs(self, block: Block, row: int) -> dict[str, Any]:
@@ -230,7 +239,7 @@ class Benchmark:
                     continue
             if not block.there[part][row]:
                 raise ValueError(f"find_best: cell {index} has no {part} on {dataset} at {hp} epochs")
-            accuracy = _mean_over(block.parts[part][1], range(block.offsets[row], block.offsets[row + 1]))
+            accuracy: Any = block.mean.parts[part][1][row]
             if best < 0 or highest < accuracy:  # so the first of equals
                 best, highest = index, accuracy
         return best, None if best < 0 else highest
@@ -252,11 +261,10 @@ class Benchmark:
             raise ValueError(f"{self.path}: nothing is known of {cell!r} on {dataset} at {hp} epochs")
         if epoch is None:
             return last, row
-        epochs = last.epochs[first:end]
+        epochs = last.each.epochs[first:end]
         if not 0 <= operator.index(epoch) < min(epochs):
             raise ValueError(f"iepoch: must be None or from 0 to {min(epochs) - 1}, got {epoch}")
-        group, place = divmod(row, self._blocks.rows_together)
-        return self._blocks.at(hp, dataset, operator.index(epoch), group), place
+        return self._blocks.at(hp, dataset, operator.index(epoch), row), 0
 
 
 class NasBench201(Benchmark):
@@ -341,11 +349,3 @@ def _part(dataset: str, metric_on_set: str) -> tuple[str, str]:
             f"find_best: metric_on_set must be train, valid, test, or among {', '.join(PARTS)}, got {metric_on_set!r}"
         )
     return dataset, part
-
-
-def _mean_over(values: Sequence[Any], places: Sequence[int]) -> Any:
-    """None: one is missing."""
-    if len(places) == 1:
-        return values[places[0]]
-    picked = [values[place] for place in places]
-    return None if None in picked else sum(picked) / len(picked)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -18,30 +19,63 @@ Number: TypeAlias = float | None
 Numbers: TypeAlias = tuple[list[Number], list[Number], list[Number]]  # in the order of METRICS
 
 
+class Values(NamedTuple):
+    """Epochs that were trained, and by part each of ``METRICS``; seconds are those of all these epochs. A value for each training,
+    or their mean for each row. None: not measured."""
+
+    epochs: list[Any]
+    parts: dict[str, Numbers]
+
+
 class Block:
-    """What is known of consecutive rows at one epoch, for one data set and hyper-parameters.
+    """What is known of some rows after one epoch, for one data set and hyper-parameters.
 
     Attributes:
         offsets: [rows + 1], the trainings of row i are ``offsets[i]`` to ``offsets[i + 1]``.
-        seeds, epochs, costs: of each training.
-        parts: by part, each of ``METRICS`` for each training; seconds are those up to the epoch.
+        seeds, costs: of each training.
+        each: the numbers of each training.
         there: by part, whether all trainings of a row have a loss and an accuracy.
     """
 
     def __init__(
-        self,
-        offsets: np.ndarray,
-        seeds: list[int],
-        epochs: list[int],
-        parts: dict[str, Numbers],
-        costs: dict[str, list[float]],
+        self, offsets: np.ndarray, seeds: list[int], each: Values, costs: dict[str, list[float]] | None = None
     ) -> None:
         self.offsets: list[int] = offsets.tolist()
-        self.seeds, self.epochs, self.parts, self.costs = seeds, epochs, parts, costs
+        self.seeds, self.each, self.costs = seeds, each, costs or {}
         self.there = {}
-        for part, (loss, accuracy, _) in parts.items():
+        for part, (loss, accuracy, _) in each.parts.items():
             missing = np.array([0, *(a is None or b is None for a, b in zip(loss, accuracy, strict=True))]).cumsum()
             self.there[part] = (missing[offsets[1:]] == missing[offsets[:-1]]).tolist()
+
+    @functools.cached_property
+    def mean(self) -> Values:
+        """The means over the trainings of each row."""
+        loss, accuracy, seconds = (
+            {part: self._means(numbers[place]) for part, numbers in self.each.parts.items()}
+            for place in range(len(METRICS))
+        )
+        parts = {part: (loss[part], accuracy[part], seconds[part]) for part in self.each.parts}
+        return Values(self._means(self.each.epochs), parts)
+
+    def _means(self, values: Sequence[Any]) -> list[Number]:
+        rows = [values[first:end] for first, end in itertools.pairwise(self.offsets)]
+        return [None if not row or None in row else sum(row) / len(row) for row in rows]
+
+
+class Curves(NamedTuple):
+    """The numbers after every epoch, of a group of rows.
+
+    Attributes:
+        offsets, seeds, epochs: as a block has them.
+        starts: [trainings + 1], where in ``parts`` each training's epochs begin.
+        parts: by part and metric, values with NaN for what was not measured, and where that is.
+    """
+
+    offsets: np.ndarray
+    seeds: list[int]
+    epochs: np.ndarray
+    starts: np.ndarray
+    parts: dict[str, list[tuple[np.ndarray, np.ndarray]]]
 
 
 class Blocks:
@@ -59,10 +93,10 @@ class Blocks:
         self._path = path
         self._file = parquet.opened(path)
         self.about = parquet.metadata(self._file, path)
-        self.rows_together = self._file.metadata.row_group(0).num_rows
+        self._rows_together = self._file.metadata.row_group(0).num_rows
         # Of this object alone, so that they go with it.
         self.last = functools.lru_cache(None)(self._last)
-        self.at = functools.lru_cache(32)(self._at)
+        self.curves = functools.lru_cache(4)(self._curves)
         self.datasets = functools.lru_cache(None)(self._datasets)
 
     def left_out(self) -> set[int]:
@@ -91,27 +125,40 @@ class Blocks:
             part: (numbers[f"{part}/{loss}"], numbers[f"{part}/{accuracy}"], numbers[f"{part}/{seconds}"])
             for part in PARTS
         }
-        return Block(offsets, seeds.tolist(), numbers[EPOCHS], values, {name: numbers[name] for name in COSTS})
+        costs = {name: numbers[name] for name in COSTS}
+        return Block(offsets, seeds.tolist(), Values(numbers[EPOCHS], values), costs)
 
-    def _at(self, hp: str, dataset: str, epoch: int, group: int) -> Block:
+    def _curves(self, hp: str, dataset: str, group: int) -> Curves:
         prefix = f"{hp}/{dataset}"
-        parts = [f"{prefix}/{part}/{metric}/{EPOCHS}" for part in PARTS for metric in METRICS]
-        content = self.read([f"{prefix}/seed", f"{prefix}/{EPOCHS}", *parts], group)
+        parts = {part: [f"{prefix}/{part}/{metric}/{EPOCHS}" for metric in METRICS] for part in PARTS}
+        content = self.read([f"{prefix}/seed", f"{prefix}/{EPOCHS}", *itertools.chain(*parts.values())], group)
         offsets, seeds = _list_column(content, f"{prefix}/seed")
         epochs = np.asarray(_list_column(content, f"{prefix}/{EPOCHS}")[1])
-        starts = np.append(0, epochs.cumsum())
-        spans = list(itertools.pairwise(starts.tolist()))
-        values: dict[str, Numbers] = {}
-        for part in PARTS:
-            found: list[list[Number]] = []
-            for metric in METRICS:
-                column = _list_column(content, f"{prefix}/{part}/{metric}/{EPOCHS}")[1]
-                numbers, missing = column.to_numpy(zero_copy_only=False), np.asarray(column.is_null())
-                known = [end - start > epoch and not missing[start + epoch] for start, end in spans]
-                ends = [_up_to(numbers[start : start + epoch + 1], metric) for start, _ in spans]
-                found.append([end if here else None for end, here in zip(ends, known, strict=True)])
-            values[part] = (found[0], found[1], found[2])
-        return Block(offsets, seeds.tolist(), [epoch + 1] * len(seeds), values, {})
+        found = {part: [_list_column(content, name)[1] for name in names] for part, names in parts.items()}
+        values = {
+            part: [(column.to_numpy(zero_copy_only=False), np.asarray(column.is_null())) for column in columns]
+            for part, columns in found.items()
+        }
+        return Curves(offsets, seeds.tolist(), epochs, np.append(0, epochs.cumsum()), values)
+
+    def at(self, hp: str, dataset: str, epoch: int, row: int) -> Block:
+        """What is known of one row after an epoch, which all of its trainings must have had."""
+        group, place = divmod(row, self._rows_together)
+        curves = self.curves(hp, dataset, group)
+        trainings = slice(curves.offsets[place], curves.offsets[place + 1])
+        starts = curves.starts[trainings].tolist()
+        parts: dict[str, Numbers] = {}
+        for part, ((loss, no_loss), (accuracy, no_accuracy), (seconds, no_seconds)) in curves.parts.items():
+            parts[part] = (
+                [None if no_loss[start + epoch] else float(loss[start + epoch]) for start in starts],
+                [None if no_accuracy[start + epoch] else float(accuracy[start + epoch]) for start in starts],
+                [
+                    None if no_seconds[start + epoch] else float(seconds[start : start + epoch + 1].cumsum()[-1])
+                    for start in starts
+                ],
+            )
+        each = Values([epoch + 1] * len(starts), parts)
+        return Block(np.array([0, len(starts)]), curves.seeds[trainings], each)
 
 
 def _list_column(content: pa.Table, name: str) -> tuple[np.ndarray, pa.Array]:
@@ -126,8 +173,3 @@ def _with_none(values: pa.Array) -> list[Any]:
     for place in np.flatnonzero(np.asarray(values.is_null())).tolist():
         found[place] = None
     return found
-
-
-def _up_to(numbers: np.ndarray, metric: str) -> float:
-    """The number of the last of some epochs, or the sum of their seconds, added one after the other."""
-    return float(numbers.cumsum()[-1] if metric == "seconds" else numbers[-1])

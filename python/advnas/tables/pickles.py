@@ -22,6 +22,10 @@ CHUNK = 1 << 22
 AHEAD = 1 << 16  # bytes in sight when a run is looked for; a longer one is found in pieces
 
 STOP = ord(".")
+DAMAGE = (
+    *(IndexError, KeyError, TypeError, AttributeError, StopIteration),
+    *(OverflowError, UnicodeDecodeError, struct.error),
+)
 
 RUNS = object()  # the key under which a dict keeps its runs
 PRUNED = object()  # what the memo has in the place of an item that was handed out
@@ -146,15 +150,7 @@ class Reader:
                 ACTIONS[op](self)
         except EOFError:
             raise ValueError("the pickle ends in the middle; the file may be truncated, get it again") from None
-        except (
-            IndexError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            struct.error,
-            UnicodeDecodeError,
-            OverflowError,
-        ) as error:
+        except DAMAGE as error:
             raise ValueError(f"not a pickle of data, or a damaged one ({type(error).__name__})") from None
         except ValueError as error:
             raise ValueError(f"holds {error}, which is not read from a pickle; get a file of the benchmark") from None
@@ -168,16 +164,20 @@ class Reader:
 
     def _take(self, count: int) -> bytes:
         if not self._ended and len(self._data) - self._place < max(count, AHEAD):
-            more = self._file.read(max(CHUNK, count))
-            self._data, self._place, self._ended = self._data[self._place :] + more, 0, not more
-            self._clear = len(self._data) - AHEAD
+            self._look_ahead(max(count, AHEAD))
         start, self._place = self._place, self._place + count
         if self._place > len(self._data):
-            if not self._ended:  # a file may give less than it was asked for
-                self._place = start
-                return self._take(count)
             raise EOFError
         return self._data[start : self._place]
+
+    def _look_ahead(self, count: int) -> None:
+        """Bring so many bytes into sight, or all that are left; in pieces, as a damaged file may ask for any number."""
+        pieces, size = [self._data[self._place :]], len(self._data) - self._place
+        while size < count and not self._ended:
+            pieces.append(self._file.read(CHUNK))
+            size += len(pieces[-1])
+            self._ended = not pieces[-1]
+        self._data, self._place, self._clear = b"".join(pieces), 0, size - AHEAD
 
     def _number(self, form: str) -> Any:
         return struct.unpack(form, self._take(struct.calcsize(form)))[0]
