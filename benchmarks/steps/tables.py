@@ -63,9 +63,8 @@ def main(path: Path) -> None:
     print(f"get_more_info, first            {time.process_time() - start:8.3f} s, {memory() - loaded:.0f} MB")
     for what, cells in (("string", archs), ("number", [int(number) for number in numbers])):
         for how, option in (("drawn", True), ("mean", False)):
-            call = benchmark.get_more_info
             seconds = best(
-                lambda cells=cells, option=option: [call(cell, "cifar10", None, hp, option) for cell in cells]
+                lambda cells=cells, option=option: [ask(cell, "cifar10", None, hp, option) for cell in cells]
             )
             print(f"get_more_info by {what}, {how:5}  {len(cells) / seconds:8,.0f} a second")
     print(f"find_best                       {best(lambda: benchmark.find_best('cifar10', 'test', hp=hp)):8.3f} s")

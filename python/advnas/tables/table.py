@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 import pyarrow as pa
 
 from advnas.spaces import SPACES, Space
@@ -75,15 +76,23 @@ class Table:
             content = file.read([INDEX, ARCH, *numbers])
         except (pa.ArrowException, OSError) as error:
             raise parquet.damaged(path, error) from None
-        if found.columns[0] in numbers:
-            content = content.filter(content[found.columns[0]].is_valid())
-        numbers = [name for name in numbers if content[name].null_count == 0]
-        archs = content[ARCH].to_pylist()
-        values = zip(*(content[name].to_numpy().tolist() for name in numbers), strict=True)
-        rows = {arch: dict(zip(numbers, row, strict=True)) for arch, row in zip(archs, values, strict=True)}
-        if not rows:
+        columns = {name: content[name].to_numpy() for name in numbers}  # NaN where there is none
+        known = ~np.isnan(columns.get(found.columns[0], np.zeros(len(content))))
+        columns = {name: values[known] for name, values in columns.items()}
+        columns = {name: values.tolist() for name, values in columns.items() if not np.isnan(values).any()}
+        archs = [arch for arch, there in zip(content[ARCH].to_pylist(), known.tolist(), strict=True) if there]
+        if not archs or not columns:
             raise ValueError(f"{path}: has no rows")
-        return cls(path, found, tuple(numbers), rows, dict(zip(content[INDEX].to_pylist(), archs, strict=True)))
+        rows = dict(
+            zip(
+                archs,
+                (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)),
+                strict=True,
+            )
+        )
+        return cls(
+            path, found, tuple(columns), rows, dict(zip(content[INDEX].to_numpy()[known].tolist(), archs, strict=True))
+        )
 
     @classmethod
     def _of_csv(cls, path: Path, space: Space) -> Table:
