@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -20,6 +21,31 @@ from advnas.tables.sizes import SIZES, Sizes
 
 AnySpace: TypeAlias = Space | Sizes
 USUAL = "nasbench201"  # the space of a CSV table that nothing else says
+
+
+class Rows(Mapping[str, dict[str, float]]):
+    """Rows of columns, each made when it is asked for, so that a file opens at once.
+
+    Args:
+        places: of each cell in the columns.
+        columns: lists of numbers by name.
+    """
+
+    def __init__(self, places: dict[str, int], columns: dict[str, list[float]]) -> None:
+        self._places, self._columns = places, columns
+
+    def __getitem__(self, arch: str) -> dict[str, float]:
+        place = self._places[arch]
+        return {name: values[place] for name, values in self._columns.items()}
+
+    def __contains__(self, arch: object) -> bool:
+        return arch in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 @dataclass(frozen=True)
@@ -37,7 +63,7 @@ class Table:
     path: Path
     space: AnySpace
     columns: tuple[str, ...]
-    rows: dict[str, dict[str, float]]
+    rows: Mapping[str, dict[str, float]]
     index: dict[int, str]
 
     @classmethod
@@ -83,16 +109,9 @@ class Table:
         archs = [arch for arch, there in zip(content[ARCH].to_pylist(), known.tolist(), strict=True) if there]
         if not archs or not columns:
             raise ValueError(f"{path}: has no rows")
-        rows = dict(
-            zip(
-                archs,
-                (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)),
-                strict=True,
-            )
-        )
-        return cls(
-            path, found, tuple(columns), rows, dict(zip(content[INDEX].to_numpy()[known].tolist(), archs, strict=True))
-        )
+        rows = Rows({arch: place for place, arch in enumerate(archs)}, columns)
+        index = dict(zip(content[INDEX].to_numpy()[known].tolist(), archs, strict=True))
+        return cls(path, found, tuple(columns), rows, index)
 
     @classmethod
     def _of_csv(cls, path: Path, space: Space) -> Table:
@@ -146,8 +165,7 @@ class Table:
         Raises:
             ValueError: the string is no architecture, or the table does not have it.
         """
-        row = self.rows.get(arch)
-        return self.rows[self.named(arch)] if row is None else row
+        return self.rows[arch if arch in self.rows else self.named(arch)]
 
     def named(self, arch: str) -> str:
         """The string of a cell that is given by its string or its number; raises as :meth:`lookup`."""
