@@ -70,6 +70,12 @@ def test_runs_of_any_length(protocol, count):
     assert read(pickle.dumps(value, protocol)) == value
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_names_that_look_like_items(protocol):
+    value = {f"x@{n}q\x05G{'a' * 8}": n / 2 for n in range(3)} | {"y@1\x94Gabcdefgh": 0.5, "z@1": 1.5}
+    assert read(pickle.dumps(value, protocol)) == value
+
+
 def test_runs_are_arrays():
     loaded = Reader(io.BytesIO(pickle.dumps(dict.fromkeys(range(200), 0.5), 2))).load()
     [run] = loaded[RUNS]

@@ -35,7 +35,7 @@ PRUNED = object()  # what the memo has in the place of an item that was handed o
 BY_BYTE = re.compile(rb"(?:K.G.{8})+", re.S)
 BY_PLACE = re.compile(rb"(?:h.G.{8})+", re.S)
 BY_LONG_PLACE = re.compile(rb"(?:j.{4}G.{8})+", re.S)
-NAMED = rb"(?:X..\0\0|\x8c.)([a-z][a-z-]*@[0-9]+)(q.|r.{4}|\x94)G(.{8})"
+NAMED = rb"(?:X(.)\0\0\0|\x8c(.))([a-z][a-z-]{0,30}@[0-9]{1,9})(q.|r.{4}|\x94)G(.{8})"
 BY_NAME = re.compile(rb"(?:%s)+" % NAMED, re.S)
 NAME = re.compile(NAMED, re.S)
 BYTE_ITEM = np.dtype([("k", "u1"), ("key", "u1"), ("g", "u1"), ("value", ">f8")])
@@ -227,9 +227,12 @@ class Reader:
             these = np.frombuffer(found[0], BYTE_ITEM)
             run = Run([self._memo[place] for place in these["key"].tolist()], these["value"].astype("f8"))
         elif found := BY_NAME.match(self._data, start):
-            names, places, values = zip(*NAME.findall(found[0]), strict=True)
-            # Names are kept in the memo one after the other, unless somebody has cleaned the pickle up.
-            if len(places[0]) > 1 and int.from_bytes(places[0][1:], "little") != len(self._memo):
+            lengths, other, names, places, values = zip(*NAME.findall(found[0]), strict=True)
+            # A name may be longer than it looks. They are kept in the memo one after the other, unless somebody has cleaned the
+            # pickle.
+            if b"".join(lengths) + b"".join(other) != bytes(map(len, names)) or (
+                len(places[0]) > 1 and int.from_bytes(places[0][1:], "little") != len(self._memo)
+            ):
                 return None
             keys = [self._names[name] for name in names]
             self._memo += keys

@@ -94,6 +94,8 @@ class Table:
     def _of_parquet(cls, path: Path, space: Space | None) -> Table:
         file = parquet.opened(path)
         named = parquet.metadata(file, path)["space"]
+        if named not in (SIZES.name, *SPACES):
+            raise ValueError(f"{path}: is a table of the space {named}, which this version does not know")
         found: AnySpace = SIZES if named == SIZES.name else SPACES[named]
         if space is not None and space is not found:
             raise ValueError(f"{path}: must be a table of the space {space.name}, got one of {named}")
