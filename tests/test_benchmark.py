@@ -219,6 +219,23 @@ def test_rows_may_come_in_any_order(tmp_path):
     assert ours.find_best("cifar10", "test", hp="200") == pytest.approx(theirs.find_best("cifar10", "test", hp="200"))
 
 
+def test_flops_that_cannot_be_settled(tmp_path):
+    """Without the training whose FLOPs count a file is converted all the same, and the question fails, as theirs does."""
+    content = official.benchmark(
+        nats_bench, official.topologies(2), {"12": 2, "200": 2}, seeds=(777, 999), oddities=("settled",)
+    )
+    convert(official.save_folder(content, tmp_path / "theirs"), tmp_path / "ours.parquet", None, Console())
+    theirs = nats_bench.create(str(tmp_path / "theirs"), "tss", fast_mode=True, verbose=False)
+    ours = open_benchmark(tmp_path / "ours.parquet")
+    pair = SimpleNamespace(theirs=theirs, ours=ours, name="nats-topology")
+    for index in (0, 1):
+        agree(pair, "get_more_info", index, "cifar10", is_random=False)
+        agree(pair, "query_by_arch", index, "12")
+    with pytest.raises(ValueError, match=r"must agree or be there for seed 888, got \[.*\] for seeds \[777, 999\]"):
+        ours.get_cost_info(0, "cifar10")
+    assert len(Table.load(tmp_path / "ours.parquet").rows) == 2
+
+
 @pytest.mark.parametrize(
     "call, message",
     [

@@ -178,6 +178,7 @@ GOOD = {"meta_archs": [NONE, SKIP], "arch2infos": {0: CELL}, "evaluated_indexes"
             "cell 0 must have results under less or full, got '90'",
         ),
         (torch_file(GOOD | {"arch2infos": {0: {"full": {}}}}), r"cell 0 has no results .*: KeyError\('dataset_seed'\)"),
+        (torch_file(GOOD | {"evaluated_indexes": None}), "evaluated_indexes must be a list or set of cells' numbers"),
         (torch_file(GOOD | {"arch2infos": {0: "full"}}), "cell 0 must have results under .*, got 'str'"),
         (
             torch_file({"meta_archs": torch.nn.Linear(1, 1)}),

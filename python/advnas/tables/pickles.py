@@ -1,7 +1,7 @@
 """Pickles read as data. Nothing in one can call anything: names of functions and classes stay names, and the few that benchmark
 files need (ordered dicts, sets, numpy's numbers and arrays) are rebuilt here. torch's own restricted reader does not know numpy's
-numbers, which these files are full of, and no reader that is ready-made can let go of what it has read, so that a file of 5 GB
-would take 20.
+numbers, which these files are full of, and no reader that is ready-made can let go of what it has read, so that all of a file of
+5 GB would be in memory, as Python's objects.
 
 Two things keep it small and quick. A dict of numbers, such as an accuracy for each epoch, is a :class:`Run` of arrays, found by a
 regular expression. And the items of one large dict can be handed out as they come, and forgotten.
@@ -71,7 +71,8 @@ def items(mapping: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
     for key, value in mapping.items():
         if key is RUNS:
             for run in value:
-                yield from zip(np.asarray(run.keys).tolist(), run.values.tolist(), strict=True)
+                keys = run.keys.tolist() if isinstance(run.keys, np.ndarray) else run.keys
+                yield from zip(keys, run.values.tolist(), strict=True)
         else:
             yield key, value
 

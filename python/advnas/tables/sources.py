@@ -124,7 +124,9 @@ class _Cells:
             self.add(index, found, archs)
         if self._benchmark is None:
             raise ValueError("has no results of any cell; choose a whole file of the benchmark")
-        self._sink.finish([int(index) for index in evaluated])
+        if not isinstance(evaluated, (list, set, tuple)) or not all(isinstance(index, int) for index in evaluated):
+            raise ValueError("evaluated_indexes must be a list or set of cells' numbers")
+        self._sink.finish(evaluated)
 
 
 def benchmark_of(archs: Any, found: Any) -> Benchmark:
