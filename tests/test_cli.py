@@ -198,7 +198,7 @@ def test_a_smaller_space_and_a_smaller_supernet(advnas, tmp_path):
         (["query", "table.csv", "--top", "1", "--by", "speed"], "has no column 'speed'"),
         (["query", "table.csv", "--arch", CELL.replace("none", "nothing")], "unknown operation 'nothing'"),
         (["query", "none.csv", "--top", "1"], "none.csv: no such table"),
-        (["fly"], "no such command; choose among search, retrain, query, analysis, info"),
+        (["fly"], "no such command; choose among search, retrain, query, table, analysis, info"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(advnas, table, tmp_path, args, message):
@@ -269,6 +269,17 @@ def test_query_prints_a_row_or_the_best(advnas, table):
     out = advnas("query", str(table), "--top", "1", "--by", "params_m")[1]
     assert CELL in out
     assert "93.25" not in out
+
+
+def test_query_says_which_others_are_the_same_network(advnas, table):
+    out = advnas("query", str(table), "--arch", CELL)[1]
+    others = [line for line in out.splitlines() if line.startswith("|")]
+    assert out.count("the same") == 2
+    assert CELL not in others
+    assert len(others) <= 20
+    every = advnas("query", str(table), "--arch", CELL, "--same")[1]
+    assert set(others) <= set(every.splitlines())
+    assert "more" not in every
 
 
 def test_query_of_the_real_table(advnas, shared):

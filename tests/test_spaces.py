@@ -1,3 +1,7 @@
+import itertools
+import math
+import random
+
 import pytest
 import torch
 from hypothesis import given
@@ -53,6 +57,86 @@ def test_arch_lists_edges_by_target_then_source():
     ]
     assert format_arch(torch.tensor([3, 2, 4, 1, 0, 3])) == MIXED
     assert parse_arch(MIXED).dtype == torch.int64
+
+
+SAME, FUNCTION = NASBENCH201.identities
+
+
+def test_networks_of_nasbench201_are_counted():
+    """6,466 of 15,625 by its authors' count, which dead edges and brackets still tell apart."""
+    cells = list(itertools.product(OPS, repeat=NUM_EDGES))
+    networks = [{identity(names) for names in cells} for identity in NASBENCH201.identities.values()]
+    assert [len(cells), *map(len, networks)] == [15625, 6466, 4930]
+    pairs = {tuple(identity(names) for identity in NASBENCH201.identities.values()) for names in cells}
+    assert len(pairs) == 6466  # what is one network by the count is one function
+
+
+def test_networks_are_those_of_nats_bench():
+    genotypes = pytest.importorskip("nats_bench.genotype_utils")
+    ours, theirs = {}, {}
+    for names in itertools.product(OPS, repeat=NUM_EDGES):
+        arch = "|{}~0|+|{}~0|{}~1|+|{}~0|{}~1|{}~2|".format(*names)
+        text = genotypes.topology_str2structure(arch).to_unique_str(consider_zero=True)
+        theirs.setdefault(text, set()).add(arch)
+        ours.setdefault(NASBENCH201.identities[SAME](names), set()).add(arch)
+    assert set(map(frozenset, ours.values())) == set(map(frozenset, theirs.values()))
+
+
+def arch_of(*names):
+    places = [{"0": 0, "=": 1, "1": 2, "3": 3, "p": 4}[name] for name in names]
+    return format_arch(torch.tensor(places))
+
+
+@pytest.mark.parametrize(
+    "one, other, sameness",
+    [
+        ("300100", "300p00", None),  # 1x1 convolution and pooling
+        ("3003=0", "30033=", None),
+        ("3000=0", "03000=", FUNCTION),  # over node 1 or node 2, which has an empty edge more
+        ("=00300", "000300", SAME),  # node 1 leads nowhere
+        ("0013=0", "00p3=0", SAME),  # from an empty node
+        ("==0003", "0=0003", SAME),
+        ("===003", "0=0003", None),  # a sum of two inputs, and one
+        ("30000=", "000300", None),  # node 2 is empty
+        ("0=0300", "000300", SAME),
+        ("000301", "000300", FUNCTION),  # a convolution of what is empty
+        ("00000=", "000000", FUNCTION),
+    ],
+)
+def test_the_same_network(one, other, sameness):
+    found = NASBENCH201.alike(arch_of(*one))
+    assert list(found) == [SAME, FUNCTION]
+    assert [name for name, archs in found.items() if arch_of(*other) in archs] == ([sameness] if sameness else [])
+    assert arch_of(*one) not in found[SAME] + found[FUNCTION]
+
+
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())
+def test_cells_that_are_the_same_network_compute_the_same(space):
+    """Of the spaces that say so: with the weights of one operation on one source shared, the outputs agree."""
+    if not space.identities:
+        pytest.skip("every cell is a network of its own")
+    draw = random.Random(0)
+    functions = {op: draw.uniform(0.5, 2) for op in space.ops}
+
+    def output(arch):
+        """A cell of numbers, in which an operation is a function that leaves 0 where it is."""
+        nodes, picked = [1.0], iter(space.parse(arch).tolist())
+        for target in range(1, space.num_nodes):
+            values = []
+            for source in range(target):
+                op = space.ops[next(picked)]
+                x = nodes[source]
+                values.append(
+                    0.0 if op == space.zero_op else x if op == "skip_connect" else math.sin(functions[op] * x) * x
+                )
+            nodes.append(math.fsum(values))
+        return nodes[-1]
+
+    for _ in range(5):
+        arch = space.format(torch.tensor([draw.randrange(len(space.ops)) for _ in space.edges]))
+        for others in space.alike(arch).values():
+            for other in draw.sample(others, min(20, len(others))):
+                assert output(other) == pytest.approx(output(arch))
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,32 @@ import advnas_ext
 FORMAT = 2  # raised when a checkpoint of an earlier version could no longer be read
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write a file so that at any time, also after a crash or on a full disk, ``path`` holds the old content or the new one.
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """The name under which to write a file so that at any time, also after a crash or on a full disk, ``path`` holds the old
+    content or the new one. The file moves to ``path`` where the block ends without an error.
 
     Raises:
         OSError: the file cannot be written; nothing of it is left.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
+        yield partial
+        with partial.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
+        if error.filename not in (None, str(partial)):
+            raise
         raise OSError(error.errno, f"{path}: cannot be written: {error.strerror}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write a file that is whole or not there; raises as :func:`whole`."""
+    with whole(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def save(path: Path, kind: str, config: Mapping[str, Any], state: Mapping[str, Any]) -> None:

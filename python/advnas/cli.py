@@ -1,4 +1,4 @@
-"""The command line: ``advnas search | retrain | query | analysis | info``."""
+"""The command line: ``advnas search | retrain | query | table | analysis | info``."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from advnas.config import (
     RetrainConfig,
     SearchConfig,
     Settings,
-    Space,
 )
+from advnas.lookup import query, table
 from advnas.report.console import Rounds, console, facts, print_table
 from advnas.report.numbers import duration, interval
 from advnas.run.folder import RunFolder, task_named_in, write_csv
@@ -45,6 +45,7 @@ Neural architecture search with one-path estimators.
   advnas search     search a cell
   advnas retrain    train a cell from scratch and test it
   advnas query      look cells up in a benchmark table
+  advnas table      make one file of a benchmark, quick to open
   advnas analysis   measure what the estimators' gradients are worth, or how well a supernet ranks cells
   advnas info       what was built, and what this machine offers
 
@@ -98,22 +99,6 @@ class RetrainArguments(Generic[RetrainSettings]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QueryArguments:
-    """Look cells up in a benchmark table."""
-
-    file: Positional[Annotated[Path, arg(metavar="FILE")]]
-    """The table (CSV)."""
-    arch: Annotated[str | None, arg(metavar="CELL")] = None
-    """The cell, such as "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|skip_connect~0|none~1|none~2|"."""
-    top: Annotated[int | None, arg(metavar="INT")] = None
-    """Print that many of the best cells."""
-    by: str | None = None
-    """Column that says which cells are best; None: the table's usual one."""
-    space: Space = "nasbench201"
-    """Search space of the table."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class SignalArguments(Settings):
     """Every estimator's gradient beside the exact one, at the fixed weights of a search: bias, noise, cost.
 
@@ -142,7 +127,7 @@ class RankArguments(Settings):
     run: Positional[Annotated[Path, arg(metavar="CHECKPOINT")]]
     """Run folder of a search, or the checkpoint in it."""
     table: Annotated[Path, arg(metavar="FILE")]
-    """The table of the space (CSV)."""
+    """The table of the space (CSV or Parquet)."""
     column: str | None = None
     """Column of the table; None: its usual one."""
     cells: Several = 200
@@ -238,23 +223,6 @@ def task_asked_for(args: Sequence[str]) -> type[Task]:
     return TASKS.get(name or "image", TASKS["image"])  # whoever parses the arguments refuses another one
 
 
-def query(args: Sequence[str]) -> None:
-    from advnas.tables import Table
-
-    given = parse(QueryArguments, args, "advnas query")
-    if (given.arch is None) == (given.top is None):
-        raise ValueError("give one of --arch and --top")
-    space = SPACES[given.space]
-    table = Table.load(given.file, space)
-    if given.arch is not None:
-        facts({"cell": given.arch, **{name: f"{value:g}" for name, value in table.lookup(given.arch).items()}})
-        return
-    by = given.by or space.columns[0]
-    columns = [name for name in dict.fromkeys([by, *space.columns]) if name in table.columns]
-    rows = [[arch, *(f"{row[name]:g}" for name in columns)] for arch, row in table.top(given.top or 0, by)]
-    print_table(f"the best by {by}", ["cell", *columns], rows)
-
-
 def analysis(args: Sequence[str]) -> None:
     measurement, *rest = args or [""]
     if measurement in ("-h", "--help"):
@@ -321,6 +289,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "search": search,
     "retrain": retrain,
     "query": query,
+    "table": table,
     "analysis": analysis,
     "info": info,
 }

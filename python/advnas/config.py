@@ -61,6 +61,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 TaskName = Annotated[Literal["image", "language"], tyro.conf.arg(metavar="image|language")]
 Amp = Annotated[Literal["bfloat16", "float16"] | None, tyro.conf.arg(metavar="bfloat16|float16")]
 Space = Annotated[str, AfterValidator(one_of(SPACES)), tyro.conf.arg(metavar="|".join(SPACES))]
+OptionalSpace = Annotated[Space | None, tyro.conf.arg(metavar="|".join(SPACES))]
 EstimatorName = Annotated[str, AfterValidator(one_of(ESTIMATORS)), tyro.conf.arg(metavar="|".join(ESTIMATORS))]
 Operations = Annotated[tuple[str, ...], tyro.conf.arg(metavar="OP ...")]
 OptionalFile = Annotated[Path | None, AfterValidator(absolute), tyro.conf.arg(metavar="FILE")]
@@ -198,7 +199,7 @@ class SearchConfig(Settings):
     halving_steps: Count = 150
     """Steps before the first comparison there. Each comparison leaves half of the cells, with twice the steps behind them."""
     table: OptionalFile = None
-    """Table of the space's cells (CSV): looks up the current best cell after each epoch. It never steers."""
+    """Table of the space's cells (CSV or Parquet): looks up the current best cell after each epoch. It never steers."""
     tensorboard: bool = False
     """Also write TensorBoard event files."""
     seed: Seed = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ class Space:
         bends: of an edge (target, source) that is no straight line in pictures: how high its curve reaches and how far its ends are
             from the middle of their nodes, in pixels; negative heights are upwards.
         columns: of a benchmark table, worth showing; the first one says which cells are best. Empty: no table knows the space.
+        identities: from the names of a cell's operations to a text that is the same for cells that are the same network, by what
+            kind of sameness that is, the narrowest first. Empty: every cell is a network of its own.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Space:
     node_names: tuple[str, ...] = ()
     bends: Mapping[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     columns: tuple[str, ...] = ()
+    identities: Mapping[str, Callable[[Sequence[str]], str]] = field(default_factory=dict)
 
     @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:
@@ -57,6 +61,10 @@ class Space:
     @property
     def edge_names(self) -> tuple[str, ...]:
         return tuple(f"{target}<-{source}" for target, source in self.edges)
+
+    @property
+    def num_cells(self) -> int:
+        return len(self.ops) ** self.num_edges
 
     def kept(self, without: Sequence[str]) -> tuple[str, ...]:
         """The operations that are searched.
@@ -103,6 +111,28 @@ class Space:
         count = len(self.ops)
         if ops.shape != (self.num_edges,) or ops.is_floating_point() or not all(0 <= op < count for op in ops.tolist()):
             raise ValueError(f"architecture: needs {self.num_edges} integers from 0 to {count - 1}, got {ops.tolist()}")
-        names = {edge: self.ops[op] for edge, op in zip(self.edges, ops.tolist(), strict=True)}
-        nodes = ["".join(f"{names[t, s]}~{s}|" for s in range(t)) for t in range(1, self.num_nodes)]
+        return self._text([self.ops[op] for op in ops.tolist()])
+
+    def alike(self, arch: str) -> dict[str, list[str]]:
+        """The other cells that are the same network as this one.
+
+        Returns:
+            their strings under each name of ``identities``, and none of them twice. It looks at every cell of the space.
+
+        Raises:
+            ValueError: as :meth:`parse`.
+        """
+        own = tuple(self.ops[op] for op in self.parse(arch).tolist())
+        others = [names for names in itertools.product(self.ops, repeat=self.num_edges) if names != own]
+        found = {}
+        for name, identity in self.identities.items():
+            wanted = identity(own)
+            same = {names for names in others if identity(names) == wanted}
+            found[name] = [self._text(names) for names in others if names in same]
+            others = [names for names in others if names not in same]
+        return found
+
+    def _text(self, names: Sequence[str]) -> str:
+        picked = dict(zip(self.edges, names, strict=True))
+        nodes = ["".join(f"{picked[t, s]}~{s}|" for s in range(t)) for t in range(1, self.num_nodes)]
         return "+".join(f"|{node}" for node in nodes)
