@@ -6,60 +6,135 @@ import torch
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_a_run(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def steps():
     from benchmarks.cuda import steps
-    from benchmarks.cuda.gpus import GPUS
+
+    return steps
+
+
+@pytest.fixture
+def host():
     from benchmarks.cuda.machines import Host
 
-    monkeypatch.setattr("benchmarks.steps.sides.has_xautodl", lambda: False)
-    monkeypatch.setattr(Host, "gpu", GPUS[0])
-    settings = steps.Settings(channels=4, cells=1, batch_sizes=(2,), image_size=8, paths=2, out=tmp_path)
-    steps.Benchmark(settings, Host()).run()
+    return Host()
+
+
+def test_a_dry_run(launches, steps, host, tmp_path):
+    """Every rival is run and compared in every precision, and none is left out; ours runs on its kernels."""
+    from benchmarks.cuda import rivals
+
+    with launches.counted() as found:
+        steps.Benchmark(steps.Settings(dry=True, paths=2, precisions=("float32", "bfloat16"), out=tmp_path), host).run()
+    assert {"node_forward_kernel", "forward_kernel", "gradient_kernel"} <= {launch.kernel for launch in found}
     text = (tmp_path / "cuda.md").read_text()
-    assert text.startswith("host (published figures of T4), torch ")
-    assert text.count("| architecture | plain, inputs=[gates] |") == 4, "times and model, in two types"
-    assert "measured / predicted" in text
-    assert "C = 4, N = 1, batch 2, 8x8, bfloat16" in capsys.readouterr().out
+    assert text.startswith("host (no published figures in benchmarks/cuda/gpus.py), torch ")
+    assert "- left out" not in text
+    for name in (*steps.COMMON, *rivals.RIVALS):
+        assert text.count(f"| architecture | {name} |") == 4, f"{name}: times and the rest, in two types"
+
+
+def test_predictions_stand_beside_the_times(steps, host, tmp_path, monkeypatch):
+    from benchmarks.cuda import predict
+    from benchmarks.cuda.gpus import H200
+    from benchmarks.cuda.machines import Host
+
+    monkeypatch.setattr(Host, "gpu", H200)
+    benchmark = steps.Benchmark(steps.Settings(out=tmp_path), host)
+    key = predict.key_of(steps.Case(4, 1, 2, 8), "float32", True, "advnas_ext")
+    benchmark.expected = {key: predict.Expected(17, 1.5, {"H200": 1e-3})}
+    monkeypatch.setattr(benchmark, "paths", benchmark.paths[:2])
+    benchmark.compare(steps.Run(steps.Case(4, 1, 2, 8), "float32", steps.COMMON))
+    row = next(row for row in benchmark.sheets[-1].rows if row[:2] == ["architecture", "advnas_ext"])
+    assert row[5] == "0.00"
+    assert row[6].endswith("x")
+    assert row[7] == "2"
+    assert row[9] == "17"
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16"])
-def test_the_check_on_the_kernels(launches, name):
-    from benchmarks.cuda import steps
-    from benchmarks.cuda.machines import Host
-
+def test_the_check_on_the_kernels(launches, steps, host, name):
+    dtype = getattr(torch, name)
     with launches.counted() as found:
-        differences = steps.differences(Host(), steps.DTYPES[name])
+        differences = steps.differences(host, dtype)
     assert {"node_forward_kernel", "forward_kernel", "gradient_kernel"} <= {launch.kernel for launch in found}
-    steps.require_small(differences, name)
+    steps.require_small(differences, dtype)
 
 
-def test_a_difference_ends_it(monkeypatch):
-    from benchmarks.cuda import steps
-
-    with pytest.raises(SystemExit, match="nor_conv_1x1 in float32 differs"):
-        steps.require_small({"skip_connect": 0.0, "nor_conv_1x1": 1e-2}, "float32")
+def test_a_difference_ends_it(steps):
+    with pytest.raises(SystemExit, match=r"nor_conv_1x1 in torch.float32 differs"):
+        steps.require_small({"skip_connect": 0.0, "nor_conv_1x1": 1e-2}, torch.float32)
     with pytest.raises(SystemExit, match="differs"):
-        steps.require_small({"skip_connect": float("inf")}, "bfloat16")
+        steps.require_small({"skip_connect": float("inf")}, torch.bfloat16)
 
 
-def test_the_steps_are_timed_by_the_machine(monkeypatch):
-    from benchmarks.cuda import steps
-    from benchmarks.cuda.machines import Host
+def test_a_rival_that_fails_is_left_out(steps, host, monkeypatch):
+    from benchmarks.cuda import rivals
+
+    def refuse(module, samples):
+        raise RuntimeError("no graph\nhere")
+
+    monkeypatch.setattr(host, "graphed", refuse)
+    run = steps.Run(steps.Case(4, 1, 2, 8), "float32", (*steps.COMMON, rivals.GRAPHED))
+    found = steps.Sides(host, run, steps.sides.make_paths(2, 0))
+    assert set(found.made) == set(steps.COMMON)
+    assert found.left_out == [f"{rivals.GRAPHED}: RuntimeError: no graph"]
+
+
+def test_another_result_is_not_timed(steps, host, monkeypatch):
+    other = steps.Outcome(torch.tensor(7.0), torch.ones(6))
+    monkeypatch.setattr(steps.sides.Ours, "step", lambda self, ops, to_gates: other)
+    run = steps.Run(steps.Case(4, 1, 2, 8), "float32", steps.COMMON)
+    with pytest.raises(ValueError, match="its loss differs from plain PyTorch's by"):
+        steps.Sides(host, run, steps.sides.make_paths(2, 0))
+
+
+def test_an_operation_is_compiled_once(steps, host):
+    """For all cells of a stage, all networks with the same shapes, and in no more kinds than there are."""
+    from benchmarks.cuda import rivals
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    rivals.compiled.cache_clear()
+    counters.clear()
+    for cells in (1, 2):
+        run = steps.Run(steps.Case(4, cells, 2, 8), "float32", (*steps.COMMON, rivals.COMPILED))
+        assert not steps.Sides(host, run, steps.sides.make_paths(2, 0)).left_out
+    kinds = 4 * 3 * 2 + 1 + 2 + 1  # operations, widths, kinds of steps; stem, reductions, tail
+    assert counters["stats"]["unique_graphs"] <= kinds
+
+
+def test_what_the_short_run_times_is_predicted(steps):
+    from benchmarks.cuda import predict
+
+    expected = predict.read()
+    for run in steps.SHORT:
+        for to_gates in (False, True):
+            assert predict.key_of(run.case, run.precision, to_gates, "advnas_ext") in expected
+
+
+def test_predictions_are_those_of_the_model(launches):
+    from benchmarks.cuda import predict
+    from benchmarks.steps.sides import make_paths
     from benchmarks.steps.work import Case
 
-    def ticks(step):
-        step()
-        return 2.0
-
-    monkeypatch.setattr("benchmarks.steps.sides.has_xautodl", lambda: False)
-    machine = Host()
-    machine.clock = ticks
-    made = steps.make_sides(machine, Case(4, 1, 2, 8), torch.float32)
-    assert [side.seconds(torch.tensor([3, 2, 1, 4, 3, 2]), True) for side in made.values()] == [2.0] * 3
+    written = predict.read()
+    for key, found in predict.expect(Case(16, 1, 64), ["float32"], make_paths(predict.PATHS, seed=0)).items():
+        # Where one differs, run python -m benchmarks.cuda.predict.
+        assert found.megabytes == pytest.approx(written[key].megabytes, rel=1e-3)
+        assert found.launches == pytest.approx(written[key].launches, rel=1e-3)
+        assert found.ms == pytest.approx(written[key].ms, rel=1e-3)
 
 
 @pytest.mark.parametrize(
-    "name, gpu", [("NVIDIA H100 80GB HBM3", "H100 SXM"), ("Tesla T4", "T4"), ("NVIDIA T400", None), ("host", None)]
+    "name, gpu",
+    [
+        ("NVIDIA H100 80GB HBM3", "H100 SXM"),
+        ("NVIDIA H200", "H200"),
+        ("Tesla T4", "T4"),
+        ("NVIDIA T400", None),
+        ("host", None),
+    ],
 )
 def test_which_figures_are_published(name, gpu):
     from benchmarks.cuda.machines import Host
@@ -70,18 +145,30 @@ def test_which_figures_are_published(name, gpu):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu(capsys):
-    from benchmarks.cuda import steps
-
+def test_without_a_gpu(steps, capsys):
     with pytest.raises(SystemExit) as error:
         steps.main(steps.Settings())
     assert error.value.code == 2
-    assert capsys.readouterr().err == "cuda/steps.py: needs an NVIDIA GPU, and PyTorch finds none\n"
+    said = "cuda/steps.py: needs an NVIDIA GPU, and PyTorch finds none; --dry runs it on the host\n"
+    assert capsys.readouterr().err == said
 
 
-def test_an_extension_without_cuda(monkeypatch):
-    from benchmarks.cuda import steps
-
+def test_an_extension_without_cuda(steps, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(steps, "_C", type("Extension", (), {"cuda": False}))
     assert "built without CUDA" in steps.missing()
+
+
+@pytest.mark.parametrize(
+    "kernel, name",
+    [
+        ("void a::(anonymous namespace)::node_forward_kernel<float, 4>(a::NodeForward<float>)", "node_forward_kernel"),
+        ("void cutlass__5x_cudnn::Kernel<cutlass_fprop>(cutlass_fprop::Params)", "Kernel"),
+        ("sm90_xmma_fprop_implicit_gemm_f32f32_tf32f32", "sm90_xmma_fprop_implicit_gemm_f32f32_tf32f32"),
+        ("Memcpy DtoH (Device -> Pinned)", "Memcpy DtoH"),
+    ],
+)
+def test_names_of_kernels(kernel, name):
+    from benchmarks.cuda.profile import base_name
+
+    assert base_name(kernel) == name
