@@ -16,7 +16,6 @@ from collections.abc import Callable
 from types import FunctionType
 
 import torch
-import torch._dynamo
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -34,8 +33,6 @@ OURS_IN_A_GRAPH = f"{OURS}, the step in one graph"
 PLAIN_IN_A_GRAPH = f"{PLAIN}, the step in one graph"
 # With CUDA graphs of its own torch.compile would capture every order in which operations follow each other, one for each path.
 MODES = {COMPILED: "default", MAX_AUTOTUNE: "max-autotune-no-cudagraphs"}
-
-torch._dynamo.config.recompile_limit = 64  # shapes and kinds of operations; its 8 are too few for three stages
 
 
 def gated(operation: nn.Module, x: Tensor, gate: Tensor | None = None) -> Tensor:
@@ -95,15 +92,24 @@ class ByOperation(PlainToWhatIsWanted):
 
 
 class Compiled(ByOperation):
+    """A function for each kind of operation and shape, shared by all cells: a call checks the guards of one."""
+
     def __init__(self, network: Network, batch: Batch, case: Case, machine: Machine, mode: str) -> None:
         super().__init__(network, batch, case)
-        self.run = compiled(machine, mode)  # type: ignore[method-assign]
+        self.machine, self.mode = machine, mode
+        self.functions: dict[tuple[nn.Module, bool], Callable] = {}
+
+    def run(self, operation: nn.Module, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        place = operation, gate is None
+        if place not in self.functions:
+            kind = (type(operation), *(parameter.shape for parameter in operation.parameters()))
+            self.functions[place] = compiled(self.machine, self.mode, kind, x.shape, x.dtype, gate is None)
+        return self.functions[place](operation, x, gate)
 
 
 @functools.cache
-def compiled(machine: Machine, mode: str) -> Callable:
-    """``gated``, with code of its own: what is compiled is kept by code, and one mode must not find what the other has left. It is
-    kept for all networks with operations of the same shapes."""
+def compiled(machine: Machine, mode: str, *kind: object) -> Callable:
+    """``gated``, with code of its own: torch.compile keeps what it made by code, and searches all that it made of one."""
     return machine.compiled(FunctionType(gated.__code__.replace(), globals(), "gated", gated.__defaults__), mode)
 
 
@@ -117,10 +123,11 @@ class Graphed(ByOperation):
 
     def run(self, operation: nn.Module, x: Tensor, gate: Tensor | None = None) -> Tensor:
         given = (x,) if gate is None else (x, gate)
-        if (operation, gate is None) not in self.graphs:
+        place = operation, gate is None
+        if place not in self.graphs:
             samples = tuple(torch.randn_like(tensor).requires_grad_(tensor.requires_grad) for tensor in given)
-            self.graphs[operation, gate is None] = self.machine.graphed(Gated(operation), samples)
-        return self.graphs[operation, gate is None](*given)
+            self.graphs[place] = self.machine.graphed(Gated(operation), samples)
+        return self.graphs[place](*given)
 
 
 class InAGraph(NetworkSide):

@@ -87,7 +87,9 @@ class Settings:
 
     def runs(self) -> tuple[Run, ...]:
         if self.dry:
-            return tuple(Run(Case(4, 1, 2, 8), name, ALL) for name in self.precisions)
+            case, uncompiled = Case(4, 1, 2, 8), tuple(name for name in ALL if name not in rivals.MODES)
+            first, *others = self.precisions
+            return (Run(case, first, ALL), *(Run(case, name, uncompiled) for name in others))
         if self.short:
             return SHORT
         cases = product(self.channels, self.cells, self.batch_sizes)
@@ -219,7 +221,7 @@ class Benchmark(Page):
         super().__init__()
         self.settings = settings
         self.machine = machine
-        self.paths = sides.make_paths(settings.paths, settings.seed)
+        self.paths = sides.make_paths(2 if settings.dry else settings.paths, settings.seed)
         # The model's numbers are of these paths only.
         usual = (settings.paths, settings.seed, settings.image_size) == (predict.PATHS, 0, 32)
         self.expected = predict.read() if usual and not settings.dry else {}
