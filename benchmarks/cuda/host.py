@@ -1,0 +1,164 @@
+"""What a step of ours costs the host on a GPU, and how much of it each launch: measured without one. Writes cuda-host.md to --out.
+
+The passes run on the shim, which writes launches down and runs none; images are tiny. The thread's processor time is taken, the least
+of several turns, so that other processes disturb little.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from unittest.mock import patch
+
+import torch
+import tyro
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from advnas_ext import Path, native
+from benchmarks.cuda import shim
+from benchmarks.sheet import RESULTS, Page, Sheet, count, machine
+from benchmarks.steps.sides import PLAIN, STEPS, Batch, Ours, make_network, make_paths, make_sides
+from benchmarks.steps.work import Case
+
+SIZE = (2, 4)  # images and their pixels a side: batch norm needs some
+LAUNCH = 2.5  # microseconds that the driver takes for a launch, an assumption: the model's
+
+HOW = f"""Microseconds of processor time, the least of several turns, mean over the paths. Without the kernels and without the driver, which
+takes about {LAUNCH:g} microseconds a launch more; an allocation is one of the host's allocator here, not of the GPU's. Library: as many
+of the host's own convolutions, bare, of images this small; cuDNN's calls cost about the same. Passes: ours in C++, forward and backward,
+what autograd does with the weights' gradients included, library not. Graph: fidelity's checks and the graph of the step, in Python.
+Plain PyTorch beside it, all of its step on the same images."""
+
+
+@dataclass
+class Settings:
+    channels: int = 16
+    cells: int = 5
+    """Cells a stage."""
+    paths: int = 12
+    turns: int = 15
+    out: FilePath = RESULTS
+    """Folder of the table."""
+
+
+def microseconds(step: Callable[[], object]) -> float:
+    begin = time.thread_time_ns()
+    step()
+    return (time.thread_time_ns() - begin) / 1e3
+
+
+class Watched:
+    """Steps of ours whose parts are timed: graph, passes (library included), the rest."""
+
+    def __init__(self, ours: Ours) -> None:
+        self.ours = ours
+        self._native = 0.0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        run = native._run
+
+        def timed(*arguments: object) -> Tensor:
+            begin = time.thread_time_ns()
+            y = run(*arguments)
+            self._native += (time.thread_time_ns() - begin) / 1e3
+            return y
+
+        with patch.object(native, "_run", timed):
+            yield
+
+    def parts(self, ops: Tensor, to_gates: bool) -> dict[str, float]:
+        self._native = 0.0
+        network, batch, kept = self.ours.network, self.ours.batch, {}
+
+        def forward() -> None:
+            path = kept["path"] = Path.from_ops(ops, requires_grad=to_gates)
+            kept["y"] = network(batch.images, path)
+
+        def loss() -> None:
+            kept["loss"] = cross_entropy(kept["y"], batch.labels)
+
+        def backward() -> None:
+            kept["loss"].backward(inputs=[kept["path"].gates] if to_gates else None)
+
+        python = microseconds(forward) - self._native
+        others = microseconds(loss)
+        passes = microseconds(backward) + self._native
+        return {"graph": python, "passes": passes, "rest": others + microseconds(self.ours.clear)}
+
+
+def of_library(case: Case, batch: Batch, turns: int) -> tuple[float, dict[bool, float]]:
+    """A 3x3 convolution of ``case``, and its backward pass, to input and weight (False) or to the input (True)."""
+    x = torch.randn(batch.images.shape[0], case.channels, *batch.images.shape[2:])
+    x = x.contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(case.channels, case.channels, 3, 3).contiguous(memory_format=torch.channels_last)
+    geometry = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    y = torch.ops.aten.convolution(x, weight, None, *geometry)
+
+    def backward(to_gates: bool) -> None:
+        torch.ops.aten.convolution_backward(y, x, weight, None, *geometry, [True, not to_gates, False])
+
+    def least(step: Callable[[], object]) -> float:
+        return min(microseconds(step) for _ in range(20 * turns))
+
+    return least(lambda: torch.ops.aten.convolution(x, weight, None, *geometry)), {
+        to_gates: least(lambda: backward(to_gates))  # noqa: B023
+        for to_gates in STEPS
+    }
+
+
+def measure(settings: Settings) -> Sheet:
+    case = Case(settings.channels, settings.cells, *SIZE)
+    network, batch = make_network(case)
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ours = Ours(network, batch)
+    watched = Watched(ours)
+    plain = make_sides([PLAIN], network, batch, case)[PLAIN]
+    paths = make_paths(settings.paths, seed=0)
+    forward, backward = of_library(case, batch, settings.turns)
+    parts = ("graph", "passes", "library", "rest")
+    header = ("step", "launches", "of ours", *parts, "sum", "passes a launch of ours", PLAIN)
+    table = Sheet("The host's microseconds of a step", header)
+    for to_gates, name in STEPS.items():
+        found: dict[str, list[float]] = {}
+        for ops in paths:
+            with shim.launches().counted(dry=True), watched.watching():
+                turns = [watched.parts(ops, to_gates) for _ in range(settings.turns)]
+            least = {part: min(turn[part] for turn in turns) for part in turns[0]}
+            work = shim.launches().work(lambda: ours.step(ops, to_gates))  # noqa: B023
+            calls = [each.name for each in work if not each.own and "convolution" in each.name]
+            backwards = sum("backward" in call for call in calls)
+            least["library"] = (len(calls) - backwards) * forward + backwards * backward[to_gates]
+            least["passes"] -= least["library"]
+            least["launches"] = sum(each.launches for each in work)
+            least["of ours"] = sum(each.own for each in work)
+            least[PLAIN] = min(microseconds(lambda: plain.step(ops, to_gates)) for _ in range(settings.turns))  # noqa: B023
+            for part, value in least.items():
+                found.setdefault(part, []).append(value)
+        mean = {part: statistics.mean(values) for part, values in found.items()}
+        whole = sum(mean[part] for part in parts)
+        numbers = (mean["launches"], mean["of ours"], *(mean[part] for part in parts), whole)
+        each = f"{mean['passes'] / mean['of ours']:.1f}"
+        table.rows.append([name, *(f"{number:.0f}" for number in numbers), each, f"{mean[PLAIN]:.0f}"])
+    return table
+
+
+def main(settings: Settings) -> None:
+    torch.set_num_threads(1)
+    gc.disable()
+    page = Page()
+    page.show(measure(settings))
+    title = (
+        f"C = {settings.channels}, N = {settings.cells}, float32, {count(settings.paths, 'random path')}. {machine(1)}."
+    )
+    page.write(settings.out / "cuda-host.md", f"{title}\n\n{HOW}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))
