@@ -1,7 +1,7 @@
 """What a step of ours costs the host on a GPU, and how much of it each launch: measured without one. Writes cuda-host.md to --out.
 
-The passes run on the shim, which writes launches down and runs none; images are tiny. The thread's processor time is taken, the least
-of several turns, so that other processes disturb little.
+The passes run on the shim, which writes launches down and runs none; images are tiny. The thread's processor time is taken, the
+least of several turns, so that other processes disturb little.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from benchmarks.steps.work import Case
 SIZE = (2, 4)  # images and their pixels a side: batch norm needs some
 LAUNCH = 2.5  # microseconds that the driver takes for a launch, an assumption: the model's
 
-HOW = f"""Microseconds of processor time, the least of several turns, mean over the paths. Without the kernels and without the driver, which
-takes about {LAUNCH:g} microseconds a launch more; an allocation is one of the host's allocator here, not of the GPU's. Library: as many
-of the host's own convolutions, bare, of images this small; cuDNN's calls cost about the same. Passes: ours in C++, forward and backward,
-what autograd does with the weights' gradients included, library not. Graph: fidelity's checks and the graph of the step, in Python.
-Plain PyTorch beside it, all of its step on the same images."""
+HOW = f"""Microseconds of processor time, the least of several turns, mean over the paths. Without the kernels and without the
+driver, which takes about {LAUNCH:g} microseconds a launch more; an allocation is one of the host's allocator, not of the GPU's.
+Graph: the checks of python/advnas_ext/fidelity.py and the graph of the step, in Python. Passes: ours in C++, forward and backward,
+with what autograd does with the weights' gradients, without the library's convolutions. Library: as many of the host's own
+convolutions, bare, of images this small, in place of cuDNN's calls. Rest: loss, and dropping the gradients. Plain PyTorch beside it:
+all of its step on the same images, whose operators compute something, if little."""
 
 
 @dataclass

@@ -78,7 +78,7 @@ def make(archive: FilePath, wheels: FilePath, limit: int = LIMIT) -> list[tuple[
         out.addfile(said, io.BytesIO(commit))
         for wheel in found:
             out.add(wheel, f"{FOLDER}/wheels/{wheel.name}")
-        contents = [(member.name, member.size) for member in out.getmembers()]
+        contents = [(member.name, member.size) for member in out.getmembers() if member.isfile()]
     size = archive.stat().st_size
     if size > limit:
         archive.unlink()
@@ -93,8 +93,7 @@ def summary(contents: list[tuple[str, int]]) -> str:
         parts = name.split("/")[1:]
         label = "files of the root" if len(parts) == 1 else "/".join(parts) if parts[0] == "wheels" else parts[0]
         sizes.setdefault(label, []).append(size)
-    lines = [f"{sum(each) / 1024:9.0f} KiB  {len(each):4d}  {name}" for name, each in sizes.items() if sum(each) > 0]
-    return "\n".join(lines)
+    return "\n".join(f"{sum(each) / 1024:9.0f} KiB  {len(each):4d}  {name}" for name, each in sizes.items())
 
 
 @dataclass
