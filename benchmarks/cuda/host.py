@@ -33,7 +33,7 @@ HOW = f"""Microseconds of processor time, the least of several turns, mean over 
 driver, which takes about {LAUNCH:g} microseconds a launch more; an allocation is one of the host's allocator, not of the GPU's.
 Graph: the checks of python/advnas_ext/fidelity.py and the graph of the step, in Python. Passes: ours in C++, forward and backward,
 with what autograd does with the weights' gradients, without the library's convolutions. Library: as many of the host's own
-convolutions, bare, of images this small, in place of cuDNN's calls. Rest: loss, and dropping the gradients. Plain PyTorch beside it:
+convolutions, bare, of images this small, in place of cuDNN's calls. Rest: loss, and dropping the gradients. Plain PyTorch beside:
 all of its step on the same images, whose operators compute something, if little."""
 
 
