@@ -15,7 +15,7 @@ esac
 WHOLE=$((480 * slower)) # seconds
 OUT=${OUT:-$PWD/gpu-results}
 mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd) || exit 2
-work=$(mktemp -d)
+work=$(mktemp -d) && mkdir "$work/site" || exit 2
 trap 'rm -rf "$work"' EXIT
 export dry work PYTHON=${PYTHON:-python3} PYTHONUNBUFFERED=1 PYTHONPATH=$PWD/python:$work/site
 failed=0
@@ -33,6 +33,8 @@ build() {
     export TORCH_CUDA_ARCH_LIST
     ADVNAS_CUDA=1 "$PYTHON" setup.py --quiet build_ext --inplace || return
   fi
+  # The package says its version by its metadata, though it is not installed.
+  "$PYTHON" setup.py --quiet egg_info --egg-base "$work/site" || return
   "$PYTHON" -m advnas_ext.info
 }
 
