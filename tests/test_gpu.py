@@ -241,7 +241,7 @@ def test_capture_in_a_graph():
     torch.manual_seed(0)
     cell, x = OnePathCell(16).to(DEVICE), torch.randn(8, 16, 8, 8, device=DEVICE, requires_grad=True)
     path = Path.from_ops(OPS)
-    gates = path.gates_on(DEVICE)  # before the capture: it copies from the host
+    gates = path.gates_on(x.device)  # before the capture: it copies from the host
 
     def step():
         y = cell(x, path)

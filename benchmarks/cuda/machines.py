@@ -48,7 +48,7 @@ class Machine(ABC):
 
     @abstractmethod
     def captured(self, step: Callable[[], Captured]) -> tuple[Callable[[], object], Captured]:
-        """What runs all launches of ``step`` as one graph, and what it leaves there."""
+        """What runs all launches of ``step`` as one graph, and what it leaves there: both until the next call."""
 
 
 def event_clock(step: Callable[[], object]) -> float:
@@ -68,6 +68,7 @@ class Cuda(Machine):
     def __init__(self) -> None:
         self.device = torch.device("cuda")
         self.name = torch.cuda.get_device_name()
+        self._graph: torch.cuda.CUDAGraph | None = None
 
     def peak_mib(self, step: Callable[[], object]) -> float:
         torch.cuda.synchronize()
@@ -92,14 +93,20 @@ class Cuda(Machine):
         return torch.cuda.make_graphed_callables(module, samples)
 
     def captured(self, step: Callable[[], Captured]) -> tuple[Callable[[], object], Captured]:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        # Not by torch.cuda.graph: that empties the allocator's cache, which the next step of another side would pay for. The
+        # memory of the graph before is taken again.
+        graph, pool = torch.cuda.CUDAGraph(), None if self._graph is None else self._graph.pool()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream()):
             step()  # the library chooses its kernels, which cannot be captured
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            left = step()
+            torch.cuda.synchronize()
+            graph.capture_begin(pool)
+            try:
+                left = step()
+            finally:
+                graph.capture_end()
+        torch.cuda.synchronize()
+        self._graph = graph
         return graph.replay, left
 
 

@@ -122,6 +122,8 @@ class Graphed(ByOperation):
         self.graphs: dict[tuple[nn.Module, bool], Callable] = {}
 
     def run(self, operation: nn.Module, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        if gate is None and isinstance(operation, nn.Identity):
+            return x
         given = (x,) if gate is None else (x, gate)
         place = operation, gate is None
         if place not in self.graphs:
@@ -145,7 +147,8 @@ class InAGraph(NetworkSide):
     def step(self, ops: Tensor, to_gates: bool) -> Outcome:
         replay, outcome = self._capture(ops, to_gates)
         replay()
-        return outcome
+        gates = outcome.gate_grads
+        return Outcome(outcome.loss.clone(), None if gates is None else gates.clone())  # another graph takes the memory
 
     def _capture(self, ops: Tensor, to_gates: bool) -> tuple[Callable[[], object], Outcome]:
         if isinstance(self.side, Plain):
