@@ -1,5 +1,7 @@
 """benchmarks/cuda/steps.py on the host: the same code with the host's clock in place of events on a stream."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -156,3 +158,60 @@ def test_names_of_kernels(kernel, name):
     from benchmarks.cuda.profile import base_name
 
     assert base_name(kernel) == name
+
+
+class Recorded:
+    """What stands in for torch.cuda's graphs and streams: it writes down what is asked of it."""
+
+    calls: ClassVar[list[str]] = []
+
+    def __init__(self, *given):
+        pass
+
+    def __enter__(self):
+        self.calls.append("stream")
+
+    def __exit__(self, *error):
+        self.calls.append("back")
+
+    def capture_begin(self, pool):
+        self.calls.append(f"begin {pool}")
+
+    def capture_end(self):
+        self.calls.append("end")
+
+    def pool(self):
+        return "pool"
+
+    def replay(self):
+        self.calls.append("replay")
+
+
+def test_what_is_asked_of_a_gpu(monkeypatch):
+    from benchmarks.cuda.machines import Cuda
+
+    for name in ("CUDAGraph", "Stream", "stream"):
+        monkeypatch.setattr(torch.cuda, name, Recorded)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda module, samples: (module, samples))
+    machine, calls = Cuda(), Recorded.calls
+    calls.clear()
+    replay, left = machine.captured(lambda: calls.append("step") or len(calls))
+    replay()
+    assert (calls, left) == (["stream", "step", "begin None", "step", "end", "back", "replay"], 4)
+    with pytest.raises(RuntimeError, match="in a step"):
+        machine.captured(failing(at=2))
+    assert calls[-3:] == ["begin pool", "end", "back"], "the memory of the graph before, and no capture goes on"
+    assert machine.graphed("module", ("x",)) == ("module", ("x",))
+    assert machine.gpu.name == "H200"
+
+
+def failing(at):
+    count = iter(range(1, at + 1))
+
+    def step():
+        if next(count) == at:
+            raise RuntimeError("in a step")
+
+    return step

@@ -69,6 +69,7 @@ class Cuda(Machine):
         self.device = torch.device("cuda")
         self.name = torch.cuda.get_device_name()
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._side = torch.cuda.Stream()  # one for all captures: libraries keep memory for each stream
 
     def peak_mib(self, step: Callable[[], object]) -> float:
         torch.cuda.synchronize()
@@ -97,7 +98,7 @@ class Cuda(Machine):
         # memory of the graph before is taken again.
         graph, pool = torch.cuda.CUDAGraph(), None if self._graph is None else self._graph.pool()
         torch.cuda.synchronize()
-        with torch.cuda.stream(torch.cuda.Stream()):
+        with torch.cuda.stream(self._side):
             step()  # the library chooses its kernels, which cannot be captured
             torch.cuda.synchronize()
             graph.capture_begin(pool)
