@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -23,7 +24,7 @@ from torch.nn.functional import cross_entropy
 from advnas_ext import Path, native
 from benchmarks.cuda import shim
 from benchmarks.sheet import RESULTS, Page, Sheet, count, machine
-from benchmarks.steps.sides import PLAIN, STEPS, Batch, Ours, make_network, make_paths, make_sides
+from benchmarks.steps.sides import PLAIN, STEPS, Ours, make_network, make_paths, make_sides
 from benchmarks.steps.work import Case
 
 SIZE = (2, 4)  # images and their pixels a side: batch norm needs some
@@ -94,60 +95,68 @@ class Watched:
         return {"graph": python, "passes": passes, "rest": others + microseconds(self.ours.clear)}
 
 
-def of_library(case: Case, batch: Batch, turns: int) -> tuple[float, dict[bool, float]]:
-    """A 3x3 convolution of ``case``, and its backward pass, to input and weight (False) or to the input (True)."""
-    x = torch.randn(batch.images.shape[0], case.channels, *batch.images.shape[2:])
-    x = x.contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(case.channels, case.channels, 3, 3).contiguous(memory_format=torch.channels_last)
-    geometry = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
-    y = torch.ops.aten.convolution(x, weight, None, *geometry)
+class Library:
+    """A 3x3 convolution of ``case`` and its backward pass, bare: to input and weight, or in an architecture step to the input.
 
-    def backward(to_gates: bool) -> None:
-        torch.ops.aten.convolution_backward(y, x, weight, None, *geometry, [True, not to_gates, False])
+    Taken turn by turn beside the steps, so that both meet the same disturbances; the least of all turns counts.
+    """
 
-    def least(step: Callable[[], object]) -> float:
-        return min(microseconds(step) for _ in range(20 * turns))
+    def __init__(self, case: Case) -> None:
+        channels, size = case.channels, case.image_size
+        self.x = torch.randn(case.batch_size, channels, size, size).contiguous(memory_format=torch.channels_last)
+        self.weight = torch.randn(channels, channels, 3, 3).contiguous(memory_format=torch.channels_last)
+        self.forward = self.backward = float("inf")
 
-    return least(lambda: torch.ops.aten.convolution(x, weight, None, *geometry)), {
-        to_gates: least(lambda: backward(to_gates))  # noqa: B023
-        for to_gates in STEPS
-    }
+    def take(self, to_gates: bool) -> None:
+        geometry = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+        wanted = [True, not to_gates, False]
+        y = torch.ops.aten.convolution(self.x, self.weight, None, *geometry)
+        forward = microseconds(lambda: torch.ops.aten.convolution(self.x, self.weight, None, *geometry))
+        backward = microseconds(
+            lambda: torch.ops.aten.convolution_backward(y, self.x, self.weight, None, *geometry, wanted)
+        )
+        self.forward, self.backward = min(self.forward, forward), min(self.backward, backward)
+
+
+PARTS = ("graph", "passes", "library", "rest")
 
 
 def measure(settings: Settings) -> Sheet:
+    header = ("step", "launches", "of ours", *PARTS, "sum", "passes a launch of ours", PLAIN)
+    table = Sheet("The host's microseconds of a step", header)
     case = Case(settings.channels, settings.cells, *SIZE)
     network, batch = make_network(case)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ours = Ours(network, batch)
-    watched = Watched(ours)
-    plain = make_sides([PLAIN], network, batch, case)[PLAIN]
-    paths = make_paths(settings.paths, seed=0)
-    forward, backward = of_library(case, batch, settings.turns)
-    parts = ("graph", "passes", "library", "rest")
-    header = ("step", "launches", "of ours", *parts, "sum", "passes a launch of ours", PLAIN)
-    table = Sheet("The host's microseconds of a step", header)
+    ours, plain = Ours(network, batch), make_sides([PLAIN], network, batch, case)[PLAIN]
     for to_gates, name in STEPS.items():
-        found: dict[str, list[float]] = {}
-        for ops in paths:
-            with shim.launches().counted(dry=True), watched.watching():
-                turns = [watched.parts(ops, to_gates) for _ in range(settings.turns)]
-            least = {part: min(turn[part] for turn in turns) for part in turns[0]}
-            work = shim.launches().work(lambda: ours.step(ops, to_gates))  # noqa: B023
-            calls = [each.name for each in work if not each.own and "convolution" in each.name]
-            backwards = sum("backward" in call for call in calls)
-            least["library"] = (len(calls) - backwards) * forward + backwards * backward[to_gates]
-            least["passes"] -= least["library"]
-            least["launches"] = sum(each.launches for each in work)
-            least["of ours"] = sum(each.own for each in work)
-            least[PLAIN] = min(microseconds(lambda: plain.step(ops, to_gates)) for _ in range(settings.turns))  # noqa: B023
-            for part, value in least.items():
-                found.setdefault(part, []).append(value)
-        mean = {part: statistics.mean(values) for part, values in found.items()}
-        whole = sum(mean[part] for part in parts)
-        numbers = (mean["launches"], mean["of ours"], *(mean[part] for part in parts), whole)
-        each = f"{mean['passes'] / mean['of ours']:.1f}"
-        table.rows.append([name, *(f"{number:.0f}" for number in numbers), each, f"{mean[PLAIN]:.0f}"])
+        found = mean_of(ours, plain, case, to_gates, settings)
+        numbers = [found[part] for part in ("launches", "of ours", *PARTS)] + [sum(found[part] for part in PARTS)]
+        each = f"{found['passes'] / found['of ours']:.1f}"
+        table.rows.append([name, *(f"{number:.0f}" for number in numbers), each, f"{found[PLAIN]:.0f}"])
     return table
+
+
+def mean_of(ours: Ours, plain: Any, case: Case, to_gates: bool, settings: Settings) -> dict[str, float]:
+    watched, library, each_path = Watched(ours), Library(case), []
+    for ops in make_paths(settings.paths, seed=0):
+        turns = []
+        for _ in range(settings.turns):
+            with shim.launches().counted(dry=True), watched.watching():
+                turns.append(watched.parts(ops, to_gates))
+            turns[-1][PLAIN] = microseconds(lambda: plain.step(ops, to_gates))  # noqa: B023
+            library.take(to_gates)
+        least = {part: min(turn[part] for turn in turns) for part in turns[0]}
+        work = shim.launches().work(lambda: ours.step(ops, to_gates))  # noqa: B023
+        calls = [each.name for each in work if not each.own and "convolution" in each.name]
+        least["backwards"] = sum("backward" in call for call in calls)
+        least["forwards"] = len(calls) - least["backwards"]
+        least["launches"] = sum(each.launches for each in work)
+        least["of ours"] = sum(each.own for each in work)
+        each_path.append(least)
+    mean = {part: statistics.mean(path[part] for path in each_path) for part in each_path[0]}
+    mean["library"] = mean["forwards"] * library.forward + mean["backwards"] * library.backward
+    mean["passes"] -= mean["library"]
+    return mean
 
 
 def main(settings: Settings) -> None:
