@@ -155,7 +155,7 @@ def test_a_supernet_runs_as_one_graph(reduction, monkeypatch):
     assert abs(loss - expected) < 1e-4
     # They jump where a ReLU's input changes its sign by rounding.
     for value, wanted in zip((gates, weight), gradients, strict=True):
-        assert (value - wanted).norm() < 2e-2 * wanted.norm()
+        assert (value - wanted).norm() < 5e-2 * wanted.norm()
 
 
 @pytest.mark.parametrize("dtype", NORMS, ids=str)

@@ -30,7 +30,7 @@ build() {
       export CUDA_HOME=$(nvcc --dryrun -x cu -c /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p')
     fi
     TORCH_CUDA_ARCH_LIST=$("$PYTHON" -c 'import torch; print("{}.{}".format(*torch.cuda.get_device_capability()))') || return
-    export TORCH_CUDA_ARCH_LIST
+    export TORCH_CUDA_ARCH_LIST NVCC_APPEND_FLAGS=-lineinfo # compute-sanitizer and ncu then name lines
     ADVNAS_CUDA=1 "$PYTHON" setup.py --quiet build_ext --inplace || return
   fi
   # The package says its version by its metadata, though it is not installed.
