@@ -116,10 +116,12 @@ cuda-check:  ## build with a CUDA torch in .venv-cuda, and test that there (need
 	cd tests && $(abspath $(CUDA_VENV))/bin/python -m advnas_ext.info
 	cd tests && $(abspath $(CUDA_VENV))/bin/pytest -p no:cacheprovider $(CUDA_TESTS:%=test_%.py)
 
-# For who has a GPU and NVIDIA's compute-sanitizer: memory, races, initialisation, barriers.
+# For who has a GPU and NVIDIA's compute-sanitizer: memory, races, initialisation, barriers. Each tensor has memory of its own then:
+# torch's allocator would hide an access beyond it.
 cuda-sanitize:  ## the GPU tests under compute-sanitizer, in .venv-cuda
 	for tool in memcheck racecheck initcheck synccheck; do \
-	  (cd tests && PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 $(abspath $(CUDA_VENV))/bin/pytest -p no:cacheprovider -m gpu \
+	  (cd tests && PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    $(abspath $(CUDA_VENV))/bin/pytest -p no:cacheprovider -m gpu \
 	    -k "not out_of_memory and not graph") || exit 1; done
 
 lint: $(VENV)/.requirements  ## ruff, mypy, clang-format

@@ -145,6 +145,19 @@ def test_an_extension_without_cuda(steps, monkeypatch):
     assert "built without CUDA" in steps.missing()
 
 
+def test_bytes_of_kernels_are_those_of_the_model(launches):
+    from benchmarks.cuda import predict
+    from benchmarks.cuda.profile import sheet
+
+    written = predict.read_kernels("float32", True)
+    assert written == pytest.approx(predict.megabytes_of_kernels("float32", True), rel=1e-2, abs=0.1)
+    table = sheet({"node_forward_kernel": [50.0, 150.0], "cudnn": [200.0]}, 0.5, "step", written)
+    moved = written["node_forward_kernel"]
+    assert table.title == "step: kernels 0.40 ms of 0.50 ms between two events: 80 %"
+    assert ["cudnn", "1", "200", "200.0", "50.0 %", "", ""] in table.rows
+    assert ["node_forward_kernel", "2", "200", "100.0", "50.0 %", f"{moved:.0f}", f"{moved * 5:.0f}"] in table.rows
+
+
 @pytest.mark.parametrize(
     "kernel, name",
     [

@@ -1,12 +1,14 @@
-"""What the model expects of each case that benchmarks/cuda/steps.py times: launches, bytes, and the time on each card.
+"""What the model expects of each case that benchmarks/cuda/steps.py times: launches, bytes, and the time on each card; and the
+bytes of each kernel in the steps that benchmarks/cuda/profile.py looks at.
 
-Made beforehand, so that a GPU machine needs no compiled shim: writes cuda-predicted.csv to --out.
+Made beforehand, so that a GPU machine needs no compiled shim: writes cuda-predicted.csv and cuda-predicted-kernels.csv to --out.
 """
 
 from __future__ import annotations
 
 import csv
 import statistics
+from collections import defaultdict
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path as FilePath
@@ -15,11 +17,11 @@ import torch
 import tyro
 from torch import Tensor
 
-from benchmarks.cuda import model
+from benchmarks.cuda import model, shim
 from benchmarks.cuda.gpus import CARDS
 from benchmarks.cuda.model import PRECISIONS
 from benchmarks.sheet import RESULTS
-from benchmarks.steps.sides import STEPS, make_paths
+from benchmarks.steps.sides import STEPS, Ours, make_network, make_paths
 from benchmarks.steps.work import Case
 
 CHANNELS, CELLS, BATCHES = (16, 32), (5, 1), model.BATCHES
@@ -93,6 +95,36 @@ def read(file: FilePath = FILE) -> dict[Key, Expected]:
     return found
 
 
+PROFILED = torch.tensor([3, 2, 1, 4, 3, 2])  # every operation but none
+PROFILED_CASE = Case(16, 5, 64)
+KERNELS_FILE = RESULTS / "cuda-predicted-kernels.csv"
+
+
+def megabytes_of_kernels(dtype: str, to_gates: bool) -> dict[str, float]:
+    """Of our own, all launches of a step together."""
+    network, batch = make_network(PROFILED_CASE)
+    ours = Ours(network.to(getattr(torch, dtype)), batch.to(getattr(torch, dtype)))
+    found: dict[str, float] = defaultdict(float)
+    for launch in shim.launches().launched(lambda: ours.step(PROFILED, to_gates)):
+        found[launch.kernel] += launch.moved / 1e6
+    return found
+
+
+def write_kernels(file: FilePath) -> None:
+    with file.open("w", newline="") as out:
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["type", "step", "kernel", "MB"])
+        for dtype, (to_gates, step) in product(("float32", "bfloat16"), STEPS.items()):
+            for kernel, megabytes in megabytes_of_kernels(dtype, to_gates).items():
+                writer.writerow([dtype, step, kernel, f"{megabytes:.1f}"])
+
+
+def read_kernels(dtype: str, to_gates: bool) -> dict[str, float]:
+    with KERNELS_FILE.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    return {row["kernel"]: float(row["MB"]) for row in rows if (row["type"], row["step"]) == (dtype, STEPS[to_gates])}
+
+
 @dataclass
 class Settings:
     out: FilePath = RESULTS
@@ -101,6 +133,7 @@ class Settings:
 
 def main(settings: Settings) -> None:
     torch.set_num_threads(1)
+    write_kernels(settings.out / KERNELS_FILE.name)
     write(expect_all(), settings.out / FILE.name)
 
 

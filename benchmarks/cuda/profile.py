@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 
@@ -18,13 +18,13 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.cuda.machines import Cuda, Host, Machine
+from benchmarks.cuda.predict import PROFILED, PROFILED_CASE, read_kernels
 from benchmarks.cuda.smallest import device_of
 from benchmarks.sheet import Page, Sheet
 from benchmarks.steps import sides
 from benchmarks.steps.sides import STEPS
 from benchmarks.steps.work import Case
 
-OPS = torch.tensor([3, 2, 1, 4, 3, 2])  # every operation but none
 LARGEST = 5
 TURNS = 5
 
@@ -59,8 +59,8 @@ def make_step(settings: Settings, device: str) -> Callable[[bool], object]:
     ours = sides.Ours(network, batch.to(dtype, device))
     for _ in range(3):
         for to_gates in STEPS:
-            ours.step(OPS, to_gates)
-    return lambda to_gates: ours.step(OPS, to_gates)
+            ours.step(PROFILED, to_gates)
+    return lambda to_gates: ours.step(PROFILED, to_gates)
 
 
 def kernels_of(step: Callable[[], object], dry: bool) -> Kernels:
@@ -86,13 +86,16 @@ def base_name(kernel: str) -> str:
     return name.split("::")[-1].strip() or kernel
 
 
-def sheet(found: Kernels, whole_ms: float, title: str) -> Sheet:
+def sheet(found: Kernels, whole_ms: float, title: str, megabytes: Mapping[str, float]) -> Sheet:
+    """``megabytes``: of our own kernels, those that the model counts; empty where it knows none."""
     busy = sum(map(sum, found.values()))
     part = f"kernels {busy / 1e3:.2f} ms of {whole_ms:.2f} ms between two events: {busy / 1e1 / whole_ms:.0f} %"
-    table = Sheet(f"{title}: {part}", ("kernel", "launches", "us", "us a launch", "part"))
+    table = Sheet(f"{title}: {part}", ("kernel", "launches", "us", "us a launch", "part", "MB", "GB/s"))
     for name, us in sorted(found.items(), key=lambda item: -sum(item[1])):
         numbers = (f"{sum(us):.0f}", f"{statistics.mean(us):.1f}", f"{100 * sum(us) / busy:.1f} %")
-        table.rows.append([name[:70], str(len(us)), *numbers])
+        moved = megabytes.get(name)
+        speed = ["", ""] if moved is None else [f"{moved:.0f}", f"{1e3 * moved / sum(us):.0f}"]
+        table.rows.append([name[:70], str(len(us)), *numbers, *speed])
     return table
 
 
@@ -104,11 +107,15 @@ def main(settings: Settings) -> None:
             return
         machine: Machine = Host() if settings.dry else Cuda()
         page, together = Page(), Kernels()
-        page.console.print(f"{machine.name}, {settings.case()}, {settings.dtype}, path {OPS.tolist()}", markup=False)
+        page.console.print(
+            f"{machine.name}, {settings.case()}, {settings.dtype}, path {PROFILED.tolist()}", markup=False
+        )
         for to_gates, name in STEPS.items():
             whole = 1e3 * statistics.median(machine.clock(lambda: step(to_gates)) for _ in range(TURNS))  # noqa: B023
             found = kernels_of(lambda: step(to_gates), settings.dry)  # noqa: B023
-            page.show(sheet(found, whole, f"{name} step"))
+            is_known = settings.case() == PROFILED_CASE and settings.dtype in ("float32", "bfloat16")
+            megabytes = read_kernels(settings.dtype, to_gates) if is_known else {}
+            page.show(sheet(found, whole, f"{name} step", megabytes))
             for kernel, us in found.items():
                 together.setdefault(kernel, []).extend(us)
         if settings.largest is not None:

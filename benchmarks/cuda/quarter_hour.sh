@@ -40,7 +40,7 @@ build() {
 
 tests() {
   [ -z "$dry" ] || export ADVNAS_TEST_DEVICE=shim
-  "$PYTHON" -m pytest -p no:cacheprovider -v --durations=3 tests/test_gpu.py
+  "$PYTHON" -m pytest -p no:cacheprovider -vv --durations=3 tests/test_gpu.py
 }
 
 # Our own kernels only. Each tensor has memory of its own then: torch's allocator would hide an access beyond it.
