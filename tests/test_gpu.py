@@ -135,7 +135,7 @@ def test_a_recurrent_cell(kind, dtype, size):
 
 
 @pytest.mark.parametrize("reduction", ["residual", "light"])
-def test_a_supernet_runs_as_one_graph(reduction, monkeypatch):
+def test_a_supernet_runs_in_one_call(reduction, monkeypatch):
     """Stem, cells and reductions in one call, with the loss and the gates' gradients of plain PyTorch."""
     torch.manual_seed(0)
     net = nasbench201.Network(8, 1, reduction=reduction).to(DEVICE)

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# What is most worth knowing of the CUDA engine on this machine's GPU, in under eight minutes, without network. Builds for the one card,
-# then runs step after step, each with a time limit of its own and a file of its own in $OUT (default: gpu-results). Read 0-summary.txt
-# first: a line is added as soon as a step ends, so that nothing is lost where all is cut off.
+# What is most worth knowing of the CUDA engine on this machine's GPU, in under eight minutes, without network. Builds for the one
+# card, then runs step after step, each with a time limit of its own and a file of its own in $OUT (default: gpu-results). Read
+# 0-summary.txt first: a line is added as soon as a step ends, so that nothing is lost where all is cut off.
 #
-#   OUT=results benchmarks/cuda/quarter_hour.sh          --dry: the same on the host, kernels on the shim, small; nothing is built
+#   OUT=results benchmarks/cuda/quarter_hour.sh
+#   OUT=results benchmarks/cuda/quarter_hour.sh --dry    the same on the host, kernels on the shim, small; nothing is built
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -114,7 +115,7 @@ about() {
   cat COMMIT 2> /dev/null || git rev-parse HEAD 2> /dev/null
   nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2> /dev/null
   nvcc --version 2> /dev/null | grep release
-  "$PYTHON" -c 'import os, platform, torch; print(f"Python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} cores")'
+  "$PYTHON" -c 'import os, sys, torch; print(f"Python {sys.version.split()[0]}, torch {torch.__version__}, {os.cpu_count()} cores")'
   echo
 }
 
