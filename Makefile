@@ -6,7 +6,7 @@ NATIVE := $(shell find csrc -type f) setup.py pyproject.toml
 FORMATTED := $(shell git ls-files 'csrc/*' 'tests/*' 'benchmarks/*' | grep -E '\.(cpp|h|cuh?)$$')
 
 .DEFAULT_GOAL := help
-.PHONY: help build search test test-python test-full test-native test-isa isa-tools cuda-check cuda-sanitize lint format bench bench-cpu bench-recurrent bench-cuda paper-toy paper-nb201 paper-ptb clean
+.PHONY: help build search test test-python test-full test-native test-isa isa-tools cuda-check cuda-sanitize lint format bench bench-cpu bench-recurrent bench-cuda gpu-pack paper-toy paper-nb201 paper-ptb clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1 | \2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -117,10 +117,12 @@ cuda-check:  ## build with a CUDA torch in .venv-cuda, and test that there (need
 	cd tests && $(abspath $(CUDA_VENV))/bin/python -m advnas_ext.info
 	cd tests && $(abspath $(CUDA_VENV))/bin/pytest -p no:cacheprovider $(CUDA_TESTS:%=test_%.py)
 
-# For who has a GPU and NVIDIA's compute-sanitizer: memory, races, initialisation, barriers.
+# For who has a GPU and NVIDIA's compute-sanitizer: memory, races, initialisation, barriers. Each tensor has memory of its own then:
+# torch's allocator would hide an access beyond it.
 cuda-sanitize:  ## the GPU tests under compute-sanitizer, in .venv-cuda
 	for tool in memcheck racecheck initcheck synccheck; do \
-	  (cd tests && compute-sanitizer --tool $$tool --error-exitcode 1 $(abspath $(CUDA_VENV))/bin/pytest -p no:cacheprovider -m gpu \
+	  (cd tests && PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    $(abspath $(CUDA_VENV))/bin/pytest -p no:cacheprovider -m gpu \
 	    -k "not out_of_memory and not graph") || exit 1; done
 
 lint: $(VENV)/.requirements  ## ruff, mypy, clang-format
@@ -147,6 +149,10 @@ bench-recurrent: $(VENV)/.built  ## time the recurrent cells beside plain PyTorc
 
 bench-cuda:  ## time whole steps on a GPU beside the model and plain PyTorch, in .venv-cuda (make cuda-check); writes benchmarks/results
 	$(CUDA_VENV)/bin/python -m benchmarks.cuda.steps
+
+gpu-pack: $(VENV)/.built  ## an archive for a GPU machine without network; there: benchmarks/cuda/quarter_hour.sh
+	$(BIN)/pip install --quiet --no-deps --requirement benchmarks/requirements.txt
+	$(BIN)/python -m benchmarks.cuda.pack
 
 paper-toy: $(VENV)/.built  ## the paper's toy regression, all estimators (8 minutes); writes benchmarks/results
 	$(BIN)/python -m benchmarks.paper.toy

@@ -65,3 +65,6 @@ GPUS = (
     Gpu("RTX 4090", 89, 1008, 82.6, 82.6, 165.2),
     Gpu("H100 SXM", 90, 3350, 67, 494.7, 989.4),
 )
+"""Of the tables that are made without a GPU."""
+H200 = Gpu("H200", 90, 4800, 67, 494.7, 989.4)  # the arithmetic of an H100, and more memory
+CARDS = (*GPUS, H200)

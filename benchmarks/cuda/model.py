@@ -26,6 +26,23 @@ from benchmarks.steps.work import Case
 
 LAUNCH = 2.5e-6  # seconds that a launch costs at least, an assumption: launches follow each other without a CUDA graph
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """``tf32``: whether the library's convolutions in float32 may use it; ``loss``: by which part of it losses may differ."""
+
+    dtype: torch.dtype
+    loss: float
+    tf32: bool = False
+
+
+PRECISIONS = {
+    "float32": Precision(torch.float32, 1e-2, tf32=True),  # as PyTorch runs convolutions unless told otherwise
+    "float32 without TF32": Precision(torch.float32, 1e-3),
+    "bfloat16": Precision(torch.bfloat16, 5e-2),
+    "float16": Precision(torch.float16, 2e-2),
+}
 BATCHES = (64, 256)
 
 
@@ -59,13 +76,13 @@ def works_of(case: Case, dtype: torch.dtype, paths: Tensor, to_gates: bool) -> W
     return works
 
 
-def seconds(work: Sequence[Work], gpu: Gpu, dtype: torch.dtype) -> float:
+def seconds(work: Sequence[Work], gpu: Gpu, dtype: torch.dtype, tf32: bool = True) -> float:
     """The predicted time of a step."""
-    return sum(_seconds(each, gpu, dtype) for each in work)
+    return sum(_seconds(each, gpu, dtype, tf32) for each in work)
 
 
-def _seconds(work: Work, gpu: Gpu, dtype: torch.dtype) -> float:
-    float32 = gpu.fp32 if work.own else gpu.tf32
+def _seconds(work: Work, gpu: Gpu, dtype: torch.dtype, tf32: bool) -> float:
+    float32 = gpu.tf32 if tf32 and not work.own else gpu.fp32
     peak = float32 if dtype == torch.float32 else gpu.bf16
     return max(work.moved / gpu.bandwidth / 1e9, work.flops / peak / 1e12) + work.launches * LAUNCH
 

@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import torch
 
-from advnas_ext import OnePathCell, Path, fidelity, head, native
+from advnas_ext import OnePathCell, Path, fidelity, head, native, recurrent
 from benchmarks.cuda.operators import Operators, Work
 from benchmarks.sheet import ROOT
 
@@ -87,6 +87,7 @@ class Launches:
         self.module.run_kernels(not dry)
         with (
             patch.object(native, "_run", self.module.cell),
+            patch.object(recurrent, "_run", self.module.recurrent),
             patch.object(native, "TYPES", {"cpu": native.TYPES["cuda"]}),
             patch.object(head, "DEVICES", ()),
             patch.object(fidelity, "context_obstacle", lambda: None),  # counting operators is a mode

@@ -13,10 +13,17 @@ namespace advnas::cuda {
 
 using at::Tensor;
 
+// Rows of [channels] floats of the convolutions that run, all of a pass in one allocation: a pass has dozens, and an allocation
+// takes the host as long as half a launch.
+struct Rows {
+  Tensor memory;
+  std::vector<float*> of;  // of each convolution; null for those that have none
+};
+
 // What the forward pass keeps for the backward pass.
 struct CudaState {
-  std::vector<Tensor> relus;      // of the nodes that a convolution of the library takes through a ReLU
-  std::vector<Tensor> norm_rows;  // of each convolution with batch norm or a bias: kernels/norm.h
+  std::vector<Tensor> relus;  // of the nodes that a convolution of the library takes through a ReLU
+  Rows norm_rows;             // of each convolution with batch norm or a bias: kernels/norm.h
 };
 
 void run_forward(Pass& pass, CudaState& state);
@@ -53,6 +60,22 @@ inline Tensor workspace(const Tensor& like, int64_t floats) {
   return like.numel() > 0 ? at::empty({floats}, options) : at::zeros({floats}, options);
 }
 
+// The sums of blocks that the last block of the same launch adds up. Launches of a pass follow one another: all take the same
+// floats.
+class Scratch {
+ public:
+  explicit Scratch(const Tensor& like) : like_(like) {}
+
+  float* floats(int64_t size) {
+    if (!memory_.defined() || memory_.numel() < size) memory_ = workspace(like_, size);
+    return out<float>(memory_);
+  }
+
+ private:
+  const Tensor like_;
+  Tensor memory_;
+};
+
 // What the launches of a pass count their blocks in, kCounters: 0 before each, and after it. Some for each stream, where launches
 // follow one another, and kept; a graph that is being captured has its own, since it may be replayed beside other work of the
 // stream.
@@ -69,6 +92,26 @@ inline PointwisePrologue pointwise_prologue(const ImageShape& x, Prologue what) 
 // Whether the output of a convolution is what arrives, but for the gate.
 inline bool is_plain(const Convolution& convolution) {
   return convolution.statistics == Statistics::kNone && !convolution.bias.defined();
+}
+
+// `num` rows for each convolution that runs, or for those alone that are not plain.
+inline Rows make_rows(const Pass& pass, const Tensor& like, int64_t num, bool plain_too) {
+  constexpr int64_t kAlign = 64;  // floats, where an allocation of its own would begin
+  Rows rows{{}, std::vector<float*>(pass.convolutions.size())};
+  std::vector<int64_t> places(pass.convolutions.size(), -1);
+  int64_t size = 0;
+  for (const auto& terms : pass.plan.into) {
+    for (const Term& term : terms) {
+      if (term.convolution < 0 || (!plain_too && is_plain(pass.convolutions[term.convolution]))) continue;
+      places[term.convolution] = size;
+      size += (num * pass.shapes[term.target].channels + kAlign - 1) / kAlign * kAlign;
+    }
+  }
+  rows.memory = workspace(like, size);
+  for (size_t k = 0; k < places.size(); ++k) {
+    if (places[k] >= 0) rows.of[k] = out<float>(rows.memory) + places[k];
+  }
+  return rows;
 }
 
 // Whether our own 1x1 convolution runs it.

@@ -18,7 +18,8 @@ class CudaBackward {
         counter_(counter(dy, device_)),
         gradient_(pass.plan.num_nodes),
         totals_(pass.plan.num_nodes),
-        coefficients_(pass.convolutions.size()) {
+        coefficients_(make_rows(pass, dy, kGradientRows, true)),
+        scratch_(dy) {
     gradient_[last_] = in_layout(dy);
     for (auto* tensors : {&result_.weight, &result_.depthwise, &result_.gamma, &result_.beta, &result_.bias}) {
       tensors->resize(pass.convolutions.size());
@@ -86,7 +87,6 @@ class CudaBackward {
     const Tensor& dx = gradient_[node];
     const ImageShape& s = pass_.shapes[node];
     const Images shape{int(like_.size(0)), int(s.height), int(s.width), int(s.channels)};
-    const Tensor partial = workspace(like_, node_backward_workspace(shape));
     size_t source = 0, sum = 0;
     bool left = writes || total || !sums.empty() || !sources.empty();
     while (left) {
@@ -103,7 +103,7 @@ class CudaBackward {
       const bool products =
           std::any_of(launch.source, launch.source + launch.num, [](const NodeSource<T>& s) { return s.gate_grad != nullptr; });
       if (products || launch.num_sums > 0 || launch.total != nullptr) {
-        launch.partial = out<float>(partial);
+        launch.partial = scratch_.floats(node_backward_workspace(shape));
         launch.counter = out<unsigned>(counter_);
       }
       node_backward(launch, device_.stream());
@@ -119,7 +119,6 @@ class CudaBackward {
       const Convolution& convolution = of(term);
       const int64_t channels = pass_.shapes[node].channels, k = term.convolution;
       const bool of_batch = convolution.statistics == Statistics::kBatch;
-      Tensor& coefficients = coefficients_[k] = workspace(like_, kGradientRows * channels);
       const auto row_if = [&](bool wanted) { return wanted ? workspace(like_, channels) : Tensor(); };
       result_.gamma[k] = row_if(convolution.gamma.defined());
       result_.beta[k] = row_if(convolution.beta.defined());
@@ -127,9 +126,9 @@ class CudaBackward {
       result_.bias[k] = row_if(convolution.bias.defined() && !of_batch);
       const Tensor gamma = floats(convolution.gamma), beta = floats(convolution.beta);
       parameters_.insert(parameters_.end(), {gamma, beta});
-      sums.push_back({in<T>(pass_.z[k]), in<float>(gamma), in<float>(beta), in<float>(state_.norm_rows[k]),
-                      float(pass_.gate_of(term)), of_batch, out<float>(coefficients), out<float>(result_.gamma[k]),
-                      out<float>(result_.beta[k]), out<float>(result_.bias[k]), gate_gradient(term)});
+      sums.push_back({in<T>(pass_.z[k]), in<float>(gamma), in<float>(beta), state_.norm_rows.of[k], float(pass_.gate_of(term)),
+                      of_batch, coefficients_.of[k], out<float>(result_.gamma[k]), out<float>(result_.beta[k]),
+                      out<float>(result_.bias[k]), gate_gradient(term)});
     }
     return sums;
   }
@@ -151,10 +150,10 @@ class CudaBackward {
     const Tensor weight = convolution.weight.contiguous();
     const Tensor dp = wants_input ? new_images(like_, {target.height, target.width, source.channels}) : Tensor();
     if (wants_weight) result_.weight[k] = at::empty(weight.sizes(), weight.options());
-    const Tensor partial = wants_weight ? workspace(like_, pointwise_gradient_workspace(shape)) : Tensor();
-    pointwise_backward(PointwiseBackward<T>{shape, in<T>(gradient_[term.target]), in<T>(pass_.z[k]), in<float>(coefficients_[k]),
+    float* const partial = wants_weight ? scratch_.floats(pointwise_gradient_workspace(shape)) : nullptr;
+    pointwise_backward(PointwiseBackward<T>{shape, in<T>(gradient_[term.target]), in<T>(pass_.z[k]), coefficients_.of[k],
                                             in<T>(x), in<T>(weight), pointwise_prologue(source, term.piece.prologue), out<T>(dp),
-                                            out<T>(result_.weight[k]), out<float>(partial), out<unsigned>(counter_)},
+                                            out<T>(result_.weight[k]), partial, out<unsigned>(counter_)},
                        device_.stream());
     return dp;
   }
@@ -165,8 +164,7 @@ class CudaBackward {
     const Tensor& node = term.piece.prologue == Prologue::kRelu ? state_.relus[term.source] : pass_.nodes[term.source];
     const Tensor x = apply_prologue(node, term.piece.prologue), dy = gradient_[term.target];
     Tensor gradient = new_images(like_, pass_.shapes[term.target]);
-    norm_gradient(in<T>(dy), in<T>(pass_.z[k]), in<float>(coefficients_[k]), out<T>(gradient), images_of(gradient),
-                  device_.stream());
+    norm_gradient(in<T>(dy), in<T>(pass_.z[k]), coefficients_.of[k], out<T>(gradient), images_of(gradient), device_.stream());
     const bool depthwise = convolution.depthwise.defined();
     const auto backward = [&](const Tensor& input, const Tensor& weight, const Geometry& g, int64_t groups, bool wants_x) {
       const auto [dx, dweight, dbias] =
@@ -197,8 +195,9 @@ class CudaBackward {
   const Tensor like_;
   const Tensor counter_;
   std::vector<Tensor> gradient_, totals_;  // of each node; totals: the sum of the gradient
-  std::vector<Tensor> coefficients_;       // of each convolution
-  std::vector<Tensor> parameters_;         // what launches point to
+  const Rows coefficients_;
+  Scratch scratch_;
+  std::vector<Tensor> parameters_;  // what launches point to
   Tensor none_;
   Gradients result_;
 };

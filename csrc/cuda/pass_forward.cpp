@@ -12,7 +12,7 @@ class CudaForward {
 
   void run() {
     state_.relus.resize(pass_.plan.num_nodes);
-    state_.norm_rows.resize(pass_.convolutions.size());
+    state_.norm_rows = make_rows(pass_, like_, kNormRows, false);
     for (int64_t node = 0; node < pass_.plan.num_nodes; ++node) {
       if (!pass_.plan.live[node]) continue;
       const Reads reads = reads_of(node);
@@ -75,7 +75,7 @@ class CudaForward {
       if (term.convolution < 0) {
         sources.push_back({in<T>(pass_.nodes[term.source]), term.piece.arrival, gate, nullptr, nullptr});
       } else {
-        const float* const rows = in<float>(state_.norm_rows[term.convolution]);
+        const float* const rows = state_.norm_rows.of[term.convolution];
         const float* const map = rows != nullptr ? rows + kScale * shape.channels : nullptr;
         sources.push_back({in<T>(pass_.z[term.convolution]), Arrival::kIdentity, gate, map, nullptr});
       }
@@ -99,24 +99,22 @@ class CudaForward {
     const Tensor& x = takes_relu(term) ? state_.relus[term.source] : either(term.source);
     const bool of_batch = convolution.statistics == Statistics::kBatch;
     const Parameters parameters(convolution, term, float(pass_.gate_of(term)));
-    Tensor& rows = state_.norm_rows[term.convolution];
-    if (!is_plain(convolution)) rows = workspace(like_, kNormRows * pass_.shapes[term.target].channels);
-    const NormForward norm = parameters.norm(out<float>(rows));
+    const NormForward norm = parameters.norm(state_.norm_rows.of[term.convolution]);
     Tensor& z = pass_.z[term.convolution];
     if (is_pointwise<T>(convolution, term.piece)) {
       z = new_images(like_, pass_.shapes[term.target]);
       const PointwiseShape shape = pointwise_shape(x.size(0), pass_.shapes[term.target], convolution);
       const PointwisePrologue prologue = pointwise_prologue(pass_.shapes[term.source], term.piece.prologue);
       const Tensor weight = convolution.weight.contiguous();
-      const Tensor partial = of_batch ? workspace(like_, pointwise_statistics_workspace(shape)) : Tensor();
-      pointwise_forward(PointwiseForward<T>{shape, in<T>(x), in<T>(weight), prologue, out<T>(z), of_batch, norm,
-                                            out<float>(partial), of_batch ? out<unsigned>(counter_) : nullptr},
+      float* const partial = of_batch ? scratch_.floats(pointwise_statistics_workspace(shape)) : nullptr;
+      pointwise_forward(PointwiseForward<T>{shape, in<T>(x), in<T>(weight), prologue, out<T>(z), of_batch, norm, partial,
+                                            of_batch ? out<unsigned>(counter_) : nullptr},
                         device_.stream());
     } else {
       z = by_library(x, term);
       if (of_batch) {
-        const Tensor partial = workspace(like_, norm_statistics_workspace(images_of(z)));
-        norm_statistics(in<T>(z), images_of(z), norm, out<float>(partial), out<unsigned>(counter_), device_.stream());
+        float* const partial = scratch_.floats(norm_statistics_workspace(images_of(z)));
+        norm_statistics(in<T>(z), images_of(z), norm, partial, out<unsigned>(counter_), device_.stream());
       }
     }
     if (!of_batch && !is_plain(convolution)) norm_fixed(int(z.size(1)), norm, device_.stream());
@@ -186,6 +184,7 @@ class CudaForward {
   const OnDevice device_;
   const Tensor counter_;
   const Tensor like_ = pass_.nodes[0];
+  Scratch scratch_{like_};
 };
 
 }  // namespace
