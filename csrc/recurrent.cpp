@@ -127,10 +127,10 @@ Backward backward(const Tensor& dout, const Tensor& given, const Tensor& h, at::
       std::any_of(plan.edges.begin(), plan.edges.end(), [&](const RecurrentEdge& edge) { return wants_weight(edge.weight); });
   const bool wants_input = plan.reads_input() && (wants_x || wants_weight(0));
 
-  const std::initializer_list<int64_t> kept = {int64_t(plan.nodes.size()), length, batch, units},
-                                       twice = {length, batch, 2 * units};
-  TORCH_CHECK_VALUE(dout.sizes() == x.sizes() && out.sizes() == x.sizes() && states.sizes() == at::IntArrayRef(kept) &&
-                        pre_input.sizes() == at::IntArrayRef(twice),
+  const std::array<int64_t, 4> of_states{int64_t(plan.nodes.size()), length, batch, units};
+  const std::array<int64_t, 3> of_input{length, batch, 2 * units};
+  TORCH_CHECK_VALUE(dout.sizes() == x.sizes() && out.sizes() == x.sizes() && states.sizes() == at::IntArrayRef(of_states) &&
+                        pre_input.sizes() == at::IntArrayRef(of_input),
                     recurrent_name(whole), ": the backward pass needs what the forward pass gave, got shapes ", out.sizes(), ", ",
                     pre_input.sizes(), " and ", states.sizes());
 
