@@ -195,6 +195,9 @@ def test_a_change_after_the_compilation(name):
         torch.testing.assert_close(found[key], value, msg=key)
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.compiler, "is_exporting"), reason="torch.compile before 2.7 cannot read a path as a list"
+)
 def test_what_does_not_run_natively_runs_in_plain_pytorch_in_a_graph_too(calls):
     cell, path = make_cell().float(), Path.from_ops(OPS)
     compiled, x = torch.compile(cell, backend="aot_eager"), make_x().float()

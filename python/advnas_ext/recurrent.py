@@ -112,7 +112,11 @@ class _RecurrentCell(nn.Module, ABC):
 
     def obstacle(self) -> fidelity.Obstacle:
         """Why it does not run natively, whatever its input; None: it does."""
-        return next(filter(None, map(fidelity.tensor_obstacle, self.weights)), None)
+        for weight in self.weights:  # a loop, which every version of torch.compile reads
+            obstacle = fidelity.tensor_obstacle(weight)
+            if obstacle is not None:
+                return obstacle
+        return None
 
     def extra_repr(self) -> str:
         return f"units={self.units}, num_nodes={self.num_nodes}, ops={self.ops}"
