@@ -1,5 +1,5 @@
 // Python module advnas_ext._C: every native entry point, a line each. The operators of torch.ops.advnas_ext are registered where
-// they are defined (gate.cpp).
+// they are defined (gate.cpp, recurrent.cpp).
 #include <torch/csrc/utils/pybind.h>
 #ifdef ADVNAS_SHIM
 #include <shim.h>
@@ -62,9 +62,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .value("SIGMOID", advnas::kRecurrentSigmoid)
       .value("RELU", advnas::kRecurrentRelu)
       .value("NONE", advnas::kNumRecurrentOps);
-  m.def("recurrent", &advnas::recurrent, py::arg("x"), py::arg("h"), py::arg("gates"), py::arg("gate_values"), py::arg("offsets"),
-        py::arg("ops"), py::arg("weights"), py::arg("x_mask"), py::arg("h_mask"), py::arg("whole"),
-        py::call_guard<py::gil_scoped_release>());
   m.attr("MAX_RECURRENT_NODES") = advnas::kMaxRecurrentSources;
 #ifdef ADVNAS_SHIM
   m.def("launches", [] {  // (kernel, grid, threads of a block, shared bytes, least and moved bytes, FLOPs)

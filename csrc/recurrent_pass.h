@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
 #include <vector>
 
 #include "kernels/recurrent_node.h"
@@ -24,6 +25,15 @@ struct RecurrentPlan {
 
   bool reads_input() const { return nodes[0].num_sources > 0; }
 };
+
+inline const char* recurrent_name(bool whole) { return whole ? "DartsRecurrentCell" : "OnePathRecurrentCell"; }
+
+// Takes what an operator takes (recurrent.cpp) and refuses what does not fit. The edges that run, with their gates, and where the
+// sums are that they give. Every node reaches the output but node 0, which only its edges carry on. keeps_zeros: whether a gate
+// of 0 runs, since its gradient is wanted. kept: steps whose states and pre-activations are kept.
+RecurrentPlan make_plan(const at::Tensor& x, const at::Tensor& h, at::TensorList weights, const std::optional<at::Tensor>& h_mask,
+                        const at::Tensor& gate_values, const at::Tensor& ops, at::IntArrayRef kinds, bool whole, bool keeps_zeros,
+                        int64_t kept);
 
 // What a sequence has in memory. kept: length where a backward pass is to come, else 1. States and pre lie for each step.
 struct RecurrentPass {

@@ -199,7 +199,8 @@ def context_obstacle() -> Obstacle:
     """The obstacle around a call: what must see, record or change the operators of PyTorch one by one."""
     if is_exporting():
         return "an export is on"
-    if torch._C._len_torch_dispatch_stack() > 0:
+    # torch.compile itself traces nothing under a dispatch mode, and what it has compiled shows its operators to one.
+    if not torch.compiler.is_dynamo_compiling() and torch._C._len_torch_dispatch_stack() > 0:
         return "a dispatch mode is on (a FLOP counter, fake tensors, an export)"
     if torch._C._get_tracing_state() is not None:
         return "torch.jit is tracing"

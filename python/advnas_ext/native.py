@@ -199,6 +199,8 @@ def _class_obstacle(kind: type[nn.Module]) -> Obstacle:
 
 def noticed(module: nn.Module, obstacle: Obstacle) -> bool:
     """Whether there is no obstacle. Warns of the first one that a module meets after it ran natively."""
+    if torch.compiler.is_dynamo_compiling():  # its graph asks only once
+        return obstacle is None
     own = module.__dict__
     if obstacle is None:
         own["_ran_natively"] = True

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -97,12 +98,25 @@ class _RecurrentCell(nn.Module, ABC):
                 raise ValueError(f"{self._name}: {name} must have shape {list(x.shape[1:])}, got {list(tensor.shape)}")
         if h is None:
             h = x.new_zeros(x.shape[1:])
-        found = native.eagerly(self._run_if_native, x, path, h, x_mask, h_mask)
-        return self._plain(x, path, h, x_mask, h_mask) if found is None else found
+        if x.is_cpu and not self._gates_whole_edges:
+            found = self._run_if_native(x, path, h, x_mask, h_mask)
+        else:  # a graph of torch.compile has a gradient for every weight, but a path may leave out some of DARTS's nodes
+            found = native.eagerly(self._run_if_native, x, path, h, x_mask, h_mask)
+        if found is not None:
+            return found
+        if int(path.ops.max()) >= len(self.ops):
+            raise ValueError(
+                f"{self._name}: path.ops must be below {len(self.ops)}, the number of ops, got {path.ops.tolist()}"
+            )
+        return self._plain(x, path, h, x_mask, h_mask)
 
     def obstacle(self) -> fidelity.Obstacle:
         """Why it does not run natively, whatever its input; None: it does."""
-        return next(filter(None, map(fidelity.tensor_obstacle, self.weights)), None)
+        for weight in self.weights:  # a loop, which every version of torch.compile reads
+            obstacle = fidelity.tensor_obstacle(weight)
+            if obstacle is not None:
+                return obstacle
+        return None
 
     def extra_repr(self) -> str:
         return f"units={self.units}, num_nodes={self.num_nodes}, ops={self.ops}"
@@ -123,9 +137,11 @@ class _RecurrentCell(nn.Module, ABC):
         if dtype is not None:
             x, h, weights = x.to(dtype), h.to(dtype), [weight.to(dtype) for weight in weights]
             x_mask, h_mask = (None if mask is None else mask.to(dtype) for mask in (x_mask, h_mask))
-        ops = [ACTIVATIONS[self.ops[op]].native for op in path.ops.flatten().tolist()]
+        kinds = [ACTIVATIONS[op].native for op in self.ops]
         gates, offsets = path.gates_on(x.device), path.offsets_on(x.device)
-        outputs = _run(x, h, gates, path.gates, offsets, ops, weights, x_mask, h_mask, self._gates_whole_edges)
+        outputs = _run(
+            x, h, gates, path.gates, offsets, path.ops, kinds, weights, x_mask, h_mask, self._gates_whole_edges
+        )
         return outputs, outputs[-1] if len(x) > 0 else h
 
     @property
@@ -158,10 +174,6 @@ class _RecurrentCell(nn.Module, ABC):
             raise TypeError(f"{self._name}: path must be an advnas_ext.Path, got {type(path).__name__}")
         if path.num_edges != self.num_edges:
             raise ValueError(f"{self._name}: path must have {self.num_edges} edges, got {path.num_edges}")
-        if int(path.ops.max()) >= len(self.ops):
-            raise ValueError(
-                f"{self._name}: path.ops must be below {len(self.ops)}, the number of ops, got {path.ops.tolist()}"
-            )
 
 
 class OnePathRecurrentCell(_RecurrentCell):
@@ -175,7 +187,8 @@ class OnePathRecurrentCell(_RecurrentCell):
 
     float32 and float64 on the host run natively, in one call a sequence: a thread takes its rows of the batch through all
     steps, products and what is pointwise alike. So do float32, float16 and bfloat16 on a GPU, in a build with CUDA, where
-    the products are the library's, and autocast to the latter two. Everything else runs the plain PyTorch specification.
+    the products are the library's, and autocast to the latter two. Everything else runs the plain PyTorch specification. To
+    torch.compile it is one operator on the host, whose graph serves all paths.
 
     Attributes:
         weights: Parameters W_0 [2 units, 2 units], whose first rows belong to the input, and W_1, W_2, ...
@@ -211,8 +224,8 @@ class DartsRecurrentCell(_RecurrentCell):
     :func:`advnas_ext.reference.darts_recurrent_cell`. The path, and with it the gates, is the same in all steps: the
     backward pass fills ``path.gates.grad`` with the advantage of every edge, summed over time.
 
-    What runs natively is as in :class:`OnePathRecurrentCell`. An edge whose operation is "none", or whose gate is 0 and
-    needs no gradient, is not run.
+    What runs natively is as in :class:`OnePathRecurrentCell`, outside of torch.compile's graphs. An edge whose operation is
+    "none", or whose gate is 0 and needs no gradient, is not run.
 
     Attributes:
         weights: Parameters W_0 [2 units, 2 units], whose first rows belong to the input, and W_1, W_2, ...
@@ -239,4 +252,58 @@ class DartsRecurrentCell(_RecurrentCell):
         return reference.darts_recurrent_cell(x, path, h, list(self.weights), self._functions, x_mask, h_mask)
 
 
-_run = _C.recurrent
+_run = torch.ops.advnas_ext.recurrent.default
+
+
+@torch.library.register_fake("advnas_ext::recurrent_forward")
+def _recurrent_forward(
+    x: Tensor,
+    h: Tensor,
+    weights: list[Tensor],
+    h_mask: Tensor | None,
+    gate_values: Tensor,
+    ops: Tensor,
+    kinds: list[int],
+    whole: bool,
+    keeps_zeros: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _register_flops()  # who traces has all that this imports
+    length, batch, units = x.shape
+    num_edges = gate_values.shape[0]
+    num_nodes = next(n for n in range(num_edges + 1) if n * (n + 1) // 2 >= num_edges)
+    kept = length if save else 1
+    return (
+        x.new_empty(x.shape),
+        x.new_empty(length, batch, 2 * units),
+        x.new_empty(1 + num_nodes, kept, batch, units),
+        x.new_empty(kept * batch * 2 * units * num_edges),
+    )
+
+
+@torch.library.register_fake("advnas_ext::recurrent_backward")
+def _recurrent_backward(
+    dout: Tensor, x: Tensor, h: Tensor, weights: list[Tensor], h_mask: Tensor | None, gate_values: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    *_, (wants_x, wants_h, wants_mask, wants_sums), wanted = rest
+    dx, dh, dmask = (x.new_empty(t.shape if w else 0) for t, w in ((x, wants_x), (h, wants_h), (h, wants_mask)))
+    num_sums = gate_values.numel() + gate_values.shape[0] if wants_sums else 0
+    sums = x.new_empty(num_sums, dtype=torch.float64)
+    return dx, dh, dmask, sums, [x.new_empty(weights[i].shape) for i in wanted]
+
+
+@functools.cache
+def _register_flops() -> None:
+    """Tells FLOP counters what a compiled cell does. Others see the operators of plain PyTorch."""
+    from torch.utils.flop_counter import register_flop_formula
+
+    def forward(x: Sequence[int], h: object, weights: Sequence[object], *_: object, **__: object) -> int:
+        length, batch, units = x
+        return 4 * length * batch * units**2 * (1 + len(weights))  # the first weight has twice as many rows
+
+    def backward(dout: object, *inputs: Any, **named: Any) -> int:
+        *_, wanted_weights = inputs
+        return (2 if wanted_weights else 1) * forward(*inputs, **named)
+
+    register_flop_formula(torch.ops.advnas_ext.recurrent_forward)(forward)
+    register_flop_formula(torch.ops.advnas_ext.recurrent_backward)(backward)
