@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from advnas import cli
+from advnas.data.images import DATA
 from advnas.run import search as run
 from advnas_ext import ESTIMATORS
 
@@ -172,7 +173,7 @@ def test_a_smaller_space_and_a_smaller_supernet(advnas, tmp_path):
         (["search", "--estimator", "adventage"], f"estimator: must be one of {', '.join(ESTIMATORS)}, got 'adventage'"),
         (
             ["search", "--data", "mnist"],
-            "data: must be one of digits, clutter, cifar10, cifar100, or a folder of images",
+            f"data: must be one of {', '.join(DATA)}, or a folder of images",
         ),
         (["search", "--data", "cifar10"], "data_dir"),
         (["search", "--table", "none.csv"], "none.csv: no such table"),

@@ -67,9 +67,7 @@ def test_digits():
 
 
 def test_unknown_name():
-    with pytest.raises(
-        FileNotFoundError, match=r"digits, clutter, cifar10, cifar100, or a folder .* no folder cifar11"
-    ):
+    with pytest.raises(FileNotFoundError, match=rf"{', '.join(data.DATA)}, or a folder .* no folder cifar11"):
         data.load("cifar11")
 
 

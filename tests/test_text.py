@@ -57,7 +57,7 @@ def test_files_that_are_missing_or_too_many(tmp_path):
         texts.load("ptb", tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"data_dir: needed to find the text"):
         texts.load("ptb")
-    with pytest.raises(FileNotFoundError, match=r"data: must be one of tiny, ptb, or a folder .* no folder wikitext"):
+    with pytest.raises(FileNotFoundError, match=rf"one of {', '.join(texts.TEXTS)}, or a folder .* no folder wikitext"):
         texts.load("wikitext")
 
 
