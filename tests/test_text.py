@@ -61,6 +61,22 @@ def test_files_that_are_missing_or_too_many(tmp_path):
         texts.load("wikitext")
 
 
+@pytest.mark.parametrize("name", texts.TEXTS)
+def test_every_text_that_comes_with_the_package(name):
+    """What the task and a resumed search take for granted."""
+    try:
+        corpus, again = texts.load(name), texts.load(name)
+    except ValueError as error:
+        assert str(error).startswith("data_dir: ")  # noqa: PT017
+        pytest.skip("lies in files")
+    assert corpus.words == again.words
+    for part in ("train", "valid", "test"):
+        tokens = getattr(corpus, part)
+        assert torch.equal(tokens, getattr(again, part))
+        assert 0 <= tokens.min() <= tokens.max() < len(corpus.words)
+    assert len(corpus.train.unique()) == len(corpus.words)
+
+
 def test_the_embedded_text():
     corpus = texts.load("tiny")
     parts = corpus.train, corpus.valid, corpus.test
