@@ -152,9 +152,9 @@ class SearchConfig(Settings):
     data_dir: OptionalFolder = None
     """Where the data set lies."""
     estimator: EstimatorName = "advantage"
-    """How the gradient of the logits is estimated. See the README for what each one is."""
+    """How the gradient of the logits is estimated: by the formula in the file of that name in advnas_ext/estimators."""
     estimator_settings: EstimatorSettings = field(default_factory=dict)
-    """Settings of the estimator's own, as NAME VALUE pairs."""
+    """Settings of the estimator's own, as NAME VALUE pairs, such as num_samples 8 for rloo; its class explains them."""
     without: Operations = ()
     """Operations of the space that are left out, such as none."""
     epochs: Count
