@@ -162,8 +162,7 @@ class SearchConfig(Settings):
     warmup_epochs: Index = 0
     """First epochs that train the weights on uniform paths and leave the logits alone."""
     warm_start: OptionalFolder = None
-    """Run folder of a search with the same data, network, seed and settings of the weights that ended with its warm-up: go on from
-    there, as if the warm-up had been this search's own."""
+    """Run folder of a search that ended with its warm-up, to go on from: of the same data, network, seed and weights' settings."""
     steps_per_epoch: OptionalCount = None
     """Batches in an epoch; None: as many as a pass has."""
     batch_size: Count
@@ -193,8 +192,7 @@ class SearchConfig(Settings):
     valid_batches: Count
     """Held-out batches on which the current best cell is measured after each epoch."""
     halving_cells: Index = 0
-    """Depth (cells a stage, where a network has stages) of the networks in which, at the end, the best cell and those that differ
-    from it on one edge are trained and compared; 0: the best cell is the result as it is."""
+    """Cells a stage of networks that are trained at the end, to compare the best cell with all that differ on one edge; 0: none."""
     halving_steps: Count = 150
     """Steps before the first comparison there. Each comparison leaves half of the cells, with twice the steps behind them."""
     table: OptionalFile = None
