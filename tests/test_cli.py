@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 
+import docstring_parser
 import pytest
 import yaml
 
 from advnas import cli
+from advnas.data.images import DATA
 from advnas.run import search as run
+from advnas.tasks import TASKS
 from advnas_ext import ESTIMATORS
 
 CELL = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|skip_connect~0|nor_conv_1x1~1|avg_pool_3x3~2|"
@@ -173,7 +176,7 @@ def test_a_smaller_space_and_a_smaller_supernet(advnas, tmp_path):
         (["search", "--estimator", "adventage"], f"estimator: must be one of {', '.join(ESTIMATORS)}, got 'adventage'"),
         (
             ["search", "--data", "mnist"],
-            "data: must be one of digits, clutter, cifar10, cifar100, or a folder of images",
+            f"data: must be one of {', '.join(DATA)}, or a folder of images",
         ),
         (["search", "--data", "cifar10"], "data_dir"),
         (["search", "--table", "none.csv"], "none.csv: no such table"),
@@ -235,6 +238,19 @@ def test_every_flag_is_explained(advnas, monkeypatch):
     for flag in [*fixed.split(), "out", "resume"]:
         assert re.search(rf"^[│ ] --{flag} \S+ +[A-Za-z][\w ,;:/'.()-]{{15,}}\(default: ", out, re.M), flag
     assert f"--estimator {'|'.join(ESTIMATORS)} " in out
+
+
+def test_an_explanation_is_one_line():
+    """tyro keeps the line breaks of longer ones."""
+    kinds = [cli.SearchArguments, cli.RetrainArguments, cli.QueryArguments, cli.SignalArguments, cli.RankArguments]
+    for kind in [
+        *kinds,
+        *(task.search_config for task in TASKS.values()),
+        *(task.retrain_config for task in TASKS.values()),
+    ]:
+        for base in kind.__mro__[:-1]:
+            params = docstring_parser.parse_from_object(base).params
+            assert [param.arg_name for param in params if "\n" in (param.description or "")] == [], base
 
 
 def test_a_process_of_its_own_exits_with_the_code():

@@ -49,6 +49,23 @@ def equal(first, second):
 # Data sets
 
 
+@pytest.mark.parametrize("name", data.DATA)
+def test_every_set_that_comes_with_the_package(name):
+    """What the task and a resumed search take for granted. Sets of files: test_data_files.py."""
+    try:
+        loaded, again = data.load(name), data.load(name)
+    except ValueError as error:
+        assert str(error).startswith("data_dir: ")  # noqa: PT017
+        pytest.skip("lies in files")
+    for part, same in ((loaded.train, again.train), (loaded.test, again.test)):
+        assert (part.pixels.dtype, part.labels.dtype) == (torch.uint8, torch.int64)
+        assert part.pixels.shape == (len(part), loaded.image_size, loaded.image_size, loaded.in_channels)
+        assert part.labels.unique().tolist() == list(range(len(loaded.classes)))
+        assert equal((part.pixels, part.labels), (same.pixels, same.labels))
+    for found, expected in zip((loaded.mean, loaded.std), pixel_statistics(loaded.train.pixels), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_digits():
     digits = data.load("digits")
     assert digits.train.pixels.shape == (1198, 8, 8, 1)
@@ -67,9 +84,7 @@ def test_digits():
 
 
 def test_unknown_name():
-    with pytest.raises(
-        FileNotFoundError, match=r"digits, clutter, cifar10, cifar100, or a folder .* no folder cifar11"
-    ):
+    with pytest.raises(FileNotFoundError, match=rf"{', '.join(data.DATA)}, or a folder .* no folder cifar11"):
         data.load("cifar11")
 
 

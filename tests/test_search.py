@@ -315,7 +315,7 @@ def test_settings_of_the_estimator_reach_it(digits):
     assert state_of(digits).estimator.zero_op == 0
     assert state_of(digits, estimator_settings={"zero_op": None}).estimator.zero_op is None
     assert state_of(digits, estimator="parsec", estimator_settings={"num_samples": 3}).estimator.num_samples == 3
-    with pytest.raises(ValueError, match=r"estimator_settings: .*unexpected keyword argument 'samples'"):
+    with pytest.raises(ValueError, match=r"must be settings of parsec, num_samples, .*, got 'samples'"):
         state_of(digits, estimator="parsec", estimator_settings={"samples": 3})
 
 

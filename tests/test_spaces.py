@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from advnas.spaces import SPACES
 from advnas.spaces.nasbench201 import NASBENCH201
 from advnas.tasks import TASKS
+from advnas_ext import Path
 
 OPS, EDGES, NUM_EDGES = NASBENCH201.ops, NASBENCH201.edges, NASBENCH201.num_edges
 parse_arch, format_arch = NASBENCH201.parse, NASBENCH201.format
@@ -28,6 +29,26 @@ def test_spaces_are_complete(space):
     assert set(space.labels) <= set(space.ops)
     assert not space.node_names or len(space.node_names) == space.num_nodes
     assert set(space.bends) <= set(space.edges)
+
+
+SMALL = {"image": {"channels": 4, "cells": 1}, "language": {"units": 8, "bptt": 5}}
+
+
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())
+def test_every_space_has_its_networks(space):
+    """Every operation on every edge: in a supernet, and in a network of one cell."""
+    settings = {"space": space.name, "batch_size": 8, "device": "cpu", **SMALL.get(space.task, {})}
+    kind = TASKS[space.task]
+    searched = kind(kind.search_config(**settings))
+    trained = kind(kind.retrain_config(**settings))
+    supernet = searched.supernet()
+    for first in range(len(space.ops)):
+        ops = (first + torch.arange(space.num_edges)) % len(space.ops)
+        path = Path.from_ops(ops)
+        searched.loss(supernet, next(iter(searched.weight_stream(torch.Generator()))), path).backward()
+        assert path.gates.grad.isfinite().all()
+        batch = next(iter(trained.training(torch.Generator())))
+        assert trained.loss(trained.network(space.format(ops)), batch, None).isfinite()
 
 
 def test_a_space_of_another_task_is_refused():

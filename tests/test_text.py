@@ -57,8 +57,24 @@ def test_files_that_are_missing_or_too_many(tmp_path):
         texts.load("ptb", tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"data_dir: needed to find the text"):
         texts.load("ptb")
-    with pytest.raises(FileNotFoundError, match=r"data: must be one of tiny, ptb, or a folder .* no folder wikitext"):
+    with pytest.raises(FileNotFoundError, match=rf"one of {', '.join(texts.TEXTS)}, or a folder .* no folder wikitext"):
         texts.load("wikitext")
+
+
+@pytest.mark.parametrize("name", texts.TEXTS)
+def test_every_text_that_comes_with_the_package(name):
+    """What the task and a resumed search take for granted."""
+    try:
+        corpus, again = texts.load(name), texts.load(name)
+    except ValueError as error:
+        assert str(error).startswith("data_dir: ")  # noqa: PT017
+        pytest.skip("lies in files")
+    assert corpus.words == again.words
+    for part in ("train", "valid", "test"):
+        tokens = getattr(corpus, part)
+        assert torch.equal(tokens, getattr(again, part))
+        assert 0 <= tokens.min() <= tokens.max() < len(corpus.words)
+    assert len(corpus.train.unique()) == len(corpus.words)
 
 
 def test_the_embedded_text():

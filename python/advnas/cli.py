@@ -77,8 +77,7 @@ class SearchArguments(Generic[SearchSettings]):
     preset: Preset = "paper"
     """paper: the protocol of the literature. fast: what finds a good cell in some minutes on two cores."""
     resume: OptionalFolder = None
-    """Run folder of an interrupted search: go on as if it had not stopped. Takes no other flag but --data and --data-dir, where the
-    same data lies elsewhere now."""
+    """Run folder of an interrupted search, to go on with. Beside it only --data and --data-dir, where the data has moved."""
     settings: OmitArgPrefixes[SearchSettings]
 
 

@@ -153,9 +153,9 @@ class SearchConfig(Settings):
     data_dir: OptionalFolder = None
     """Where the data set lies."""
     estimator: EstimatorName = "advantage"
-    """How the gradient of the logits is estimated. See the README for what each one is."""
+    """How the gradient of the logits is estimated: by the formula in the file of that name in advnas_ext/estimators."""
     estimator_settings: EstimatorSettings = field(default_factory=dict)
-    """Settings of the estimator's own, as NAME VALUE pairs."""
+    """Settings of the estimator's own, as NAME VALUE pairs, such as num_samples 8 for rloo; its class explains them."""
     without: Operations = ()
     """Operations of the space that are left out, such as none."""
     epochs: Count
@@ -163,8 +163,7 @@ class SearchConfig(Settings):
     warmup_epochs: Index = 0
     """First epochs that train the weights on uniform paths and leave the logits alone."""
     warm_start: OptionalFolder = None
-    """Run folder of a search with the same data, network, seed and settings of the weights that ended with its warm-up: go on from
-    there, as if the warm-up had been this search's own."""
+    """Run folder of a search that ended with its warm-up, to go on from: of the same data, network, seed and weights' settings."""
     steps_per_epoch: OptionalCount = None
     """Batches in an epoch; None: as many as a pass has."""
     batch_size: Count
@@ -194,8 +193,7 @@ class SearchConfig(Settings):
     valid_batches: Count
     """Held-out batches on which the current best cell is measured after each epoch."""
     halving_cells: Index = 0
-    """Depth (cells a stage, where a network has stages) of the networks in which, at the end, the best cell and those that differ
-    from it on one edge are trained and compared; 0: the best cell is the result as it is."""
+    """Cells a stage of networks that are trained at the end, to compare the best cell with all that differ on one edge; 0: none."""
     halving_steps: Count = 150
     """Steps before the first comparison there. Each comparison leaves half of the cells, with twice the steps behind them."""
     table: OptionalFile = None

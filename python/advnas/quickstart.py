@@ -129,7 +129,7 @@ def on_clutter(folder: Path, seed: int, threads: int | None, console: Console) -
     def train(name: str, arch: str, where: Path) -> Trained:
         console.print(f"training {name}: {arch}")
         settings = replace(RETRAIN, arch=arch, out=where, seed=seed, threads=threads)
-        retrain.start(settings, command="make search", console=console)
+        retrain.start(settings, command="make search, which begins anew", console=console)
         task, state = retrain.restore(where)
         assert isinstance(task, ImageTask)
         return Trained(name, RunFolder(where).retrained(), task.test_answers(state.network))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -123,10 +124,14 @@ class SearchState(Training):
         self.scores = Scores()
 
     def _estimator(self, kind: type[Estimator], steps: int) -> Estimator:
-        zero = self.space.zero_op
+        zero, settings = self.space.zero_op, self.config.estimator_settings
+        accepted = inspect.signature(kind).parameters.keys() - {"num_edges", "num_ops", "dtype"}
+        if unknown := [name for name in settings if name not in accepted]:
+            name, choices = self.config.estimator, ", ".join(sorted(accepted))
+            raise ValueError(f"estimator_settings: must be settings of {name}, {choices}, got {unknown[0]!r}")
         known: dict[str, Any] = {"zero_op": self.ops.index(zero) if zero in self.ops else None, "total_steps": steps}
         try:
-            return kind(self.space.num_edges, len(self.ops), **{**known, **self.config.estimator_settings})
+            return kind(self.space.num_edges, len(self.ops), **{**known, **settings})
         except TypeError as error:
             raise ValueError(f"estimator_settings: {error}") from None
 

@@ -57,8 +57,7 @@ class ImageSearchConfig(SearchConfig):
     cells: Count = 5
     """Cells in each of the three stages."""
     reduction: Reduction = "residual"
-    """Block between the stages: NAS-Bench-201's residual one, or a light one (mean, 1x1 convolution), which leaves the work to the
-    cells."""
+    """Block between the stages: NAS-Bench-201's residual one, or a light one (mean, 1x1 convolution): cells have more to do."""
     image_size: OptionalCount = None
     """Images with more pixels a side are shrunk to that many; None: they stay as they are."""
     batch_size: Count = 64

@@ -57,8 +57,7 @@ class LanguageSearchConfig(SearchConfig):
     data_dir: OptionalFolder = None
     """Where the text lies, for ptb the folder with train.txt, valid.txt and test.txt, or ptb.train.txt and so on."""
     arch_data: ArchData = "train"
-    """Text of the architecture steps. train: the training text, as the authors have it; valid: its second half, and the weights
-    see the first half only."""
+    """Text of the architecture steps. train: all of it, as the authors have it; valid: its second half, weights see the first."""
     epochs: Count = 30
     """Passes over the weights' text."""
     units: Count = 300
