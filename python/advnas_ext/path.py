@@ -67,11 +67,10 @@ class Path:
                 f"Path: active must be bool [{ops.shape[0]}] on the host, got {active.dtype} {list(active.shape)} on "
                 f"{active.device}"
             )
-        rows = ops.tolist()
-        if any(op < 0 for row in rows for op in row):
-            raise ValueError(f"Path: ops must not be negative, got {rows}")
-        if any(len(set(row)) != len(row) for row in rows):
-            raise ValueError(f"Path: an edge must not pick an operation twice, got {rows}")
+        if ops.numel() > 0 and int(ops.min()) < 0:
+            raise ValueError(f"Path: ops must not be negative, got {ops.tolist()}")
+        if ops.shape[1] > 1 and any(len(set(row)) != len(row) for row in ops.tolist()):
+            raise ValueError(f"Path: an edge must not pick an operation twice, got {ops.tolist()}")
 
     @classmethod
     def from_ops(
