@@ -6,7 +6,7 @@ NATIVE := $(shell find csrc -type f) setup.py pyproject.toml
 FORMATTED := $(shell git ls-files 'csrc/*' 'tests/*' 'benchmarks/*' | grep -E '\.(cpp|h|cuh?)$$')
 
 .DEFAULT_GOAL := help
-.PHONY: help build search test test-python test-full test-native test-isa isa-tools cuda-check cuda-sanitize lint format bench bench-cpu bench-recurrent bench-cuda gpu-pack paper-toy paper-nb201 paper-ptb clean
+.PHONY: help build search test test-python test-full test-native test-isa isa-tools test-torch-versions wheel cuda-check cuda-sanitize lint format bench bench-cpu bench-recurrent bench-cuda gpu-pack paper-toy paper-nb201 paper-ptb clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1 | \2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -31,7 +31,7 @@ search: $(VENV)/.built  ## search a cell on generated images, train it, compare 
 test: test-native test-python  ## all tests
 
 # A worker for each core, with one thread; what is slow by rotation (tests/conftest.py).
-test-python: $(VENV)/.built
+test-python: $(VENV)/.built $(if $(filter Linux,$(shell uname)),wheel)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(nproc) --dist loadfile
 
 test-full: test-native $(VENV)/.built  ## all tests, without rotation, and what they cover (an hour)
@@ -103,6 +103,27 @@ test-isa: $(ISA_BINARIES)  ## the kernels for CPUs that this machine is not, und
 	@if grep -qw avx512vl /proc/cpuinfo; then echo "kernels, avx512, this machine" && build/isa/avx512; \
 	  else echo "kernels, avx512: compiled, not run (neither this machine nor qemu has it)"; fi
 
+# Pairs of Python and torch: oldest, between, newest. Each has an environment of its own, in which the package is installed as users
+# do it; tested from another folder, so that it is not this one's build that is imported. CXX=clang++ for another compiler.
+TORCH_VERSIONS := 3.10-2.6.0 3.12-2.9.1 3.13-2.14.1
+TORCH_TESTS := gate path cell estimators head recurrent fidelity
+
+test-torch-versions: $(TORCH_VERSIONS:%=test-torch-%)  ## build and test with other releases of torch and Python (several GB and 10 minutes each)
+
+test-torch-%: $(VENV)/.requirements
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv venv --quiet --clear --python $(firstword $(subst -, ,$*)) .venv-$*
+	$(BIN)/uv pip install --quiet --python .venv-$* torch==$(lastword $(subst -, ,$*)) "setuptools>=77" ninja pytest hypothesis
+	ADVNAS_CUDA=0 $(BIN)/uv pip install --quiet --python .venv-$* --no-build-isolation --reinstall-package advnas-ext .
+	cd tests && ../.venv-$*/bin/python -m advnas_ext.info
+	cd tests && ../.venv-$*/bin/python -m pytest -p no:cacheprovider $(TORCH_TESTS:%=test_%.py)
+
+# Of what `make build` compiled. torch's libraries stay in torch: a second copy of them would not work.
+wheel: $(VENV)/.built  ## a wheel for other machines, in dist; tests/test_install.py installs it
+	rm -rf build/wheel build/lib.*
+	$(BIN)/python -m build --wheel --no-isolation --outdir build/wheel > build/wheel.log || { cat build/wheel.log >&2; exit 1; }
+	PATH=$(abspath $(BIN)):$$PATH auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
+
 # A second environment, with a torch for CUDA (several GB): the kernels are compiled for every target and the package is installed,
 # imported and tested there, on a GPU too if there is one. From another folder, so that it is not this one's build that is imported.
 CUDA_VENV := .venv-cuda
@@ -166,4 +187,4 @@ paper-ptb: $(VENV)/.built  ## recurrent cells on Penn Treebank, searched and tra
 	$(BIN)/python -m benchmarks.paper.ptb --data-dir $(DATA_DIR) $(if $(PRESET),--preset $(PRESET))
 
 clean:  ## remove .venv and everything built
-	rm -rf $(VENV) $(CUDA_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks .coverage python/advnas_ext/_C*.so python/advnas_ext/_build.json
+	rm -rf $(VENV) .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks .coverage python/advnas_ext/_C*.so python/advnas_ext/_build.json

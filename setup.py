@@ -161,16 +161,16 @@ def listed(file: Path) -> str:
     return re.sub(r"([$ :])", r"$\1", str(file))
 
 
-class Build(build_ext):
-    def run(self) -> None:
-        self.in_source = bool(self.inplace or self.editable_mode)  # setuptools clears inplace while it builds
-        super().run()
+def objects_folder(torch) -> Path:
+    """Where ninja keeps its objects, for whatever is built next from this source: in place, installed or as a wheel."""
+    return ROOT / "build" / f"torch-{torch.__version__}-{sys.implementation.cache_tag}"
 
+
+class Build(build_ext):
     def build_extension(self, extension: Extension) -> None:
         torch = import_torch()
         cxx, nvcc, ninja = find_compiler(), cuda_nvcc(torch), find_ninja()
-        # In place, ninja keeps its objects for the next build.
-        folder = ROOT / "build" / f"torch-{torch.__version__}" if self.in_source else Path(self.build_temp).resolve()
+        folder = objects_folder(torch)
         folder.mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(extension.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -225,21 +225,14 @@ def ninja_file(torch, cxx: list[str], nvcc: Path | None) -> str:
     include = [*include_paths("cpu"), sysconfig.get_path("include")]
     if nvcc:  # of the toolkit, or of the packages that torch brings
         include += [nvcc.parents[1] / "include", *Path(torch.__file__).parents[1].glob("nvidia/cu*/include")]
-    # OpenMP for at::parallel_for. With g++ neither it nor the CUDA runtime is linked: the symbols are those that torch has loaded.
-    # clang's OpenMP has other names, and its own library.
+    # Neither OpenMP (csrc/cpu/parallel.h) nor the CUDA runtime is linked: the symbols are those that torch has loaded.
     defined = ["TORCH_EXTENSION_NAME=_C", f"_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
     defined += ["ADVNAS_CUDA"] if nvcc else []
-    words = [
-        "-O2",
-        "-fopenmp",
-        *(f"-D{name}" for name in defined),
-        *(word for p in include for word in ("-isystem", p)),
-    ]
-    flags = quoted(words)
+    flags = quoted(["-O2", *(f"-D{name}" for name in defined), *(word for p in include for word in ("-isystem", p))])
     kernels = sorted((csrc / "kernels" / "cuda").glob("*.cu"))
     libraries = ["c10", "torch", "torch_cpu", "torch_python"]
     link_words = [*(f"-L{p}" for p in library_paths("cpu")), *(f"-l{name}" for name in libraries)]
-    link_words += [] if loops else ["-fopenmp"]
+    link_words += ["-Wl,-undefined,dynamic_lookup"] if sys.platform == "darwin" else []  # as Linux does unasked
     link = "build {}: link {}\n  flags = " + quoted(link_words)
 
     # For tests: the passes for CUDA on the host, their kernels on the shim. Only `ninja shim.so` builds it.

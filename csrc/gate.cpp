@@ -1,13 +1,13 @@
 // torch.ops.advnas_ext.gate and gate_backward: documented in python/advnas_ext/gate.py, formula in kernels/gate.h.
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <numeric>
 #include <optional>
 
+#include "cpu/parallel.h"
 #include "device.h"
 #include "kernels/cpu/isa.h"
 
@@ -54,7 +54,7 @@ bool has_cpu_kernel(const Tensor& h) {
 template <class Body>
 void for_chunks(int64_t size, const Body& body) {
   const int64_t chunks = (size + kChunk - 1) / kChunk;
-  at::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t chunk = begin; chunk < end; ++chunk) body(chunk, chunk * kChunk, std::min(size, (chunk + 1) * kChunk));
   });
 }

@@ -2,9 +2,13 @@
 
 import importlib.util
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
+import venv
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +16,7 @@ import pytest
 import torch
 from conftest import rotation
 
-from advnas_ext import _load, info
+from advnas_ext import _C, _load, info
 
 ROOT = Path(__file__).parents[1]
 
@@ -178,6 +182,18 @@ def test_an_old_setuptools_is_named(tmp_path):
     )
 
 
+def test_no_openmp_of_the_compilers_own_is_linked():
+    """torch's is used by its name, whatever the compiler: see csrc/cpu/parallel.h."""
+    nm, readelf = shutil.which("nm"), shutil.which("readelf")
+    if sys.platform != "linux" or nm is None or readelf is None:
+        pytest.skip("needs Linux and binutils")
+    linked = subprocess.run([readelf, "-d", _C.__file__], capture_output=True, text=True, check=True).stdout
+    assert "omp" not in linked
+    names = subprocess.run([nm, "-D", "-u", _C.__file__], capture_output=True, text=True, check=True).stdout
+    needed = re.findall(r"\b(?:GOMP|omp|__kmpc)_\w+", names)
+    assert sorted(needed) == ["GOMP_parallel", "omp_get_num_threads", "omp_get_thread_num"]
+
+
 def test_another_torch_is_named_at_import():
     _load.check("2.13.0+cpu", "2.13.0+cu130")
     with pytest.raises(ImportError, match=r"was built for torch 2\.13\.0, but torch 2\.14\.1 is installed; rebuild it"):
@@ -208,6 +224,22 @@ def test_sdist_holds_every_source(sdist):
     assert set(tracked.stdout.split()) <= inside
 
 
+def used_from(python, folder, **environment):
+    """Where advnas_ext was imported from, after a step with it."""
+    program = (
+        "import advnas, advnas_ext, torch;"
+        "path = advnas_ext.Path.from_ops([3, 1, 2, 4, 2, 3]);"
+        "advnas_ext.OnePathCell(8)(torch.randn(2, 8, 6, 6), path).square().sum().backward();"
+        "assert path.gates.grad.isfinite().all();"
+        "print(advnas_ext.__file__)"
+    )
+    done = subprocess.run(
+        [python, "-c", program], cwd=folder, env=os.environ | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.skipif(
     True not in rotation((True, False, False), 3), reason="builds everything again: every third day, and make test-full"
 )
@@ -229,16 +261,22 @@ def test_installed_from_the_sdist_it_works_elsewhere(sdist, tmp_path):
         sdist,
     ]
     subprocess.run(command, check=True, capture_output=True, env=os.environ | {"TMPDIR": str(building)})
-    program = (
-        "import advnas, advnas_ext, torch;"
-        "path = advnas_ext.Path.from_ops([3, 1, 2, 4, 2, 3]);"
-        "advnas_ext.OnePathCell(8)(torch.randn(2, 8, 6, 6), path).square().sum().backward();"
-        "assert path.gates.grad.isfinite().all();"
-        "print(advnas_ext.__file__)"
-    )
-    environment = os.environ | {"PYTHONPATH": str(target)}
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    assert used_from(sys.executable, tmp_path, PYTHONPATH=str(target)).startswith(str(target))
+
+
+def test_the_wheel_works_in_a_fresh_environment(tmp_path):
+    """What `make wheel` made. torch, and what else it needs, lies behind the environment."""
+    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    wheels = sorted(ROOT.glob(f"dist/*-{tag}-*.whl"), key=os.path.getmtime)
+    if not wheels:
+        pytest.skip("needs make wheel")
+    with zipfile.ZipFile(wheels[-1]) as wheel:
+        assert not [name for name in wheel.namelist() if re.search(r"lib(torch|c10|gomp|omp|iomp)", name)]
+    venv.create(tmp_path / "fresh")
+    python = tmp_path / "fresh" / "bin" / "python"
+    [site] = (tmp_path / "fresh").glob("lib/*/site-packages")
+    (site / "behind.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-index", "--no-deps"]
+    done = subprocess.run([*pip, "--ignore-installed", wheels[-1]], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(str(target))
+    assert used_from(python, tmp_path, PYTHONPATH="").startswith(str(site))

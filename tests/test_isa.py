@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.cuda.shim import setup_module
 
 from advnas_ext import _C
 
@@ -75,7 +76,7 @@ def test_avx_stays_in_its_functions_in_the_extension():
 
 @on_x86
 def test_avx_stays_in_its_functions_in_every_object():
-    objects = sorted((ROOT / "build" / f"torch-{torch.__version__}").rglob("*.o"))
+    objects = sorted(setup_module().objects_folder(torch).rglob("*.o"))
     if not objects:
         pytest.skip("needs the objects of an editable installation")
     for path in objects:

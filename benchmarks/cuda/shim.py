@@ -59,7 +59,7 @@ def load() -> ModuleType:
         RuntimeError: the shim does not compile.
     """
     setup = setup_module()
-    folder = ROOT / "build" / f"torch-{torch.__version__}"
+    folder = setup.objects_folder(torch)
     if not (folder / "build.ninja").exists():
         folder.mkdir(parents=True, exist_ok=True)
         text = setup.ninja_file(torch, setup.find_compiler(), None)

@@ -1,10 +1,10 @@
 #include "cpu_head.h"
 
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
 #include "cpu_pass.h"
+#include "parallel.h"
 
 namespace advnas {
 namespace {
@@ -13,7 +13,7 @@ using at::Tensor;
 
 template <class Body>
 void for_images(int64_t images, const Body& body) {
-  at::parallel_for(0, images, 1, [&](int64_t first, int64_t last) {
+  parallel_for(images, 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) body(i);
   });
 }

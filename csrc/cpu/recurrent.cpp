@@ -3,13 +3,13 @@
 // them again.
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <cstring>
 
 #include "../kernels/cpu/isa.h"
 #include "../recurrent_pass.h"
+#include "parallel.h"
 
 namespace advnas::cpu {
 namespace {
@@ -32,12 +32,11 @@ class Packed {
     T* const to = data_.mutable_data_ptr<T>();
     const T* const from = b.const_data_ptr<T>();
     const int64_t row_stride = b.stride(0), column_stride = b.stride(1);
-    at::parallel_for(0, (columns_ + kColumnsToPack - 1) / kColumnsToPack, 1 + kLeastElements / depth_,
-                     [&](int64_t begin, int64_t end) {
-                       const int64_t first = begin * kColumnsToPack;
-                       kernels<T>().pack_matrix(from + first * column_stride, row_stride, column_stride, depth_,
-                                                std::min(columns_, end * kColumnsToPack) - first, to + first * depth_);
-                     });
+    parallel_for((columns_ + kColumnsToPack - 1) / kColumnsToPack, 1 + kLeastElements / depth_, [&](int64_t begin, int64_t end) {
+      const int64_t first = begin * kColumnsToPack;
+      kernels<T>().pack_matrix(from + first * column_stride, row_stride, column_stride, depth_,
+                               std::min(columns_, end * kColumnsToPack) - first, to + first * depth_);
+    });
   }
 
   // c[k] = a[k] b, or += with `add`.
@@ -111,8 +110,8 @@ struct Memory {
 template <class Body>
 void for_rows(const RecurrentPass& pass, const Body& body) {
   const int64_t batch = pass.batch(), chunks = (batch + kRowsInChunk - 1) / kRowsInChunk;
-  at::parallel_for(0, chunks, 1 + kLeastElements / (kRowsInChunk * pass.units()),
-                   [&](int64_t begin, int64_t end) { body(begin * kRowsInChunk, std::min(batch, end * kRowsInChunk)); });
+  parallel_for(chunks, 1 + kLeastElements / (kRowsInChunk * pass.units()),
+               [&](int64_t begin, int64_t end) { body(begin * kRowsInChunk, std::min(batch, end * kRowsInChunk)); });
 }
 
 template <class T>

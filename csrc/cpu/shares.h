@@ -1,14 +1,14 @@
 // Who does what at a node: shares of the batch, and background tasks beside them.
 #pragma once
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
 #include <utility>
 #include <vector>
+
+#include "parallel.h"
 
 namespace advnas {
 
@@ -78,7 +78,7 @@ template <class Body>
 void for_shares(int64_t shares, BackgroundTasks& tasks, const Body& body) {
   const int64_t all = shares + tasks.num(), workers = num_workers(all), begun = std::min(workers, shares);
   std::atomic<int64_t> next{workers};
-  at::parallel_for(0, workers, 1, [&](int64_t first, int64_t last) {
+  parallel_for(workers, 1, [&](int64_t first, int64_t last) {
     for (int64_t worker = first; worker < last; ++worker) {
       for (int64_t item = worker; item < all; item = next++) {
         const int64_t task = item - begun;

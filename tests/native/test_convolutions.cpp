@@ -115,7 +115,7 @@ void check_convolutions(const cpu::Kernels<T>& kernels, const ImageShape& x_shap
   std::vector<T> dz_frames(images * frame_elements(at.output(), at.size), T(NAN));
   std::vector<T> y(dy.size(), T(NAN)), dp(images * inputs, T(NAN)), dx(x.size(), T(NAN)), dweight(weight.size(), T(NAN));
   kernels.frame_input(x.data(), frames.data(), x_shape, images, prologue, at.size);
-  kernels.frame_gradient({dy.data(), z.data(), a.data(), b.data(), c.data()}, dz_frames.data(), at.output(), images, at.size);
+  kernels.frame_gradient({dy.data(), z.data(), {a.data(), b.data(), c.data()}}, dz_frames.data(), at.output(), images, at.size);
   kernels.convolve(frames.data(), packed.data(), y.data(), at, images);
   kernels.convolve_input_gradient(dz_frames.data(), phases.data(), dp.data(), at, images);
   kernels.input_gradient(dp.data(), x.data(), dx.data(), x_shape, images, prologue, false);
@@ -165,7 +165,7 @@ void check_convolutions(const cpu::Kernels<T>& kernels, const ImageShape& x_shap
 
 template <class T>
 void check_depthwise(const cpu::Kernels<T>& kernels, const DepthwiseShape& shape, int64_t images) {
-  const auto [height, width, channels] = shape.image;
+  const int64_t height = shape.image.height, width = shape.image.width, channels = shape.image.channels;
   const int64_t pixels = height * width, taps = shape.size * shape.size;
   const ConvolutionShape at{height, width, channels, channels, shape.size};
   const auto x = random<T>(images * pixels * channels, 1), dy = random<T>(x.size(), 2), weight = random<T>(taps * channels, 3);

@@ -139,8 +139,9 @@ void frame_input(const T* x, T* frames, const ImageShape& shape, int64_t images,
 
 template <class T>
 void frame_gradient(const OutputGradient<T>& gradient, T* frames, const ImageShape& shape, int64_t images, int64_t size) {
-  const auto [dy, z, norm] = gradient;
-  const auto [of_dy, of_z, constant] = norm;
+  // No structured bindings: clang before 16 does not capture them.
+  const T *dy = gradient.dy, *z = gradient.z;
+  const T *of_dy = gradient.norm.of_dy, *of_z = gradient.norm.of_z, *constant = gradient.norm.constant;
   const int64_t channels = shape.channels, row = shape.width * channels;
   for (int64_t n = 0; n < images; ++n, frames += frame_elements(shape, size)) {
     frame_image(frames, shape, size, [=](int64_t h, T* out) {
