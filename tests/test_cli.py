@@ -11,7 +11,7 @@ import docstring_parser
 import pytest
 import yaml
 
-from advnas import cli
+from advnas import cli, lookup
 from advnas.data.images import DATA
 from advnas.run import search as run
 from advnas.tasks import TASKS
@@ -242,7 +242,7 @@ def test_every_flag_is_explained(advnas, monkeypatch):
 
 def test_an_explanation_is_one_line():
     """tyro keeps the line breaks of longer ones."""
-    kinds = [cli.SearchArguments, cli.RetrainArguments, cli.QueryArguments, cli.SignalArguments, cli.RankArguments]
+    kinds = [cli.SearchArguments, cli.RetrainArguments, lookup.QueryArguments, cli.SignalArguments, cli.RankArguments]
     for kind in [
         *kinds,
         *(task.search_config for task in TASKS.values()),

@@ -33,8 +33,7 @@ class QueryArguments:
     file: Positional[Annotated[Path, arg(metavar="FILE")]]
     """The table (CSV or Parquet)."""
     arch: Annotated[str | None, arg(metavar="CELL")] = None
-    """The cell, such as "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|skip_connect~0|none~1|none~2|", or its number. Says which
-    others are the same network."""
+    """The cell, such as "|nor_conv_3x3~0|+|none~0|...|", or its number: what it has, and which others are the same network."""
     same: FlagCreatePairsOff[bool] = False
     """With --arch: list all cells that are the same network, not the first ten."""
     top: Annotated[int | None, arg(metavar="INT")] = None

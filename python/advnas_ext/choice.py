@@ -104,7 +104,6 @@ class OnePathChoice(nn.Module):
         """What :class:`advnas_ext.Search` does to every choice that it finds."""
         self._current, self._edge, self.name = current, edge, name
 
-    @torch.compiler.disable(recursive=False)  # otherwise all paths are graphs of their own; this way all candidates are
     def forward(self, *arguments: Any, **keywords: Any) -> Tensor:
         """The gated output of the picked candidate; of several picks the sum.
 
@@ -112,6 +111,11 @@ class OnePathChoice(nn.Module):
             RuntimeError: there is no path; or the choice is among values, which are not called.
             TypeError: a candidate does not return a tensor.
         """
+        if torch.compiler.is_compiling():  # the candidates are graphs then; otherwise each path would be one
+            return torch.compiler.disable(self._run, recursive=False)(*arguments, **keywords)
+        return self._run(*arguments, **keywords)
+
+    def _run(self, *arguments: Any, **keywords: Any) -> Tensor:
         if self.values:
             raise RuntimeError(
                 f"OnePathChoice {self.name!r}: it is among values; read .value, and pass what depends on it to .gate()"
