@@ -63,7 +63,9 @@ _ENTRY = re.compile(
     r"Used (?P<registers>\d+) registers(?P<used>[^\n]*)",
     re.DOTALL,
 )
-_KERNEL = re.compile(r"(?P<name>\w+?)(?:_kernel)?(?:<(?P<type>\w+)(?:, (?P<pack>\d+))?>)?\(")
+_KERNEL = re.compile(
+    r"(?P<name>\w+?)(?:_kernel)?(?:<(?P<type>\w+)(?:, (?P<pack>\d+))?(?:, (?P<baseline>true|false))?>)?\("
+)
 
 
 def version_of(nvcc: FilePath) -> str:
@@ -109,7 +111,8 @@ def _kernel(demangled: str, file: str) -> Kernel:
     found = _KERNEL.search(demangled.replace("(anonymous namespace)", ""))
     assert found is not None, demangled
     type_name = NAMES[found["type"]] if found["type"] else ""
-    return Kernel(file, found["name"], type_name, int(found["pack"] or 0))
+    name = f"{found['name']}, baseline" if found["baseline"] == "true" else found["name"]
+    return Kernel(file, name, type_name, int(found["pack"] or 0))
 
 
 # Of a cell of seven nodes: three operations arrive at node 3 and three leave it, the most of a one-path cell.
