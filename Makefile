@@ -11,7 +11,8 @@ FORMATTED := $(shell git ls-files 'csrc/*' 'tests/*' 'benchmarks/*' | grep -E '\
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1 | \2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
-$(VENV)/.requirements: requirements.txt
+# The peer without its dependencies: benchmarks/requirements.txt says why.
+$(VENV)/.requirements: requirements.txt benchmarks/requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --requirement requirements.txt
 	$(BIN)/pip install --quiet --no-deps --requirement benchmarks/requirements.txt
@@ -160,9 +161,7 @@ format: $(VENV)/.requirements  ## let ruff and clang-format write
 bench: $(VENV)/.built  ## time every fused piece beside plain PyTorch (under 4 minutes); keeps the numbers in .benchmarks
 	$(BIN)/python -m pytest -v benchmarks/pieces/test_pieces.py --benchmark-autosave --benchmark-storage=.benchmarks --benchmark-group-by=group
 
-# Without dependencies: see the file.
 bench-cpu: $(VENV)/.built  ## time whole steps beside xautodl, plain PyTorch and bare convolutions; writes benchmarks/results
-	$(BIN)/pip install --quiet --no-deps --requirement benchmarks/requirements.txt
 	$(BIN)/python -m benchmarks.steps.cpu
 
 bench-recurrent: $(VENV)/.built  ## time the recurrent cells beside plain PyTorch and an LSTM (20 minutes); writes benchmarks/results
@@ -172,7 +171,6 @@ bench-cuda:  ## time whole steps on a GPU beside the model and plain PyTorch, in
 	$(CUDA_VENV)/bin/python -m benchmarks.cuda.steps
 
 gpu-pack: $(VENV)/.built  ## an archive for a GPU machine without network; there: benchmarks/cuda/quarter_hour.sh
-	$(BIN)/pip install --quiet --no-deps --requirement benchmarks/requirements.txt
 	$(BIN)/python -m benchmarks.cuda.pack
 
 paper-toy: $(VENV)/.built  ## the paper's toy regression, all estimators (8 minutes); writes benchmarks/results

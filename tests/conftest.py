@@ -2,7 +2,7 @@
 
 import datetime
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,6 +57,22 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"needs the data folder: {folder} does not exist; set ADVNAS_SHARED")
     return folder
+
+
+@pytest.fixture
+def advnas(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command: exit code, standard output, standard error."""
+    from advnas import cli
+
+    def call(*args: object) -> tuple[int, str, str]:
+        try:
+            code = cli.main([str(arg) for arg in args])
+        except SystemExit as end:  # of --help
+            code = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
 
 
 @pytest.fixture

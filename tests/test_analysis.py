@@ -6,6 +6,7 @@ import io
 import itertools
 import math
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -56,19 +57,10 @@ def table(tmp_path_factory):
 
 
 @pytest.fixture
-def advnas(capsys, monkeypatch):
-    """Runs a command: exit code, standard output, standard error."""
+def lab(advnas, monkeypatch):
+    """As ``advnas``, of its measurements, by the command's older name."""
     monkeypatch.setenv("COLUMNS", "80")
-
-    def call(*args):
-        try:
-            code = cli.main(["lab", *map(str, args)])
-        except SystemExit as end:  # of --help
-            code = end.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+    return partial(advnas, "lab")
 
 
 def read(path):
@@ -347,9 +339,9 @@ def test_estimators_are_measured_halfway_and_that_of_the_search_with_its_setting
     signal._halfway(searched, "reinforce")
 
 
-def test_lab_signal(advnas, folder):
+def test_lab_signal(lab, folder):
     files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    code, out, err = advnas("signal", folder, "--samples=4", "--exact-samples=4")
+    code, out, err = lab("signal", folder, "--samples=4", "--exact-samples=4")
     assert (code, err) == (0, "")
     rows = read(folder / "signal.csv")
     assert list(rows[0]) == [
@@ -377,7 +369,7 @@ def test_lab_signal(advnas, folder):
     assert all(path.read_bytes() == content for path, content in files.items())  # the search can go on
 
 
-def test_lab_rank(advnas, folder, table, monkeypatch):
+def test_lab_rank(lab, folder, table, monkeypatch):
     """With a loss that is known: the accuracy itself, upside down."""
     accuracies = {arch: row["cifar10_test_200"] for arch, row in Table.load(table, NASBENCH201).rows.items()}
     measured = []
@@ -387,9 +379,7 @@ def test_lab_rank(advnas, folder, table, monkeypatch):
         return {"loss": -accuracies[state.arch(ops)]}
 
     monkeypatch.setattr(rank, "evaluate", evaluate)
-    code, out, err = advnas(
-        "rank", RunFolder(folder).checkpoint("search"), "--table", table, "--cells=40", "--batches=3"
-    )
+    code, out, err = lab("rank", RunFolder(folder).checkpoint("search"), "--table", table, "--cells=40", "--batches=3")
     assert (code, err) == (0, "")
     rows = read(folder / "rank.csv")
     assert list(rows[0]) == ["population", "arch", "loss", "cifar10_test_200"]
@@ -444,7 +434,7 @@ def test_ranking_measures_the_cells_that_it_names(folder, table):
         (["rank", "FOLDER", "--table=TABLE", "--cells=1"], "cells: Input should be greater than or equal to 4, got 1"),
     ],
 )
-def test_wrong_input_is_one_line_and_exit_code_2(advnas, folder, table, tmp_path, args, message):
+def test_wrong_input_is_one_line_and_exit_code_2(lab, folder, table, tmp_path, args, message):
     short = tmp_path / "short.csv"
     short.write_text("".join(line for line in table.read_text().splitlines(keepends=True)[:1]))
     with short.open("a") as file:
@@ -453,7 +443,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(advnas, folder, table, tmp_path
     names = {"FOLDER": folder, "TABLE": table, "SHORT": short}
     for name, path in names.items():
         args = [arg.replace(name, str(path)) for arg in args]
-    code, out, err = advnas(*args)
+    code, out, err = lab(*args)
     assert (code, out) == (2, "")
     assert message in err
     assert err.startswith("advnas lab: ")
@@ -462,24 +452,24 @@ def test_wrong_input_is_one_line_and_exit_code_2(advnas, folder, table, tmp_path
 
 
 @pytest.mark.parametrize("name", cli.MEASUREMENTS)
-def test_help(advnas, name):
-    code, out, err = advnas(name, "--help")
+def test_help(lab, name):
+    code, out, err = lab(name, "--help")
     assert (code, err) == (0, "")
     assert f"usage: advnas analysis {name}" in out
-    code, out, err = advnas("--help")
+    code, out, err = lab("--help")
     assert (code, err) == (0, "")
     assert f"advnas analysis {name} " in out
 
 
 @pytest.mark.parametrize("name, function", [("signal", signal), ("rank", rank)])
-def test_ctrl_c_just_stops(advnas, folder, table, monkeypatch, name, function):
+def test_ctrl_c_just_stops(lab, folder, table, monkeypatch, name, function):
     def interrupted(*args):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(function, "estimate" if name == "signal" else "evaluate", interrupted)
     files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     more = [] if name == "signal" else ["--table", table]
-    assert advnas(name, folder, *more) == (130, "", "advnas lab: stopped\n")
+    assert lab(name, folder, *more) == (130, "", "advnas lab: stopped\n")
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
 
 

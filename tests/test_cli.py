@@ -37,21 +37,6 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def advnas(capsys):
-    """Runs a command: exit code, standard output, standard error."""
-
-    def call(*args):
-        try:
-            code = cli.main(list(args))
-        except SystemExit as end:  # of --help
-            code = end.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
-
-
-@pytest.fixture
 def table(tmp_path):
     path = tmp_path / "table.csv"
     other = CELL.replace("none", "skip_connect")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from advnas import checkpoint, cli
+from advnas import checkpoint
 from advnas.spaces.nasbench201 import NASBENCH201
 from advnas.tables import NasBench201, Table, open_benchmark, parquet, sources
 from advnas.tables.convert import convert
@@ -21,16 +21,6 @@ from advnas.tables.convert import convert
 NONE = "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"
 SKIP = "|skip_connect~0|+|none~0|none~1|+|none~0|none~1|none~2|"
 LINES = ["index,arch_str,cifar10_test_200,flops_m", f"7,{SKIP},83.25,7.5", f"2,{NONE},10.0,7.5"]
-
-
-@pytest.fixture
-def advnas(capsys):
-    def run(*args):
-        code = cli.main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 @pytest.fixture

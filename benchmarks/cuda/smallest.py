@@ -49,7 +49,8 @@ def recurrent(device: str, dtype: torch.dtype) -> None:
 def gates(device: str, dtype: torch.dtype) -> None:
     for size in (1, 7, 1031):
         x = torch.randn(size, dtype=dtype, device=device, requires_grad=True)
-        gate(x, torch.tensor(1.5, requires_grad=True)).sum().backward()
+        for baseline in (None, torch.ones_like(x)):
+            gate(x, torch.tensor(1.5, requires_grad=True), baseline).sum().backward()
 
 
 @dataclass

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from advnas_ext import native, reference
+from advnas_ext.gate import checked_baseline
 from advnas_ext.operations import NAS_BENCH_201, OPERATIONS, Discarded
 from advnas_ext.path import Path
 
@@ -57,8 +58,6 @@ class OnePathCell(native.Block):
         baseline: str | None = None,
     ) -> None:
         super().__init__()
-        if baseline not in ("input", None):
-            raise ValueError(f'OnePathCell: baseline must be "input" or None, got {baseline!r}')
         if channels < 1 or num_nodes < 2:
             raise ValueError(f"OnePathCell: needs channels >= 1 and num_nodes >= 2, got {channels} and {num_nodes}")
         unknown = [op for op in ops if op not in OPERATIONS]
@@ -69,7 +68,7 @@ class OnePathCell(native.Block):
         self.num_nodes = num_nodes
         self.affine = affine
         self.track_running_stats = track_running_stats
-        self.baseline = baseline
+        self.baseline = checked_baseline("OnePathCell", baseline)
         self.edges = nn.ModuleDict(
             {
                 f"{target}<-{source}": nn.ModuleList(

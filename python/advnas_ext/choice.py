@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advnas_ext.gate import gate
+from advnas_ext.gate import checked_baseline, gate
 from advnas_ext.path import Path
 
 WATCHED = 16  # backward passes of a choice in which its advantage is looked at
@@ -89,9 +89,7 @@ class OnePathChoice(nn.Module):
         self.name = name
         if len(self) == 0:
             raise ValueError("OnePathChoice: needs at least one candidate, got none")
-        if baseline not in ("input", None):
-            raise ValueError(f'OnePathChoice: baseline must be "input" or None, got {baseline!r}')
-        self.baseline = baseline
+        self.baseline = checked_baseline("OnePathChoice", baseline)
         self.zero_op = zero_op
         self._current = Current()
         self._edge = 0
@@ -203,9 +201,8 @@ class Watch:
 
         def look(dy: Tensor) -> None:
             dy, weighed = dy.detach().flatten().float(), gain.flatten().float()
-            cosine = (dy @ weighed).abs() / (
-                dy.norm() * weighed.norm()
-            )  # NaN where one of them is 0, which says nothing
+            # NaN where one of them is 0, which says nothing.
+            cosine = (dy @ weighed).abs() / (dy.norm() * weighed.norm())
             known = cosine.nan_to_num(-1.0) if self.largest is None else torch.fmax(self.largest, cosine)
             self.largest = known
             if left == 0 and 0 <= known.item() < BLIND:

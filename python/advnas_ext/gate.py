@@ -1,5 +1,7 @@
 """The gate of one picked operation: what turns an existing supernet into one that AdvantageNAS can search."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 
@@ -35,3 +37,14 @@ def gate(h: Tensor, gate: Tensor, baseline: Tensor | None = None) -> Tensor:
         RuntimeError: in a double backward pass, which is not implemented.
     """
     return torch.ops.advnas_ext.gate(h, gate, baseline)
+
+
+def checked_baseline(where: str, baseline: str | None) -> str | None:
+    """What a module's operations are compared with: "input", or None for no output at all.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if baseline not in ("input", None):
+        raise ValueError(f'{where}: baseline must be "input" or None, got {baseline!r}')
+    return baseline

@@ -70,7 +70,7 @@ class Search:
         zeros = [choice.zero_op for choice in firsts]
         if any(op is not None for op in zeros):
             settings.setdefault("zero_op", zeros)
-        self.estimator = estimator(len(firsts), [len(choice) for choice in firsts], **settings)
+        self.estimator = estimator(len(firsts), list(self._sizes().values()), **settings)
         several = [name for name, places in self.choices.items() if any(choice.values for choice in places)]
         if several and self.estimator.picks > 1:
             raise ValueError(
@@ -115,9 +115,9 @@ class Search:
                 f"Search.follow: places must name the decisions {list(self.choices)}, differs in {sorted(unknown)}"
             )
         for name, place in places.items():
-            size = len(self.choices[name][0])
-            if not 0 <= place < size:
-                raise ValueError(f"Search.follow: {name} must be from 0 to {size - 1}, got {place}")
+            last = len(self.choices[name][0]) - 1
+            if not 0 <= place <= last:
+                raise ValueError(f"Search.follow: {name} must be from 0 to {last}, got {place}")
         self._current.follow(Path.from_ops([places[name] for name in self.choices], requires_grad=False))
         return cast(Path, self.path)
 
@@ -171,8 +171,11 @@ class Search:
 
     def state_dict(self) -> dict[str, Any]:
         """The model's and the estimator's, and the candidates of each decision."""
-        sizes = {name: len(places[0]) for name, places in self.choices.items()}
-        return {"model": self.model.state_dict(), "estimator": self.estimator.state_dict(), "decisions": sizes}
+        return {
+            "model": self.model.state_dict(),
+            "estimator": self.estimator.state_dict(),
+            "decisions": self._sizes(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """What :meth:`state_dict` gave, for the same decisions.
@@ -180,13 +183,17 @@ class Search:
         Raises:
             ValueError: the decisions are others.
         """
-        mine = self.state_dict()["decisions"]
+        mine = self._sizes()
         if list(state["decisions"].items()) != list(mine.items()):
             raise ValueError(
                 f"Search.load_state_dict: the state is of the decisions {state['decisions']}, and these are {mine}"
             )
         self.model.load_state_dict(state["model"])
         self.estimator.load_state_dict(state["estimator"])
+
+    def _sizes(self) -> dict[str, int]:
+        """The number of candidates of each decision."""
+        return {name: len(places[0]) for name, places in self.choices.items()}
 
     def _sampled(self, function: str) -> Path:
         path = self.path
@@ -230,9 +237,8 @@ def _without_choices(module: nn.Module, places: dict[str, int]) -> nn.Module:
     if isinstance(module, OnePathChoice):
         place = places[str(module.name)]
         return FixedValue(module.values[place]) if module.values else _without_choices(module.candidates[place], places)
-    for name, child in list(
-        module._modules.items()
-    ):  # not named_children: a module that stands at two places is at both replaced
+    # Not named_children(): a module that stands at two places is replaced at both.
+    for name, child in list(module._modules.items()):
         if child is not None:
             module._modules[name] = _without_choices(child, places)
     return module

@@ -2,10 +2,10 @@
 
 import copy
 import random
-from unittest.mock import patch
 
 import pytest
 import torch
+from comparison import counted
 from torch import nn
 
 pytest.importorskip("xautodl", reason="pip install --no-deps -r benchmarks/requirements.txt")
@@ -96,18 +96,11 @@ def test_enas():
     assert_same(model)
 
 
-def test_runs_natively_and_is_a_cell_of_theirs():
+def test_runs_natively_and_is_a_cell_of_theirs(monkeypatch):
     model = convert(network(TinyNetworkGDAS).float())
     assert sum(isinstance(cell, NAS201SearchCell) for cell in model.cells) == 3
-    calls = []
-    run = native._run
-
-    def counting(*arguments):
-        calls.append(arguments)
-        return run(*arguments)
-
-    with patch.object(native, "_run", counting):
-        model(torch.randn(2, 3, 16, 16))
+    calls = counted(monkeypatch, native, "_run")
+    model(torch.randn(2, 3, 16, 16))
     assert len(calls) == 3
     assert torch.equal(
         copy.deepcopy(model).eval()(torch.zeros(1, 3, 8, 8))[1].isfinite(), torch.ones(1, 10, dtype=torch.bool)

@@ -66,7 +66,7 @@ class Estimator(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self._require("num_edges must be an integer >= 1", num_edges, is_integer(num_edges, 1))
-        sizes = self._sizes(num_edges, num_ops)
+        sizes = self._checked_sizes(num_edges, num_ops)
         zero_ops = self._zero_ops(sizes, zero_op)
         optional = "" if self._needs_total_steps else "None or "
         self._require(
@@ -84,6 +84,11 @@ class Estimator(nn.Module, ABC):
         # Not in the state: they are arguments.
         self.register_buffer("padding", places >= torch.tensor(sizes, device="cpu")[:, None], persistent=False)
         self.register_buffer("_is_zero_op", places == torch.tensor(zero_ops, device="cpu")[:, None], persistent=False)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of operations of each edge."""
+        return (~self.padding).sum(1).tolist()
 
     @property
     def picks(self) -> int:
@@ -224,8 +229,8 @@ class Estimator(nn.Module, ABC):
         return torch.special.entr(self.probabilities()).sum(1).mean().item()
 
     def extra_repr(self) -> str:
-        sizes = (~self.padding).sum(1).tolist() if self.padding.any() else self.num_ops
-        return f"num_edges={self.num_edges}, num_ops={sizes}"
+        num_ops = self.sizes if self.padding.any() else self.num_ops
+        return f"num_edges={self.num_edges}, num_ops={num_ops}"
 
     @abstractmethod
     def _sample(self, generator: torch.Generator | None) -> Path:
@@ -264,7 +269,7 @@ class Estimator(nn.Module, ABC):
 
         return super()._apply(on_host, recurse)
 
-    def _sizes(self, num_edges: int, num_ops: int | Sequence[int]) -> list[int]:
+    def _checked_sizes(self, num_edges: int, num_ops: int | Sequence[int]) -> list[int]:
         """The operations of each edge."""
         if not isinstance(num_ops, Sequence):
             self._require("num_ops must be an integer >= 2", num_ops, is_integer(num_ops, 2))

@@ -22,8 +22,7 @@ class RandomEstimator(Estimator):
     needs_gate_gradients = False
 
     def _sample(self, generator: torch.Generator | None) -> Path:
-        sizes = (~self.padding).sum(1).tolist()
-        ops = [int(torch.randint(size, (), generator=generator, device="cpu")) for size in sizes]
+        ops = [int(torch.randint(size, (), generator=generator, device="cpu")) for size in self.sizes]
         return Path.from_ops(ops, dtype=self.logits.dtype)
 
     def _estimate(self, path: Path, gate_grad: Tensor, loss: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
