@@ -77,7 +77,7 @@ def test_progress_is_a_line_an_epoch_where_there_is_no_terminal():
         "searching", 20, {"loss": ".2f", "accuracy": ".1%", "absent": ".1f"}, Console(file=out, width=200)
     )
     progress.start(0, 40)
-    progress.advance(1)
+    progress.advance(1, 40)
     progress.line({"epoch": 3, "loss": 1.234, "accuracy": 0.5, "arch": "|x|"})
     progress.stop()
     assert out.getvalue() == "epoch  3/20  loss 1.23  accuracy 50.0%\n"
@@ -86,8 +86,8 @@ def test_progress_is_a_line_an_epoch_where_there_is_no_terminal():
 def test_progress_shows_the_time_left_on_a_terminal():
     out = io.StringIO()
     progress = console.Progress("searching", 20, {}, Console(file=out, width=100, force_terminal=True))
-    progress.start(20, 40)
-    progress.advance(30)
+    progress.start(20, 30)
+    progress.advance(30, 40)
     progress.stop()
     assert "searching" in out.getvalue()
     assert "75%" in out.getvalue()

@@ -5,138 +5,236 @@ change to the best cell works together with the rest of it, and a shallow supern
 a skip connection from the input to the output of every cell. So the cells that differ from the best one on a single edge are
 trained beside it, in deeper networks, on the same batches from the same initial weights, by successive halving (Jamieson &
 Talwalkar, AISTATS 2016): each comparison on held-out data leaves the better half, which trains until it has twice the steps.
+
+The neighbourhood moves. Where another cell than the first one wins a comparison, the most promising of its own neighbours join,
+from the first step on, if they would be in the better half were it that the effects of changes add up:
+
+    promise(best with k on edge e) = loss(best) + effect[e, k] - effect[e, best_e]
+    effect[e, k] = loss(first cell with k on edge e) - loss(first cell), in the first comparison
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from advnas.config import SearchConfig
 from advnas.run.watch import Watch
 from advnas.state import SearchState, sgd
 from advnas.tasks.base import Task
 from advnas.training import Training, check_finite, endless, generators, seeded
 from advnas_ext import Path
 
+JOINING = 4  # cells at a time
+
 
 def halve(task: Task, state: Halving, watch: Watch) -> None:
-    """Train and halve until one cell is left, from wherever ``state`` is.
+    """Train, compare and halve until one cell is left, from wherever ``state`` is.
 
     Raises:
         FloatingPointError: a loss is not finite.
         advnas.run.watch.Interrupted: someone asked to stop; the state is saved.
     """
     while len(state.left) > 1:
-        while state.step < state.steps:
-            train_step(task, state)
-            state.step += 1
+        train(task, state, watch)
+        losses = compare(task, state)
+        if not state.join_neighbours(losses):
+            state.keep_better_half(losses)
+            watch.after_epoch()
+
+
+def train(task: Task, state: Halving, watch: Watch) -> None:
+    """Every cell that is left, up to the steps of the round."""
+    for place in state.left:
+        contestant = state.contestants[place]
+        while contestant.steps < state.steps:
+            contestant.train_step(task)
+            state.step = contestant.steps
+            state.work += 1
             watch.after_step()
-        state.keep_better_half(compare(task, state))
-        watch.after_epoch()
-
-
-def train_step(task: Task, state: Halving) -> None:
-    """A step of every network that is left, all on the same batch."""
-    batch = next(state.batches)
-    for place in state.left:
-        network = state.networks[place]
-        loss = task.loss(network, batch, state.paths[place])
-        check_finite(f"training loss of {state.archs[place]}", loss)
-        state.scaler.scale(loss).backward()
-    state.scaler.unscale_(state.optimizer)
-    for place in state.left:
-        clip_grad_norm_(state.networks[place].parameters(), state.config.grad_clip)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    state.optimizer.zero_grad()
-    state.schedule.step()
-    state.work += len(state.left)
 
 
 def compare(task: Task, state: Halving) -> dict[int, float]:
     """The loss of every cell that is left, on the same held-out data."""
     batches = state.config.valid_batches
-    return {
-        place: task.measure(state.networks[place], state.paths[place], state.held_out(batches))["loss"]
-        for place in state.left
-    }
+    return {place: state.contestants[place].loss(task, state.held_out(batches)) for place in state.left}
 
 
-def neighbourhood(ops: Tensor, num_ops: int) -> Tensor:
-    """A cell (int64 [num_edges]) and all that differ from it on one edge: [1 + num_edges * (num_ops - 1), num_edges]."""
-    cells = [ops]
+def neighbours(ops: Tensor, num_ops: int) -> Iterator[tuple[int, int, Tensor]]:
+    """Edge, operation and cell (int64 [num_edges]) of all cells that differ from ``ops`` on one edge."""
     for edge in range(len(ops)):
         for op in range(num_ops):
             if op != ops[edge]:
-                cells.append(ops.clone())
-                cells[-1][edge] = op
-    return torch.stack(cells)
+                cell = ops.clone()
+                cell[edge] = op
+                yield edge, op, cell
+
+
+class Contestant:
+    """A cell in a network of its own, and what trains it. All see the same batches from the same initial weights.
+
+    Attributes:
+        steps: done.
+        arch: the cell's string.
+    """
+
+    parts: ClassVar = ("network", "optimizer", "schedule", "scaler", "stream")
+
+    def __init__(self, task: Task, config: SearchConfig, ops: Tensor, arch: str, total_steps: int) -> None:
+        init, order = generators(config.seed + 1, 2)
+        self.arch = arch
+        self.steps = 0
+        self.grad_clip = config.grad_clip
+        self.path = Path.from_ops(ops, requires_grad=False)
+        self.network = task.placement.place(seeded(init, lambda: task.supernet(config.halving_cells)).fix(ops))  # type: ignore[operator]
+        self.optimizer = sgd(self.network.parameters(), config)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, total_steps, config.lr_min)
+        self.scaler = task.placement.scaler()
+        self.stream = task.weight_stream(order)
+        self.batches = endless(self.stream)
+
+    def train_step(self, task: Task) -> None:
+        loss = task.loss(self.network, next(self.batches), self.path)
+        check_finite(f"training loss of {self.arch}", loss)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        clip_grad_norm_(self.network.parameters(), self.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        self.steps += 1
+
+    def loss(self, task: Task, batches: Any) -> float:
+        """The mean loss of batches."""
+        loss = task.measure(self.network, self.path, batches)["loss"]
+        check_finite(f"loss of {self.arch}", loss)
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "parts": {name: getattr(self, name).state_dict() for name in self.parts}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+        for name in self.parts:
+            getattr(self, name).load_state_dict(state["parts"][name])
 
 
 class Halving(Training):
-    """The networks of the cells that are compared.
+    """The cells that are compared.
 
     Attributes:
-        archs: the cells' strings, the best one of the search first.
-        left: places in ``archs`` that are still in, best first.
-        epoch: comparisons so far.
+        cells: int64 [num_edges] each, the best one of the search first.
+        contestants: by places in ``cells``, of those that are left.
+        left: places in ``cells`` that are still in, best first.
+        effects: [num_edges, num_ops], what one change to the first cell did to its loss in the first comparison; None before it.
+        epoch: how often half of them have gone.
     """
 
     kind = "halving"
     unit = "comparison"
-    parts = ("networks", "optimizer", "schedule", "scaler", "stream")
-    values = (*Training.values, "left")
+    parts = ()
+    values = (*Training.values, "cells", "left", "effects")
 
     def __init__(self, search: SearchState, task: Task) -> None:
-        config = self.config = search.config
-        cells = neighbourhood(search.best[0], len(search.ops))
-        self.archs = [search.arch(ops) for ops in cells]
-        self.paths = [Path.from_ops(ops, requires_grad=False) for ops in cells]
-        self.left = list(range(len(cells)))
-        # Each comparison comes after twice the steps: the last one after total.
-        total = config.halving_steps << (self.rounds - 1)
-        work = sum((len(cells) >> done) * self.steps_of(done) for done in range(self.rounds))
-        super().__init__(total_work=work)
-        init, order = generators(config.seed + 1, 2)
-        self.networks = nn.ModuleList(
-            seeded(init, lambda: task.supernet(config.halving_cells)).fix(ops)  # type: ignore[operator]
-            for ops in cells
-        )
-        task.placement.place(self.networks)
-        self.optimizer = sgd(self.networks.parameters(), config)
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, total, config.lr_min)
-        self.scaler = task.placement.scaler()
-        self.stream = task.weight_stream(order)
-        self.batches = endless(self.stream)
-        self.held_out = search.held_out
+        self.config, self.task, self.search, self.held_out = search.config, task, search, search.held_out
+        best, self.num_ops = search.best[0], len(search.ops)
+        self.cells = [best, *(cell for _, _, cell in neighbours(best, self.num_ops))]
+        self.size = len(self.cells)
+        steps = [self.config.halving_steps << done for done in range(self.rounds)]
+        more = [steps[0], *(after - before for before, after in itertools.pairwise(steps))]
+        super().__init__(total_work=sum((self.size >> done) * count for done, count in enumerate(more)))
+        self.total_steps = steps[-1]
+        self.left = list(range(self.size))
+        self.contestants = {place: self._contestant(place) for place in self.left}
+        self.effects: Tensor | None = None
 
     @property
     def rounds(self) -> int:
-        """Comparisons until one cell is left."""
-        return len(self.archs).bit_length() - 1
+        """Comparisons until one cell is left, where none join."""
+        return self.size.bit_length() - 1
 
     @property
     def steps(self) -> int:
-        """Of the current round."""
-        return self.steps_of(self.epoch)
+        """Each contestant's at the next comparison."""
+        return self.config.halving_steps << self.epoch
 
-    def steps_of(self, round: int) -> int:
-        """As many as before it; in the first one those of the settings."""
-        return self.config.halving_steps << max(round - 1, 0)
+    @property
+    def found(self) -> str:
+        """The string of the best cell."""
+        return self.search.arch(self.cells[self.left[0]])
+
+    def join_neighbours(self, losses: dict[int, float]) -> bool:
+        """Take in the most promising new neighbours of the best cell; whether there were any."""
+        ranked = sorted(losses, key=lambda place: losses[place])
+        if self.effects is None:
+            self.effects = self._effects(losses)
+        best, least, bar = self.cells[ranked[0]], losses[ranked[0]], losses[ranked[self._better_half() - 1]]
+        known = {tuple(cell.tolist()) for cell in self.cells}
+        promises = [
+            (least + float(self.effects[edge, op] - self.effects[edge, best[edge]]), cell)
+            for edge, op, cell in neighbours(best, self.num_ops)
+            if tuple(cell.tolist()) not in known
+        ]
+        promising = sorted((each for each in promises if each[0] < bar), key=lambda each: each[0])[:JOINING]
+        first = len(self.cells)
+        self.cells += [cell for _, cell in promising]
+        joined = range(first, len(self.cells))
+        self.left += joined
+        self.contestants |= {place: self._contestant(place) for place in joined}
+        self.total_work += len(joined) * self.steps
+        return bool(joined)
 
     def keep_better_half(self, losses: dict[int, float]) -> None:
         ranked = sorted(self.left, key=lambda place: losses[place])
-        check_finite(f"loss of {self.archs[ranked[0]]}", losses[ranked[0]])
+        self.left = ranked[: self._better_half()]
+        self.contestants = {place: self.contestants[place] for place in self.left}
         self.epoch += 1
+        self.step = 0
         self.history.append(
             {
                 "epoch": self.epoch,
                 "seconds": round(self.seconds, 3),
                 "cells": len(ranked),
                 "valid_loss": losses[ranked[0]],
-                "arch": self.archs[ranked[0]],
+                "arch": self.found,
             }
         )
-        self.left = ranked[: len(ranked) // 2]
-        self.step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        saved = {place: contestant.state_dict() for place, contestant in self.contestants.items()}
+        return {**super().state_dict(), "contestants": saved}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            ValueError: an earlier version has made it, whose contestants were trained together.
+        """
+        if "contestants" not in state:
+            raise ValueError(
+                "the comparison was begun by an earlier version; remove checkpoint/halving.pt to begin it anew"
+            )
+        super().load_state_dict(state)
+        self.contestants = {place: self._contestant(place) for place in state["contestants"]}
+        for place, saved in state["contestants"].items():
+            self.contestants[place].load_state_dict(saved)
+
+    def _better_half(self) -> int:
+        """Cells that the next comparison leaves."""
+        return self.size >> self.epoch + 1
+
+    def _effects(self, losses: dict[int, float]) -> Tensor:
+        effects = torch.zeros(len(self.cells[0]), self.num_ops, dtype=torch.float64)
+        for place, (edge, op, _) in enumerate(neighbours(self.cells[0], self.num_ops), start=1):
+            effects[edge, op] = losses[place] - losses[0]
+        return effects
+
+    def _contestant(self, place: int) -> Contestant:
+        cell = self.cells[place]
+        return Contestant(self.task, self.config, cell, self.search.arch(cell), self.total_steps)

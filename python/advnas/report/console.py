@@ -62,8 +62,8 @@ class Progress:
         self._task = self._bar.add_task(self.label, total=total, completed=done)
         self._bar.start()
 
-    def advance(self, done: int) -> None:
-        self._bar.update(self._task, completed=done)
+    def advance(self, done: int, total: int) -> None:
+        self._bar.update(self._task, completed=done, total=total)
 
     def line(self, row: Row, unit: str = "epoch") -> None:
         values = "  ".join(

@@ -123,7 +123,7 @@ class Search:
         arch, seconds = self.state.history[-1]["arch"], self.state.history[-1]["seconds"]
         if self.config.halving_cells:
             halving = self._halve(folder, console)
-            arch, seconds = halving.archs[halving.left[0]], seconds + halving.seconds
+            arch, seconds = halving.found, seconds + halving.seconds
         self._finish(folder, arch, seconds, console)
         return folder.path
 
@@ -131,7 +131,7 @@ class Search:
         halving = Halving(self.state, self.task)
         if folder.checkpoint(halving.kind).exists():
             halving.load_state_dict(folder.load(halving.kind, self.decisive()))
-        console.print(f"comparing the best cell with the {len(halving.archs) - 1} that differ from it on one edge")
+        console.print(f"comparing the best cell with the {halving.size - 1} that differ from it on one edge")
         progress = Progress("comparing", halving.rounds, self._shown(), console)
 
         def record() -> Mapping[str, Any]:

@@ -50,7 +50,7 @@ class Watch:
         self.stop = False
 
     def after_step(self) -> None:
-        self.progress.advance(self.state.work)
+        self.progress.advance(self.state.work, self.state.total_work)
         if self.stop:
             self.save()
             raise Interrupted(
