@@ -229,6 +229,35 @@ def test_the_learning_rate_falls_as_a_cosine_over_the_whole_search(digits):
     assert rates == pytest.approx(expected)
 
 
+def test_the_logits_rate_falls_as_a_cosine_after_the_warm_up(digits):
+    state = state_of(digits, arch_lr=0.1, arch_lr_min=0.02, epochs=3, warmup_epochs=1, steps_per_epoch=4)
+    rates = []
+    watch = watch_of(state)
+    watch.after_step = lambda: rates.append(state.arch_optimizer.param_groups[0]["lr"])
+    run(state, watch)
+    expected = [0.02 + 0.04 * (1 + math.cos(math.pi * step / 8)) for step in range(1, 9)]
+    assert rates == pytest.approx([0.1] * 4 + expected)
+
+
+def test_a_part_of_a_longer_schedule_is_its_beginning(digits):
+    settings = {"lr_min": 0.02, "arch_lr_min": 0.0, "warmup_epochs": 1, "steps_per_epoch": 4, "estimator": "gdas"}
+    whole, part = state_of(digits, epochs=4, **settings), state_of(digits, epochs=2, schedule_epochs=4, **settings)
+    run(whole)
+    run(part)
+    assert [row["train_loss"] for row in part.history] == [row["train_loss"] for row in whole.history[:2]]
+    assert part.logits == whole.logits[:3]
+
+
+def test_a_checkpoint_from_before_the_logits_had_a_schedule_loads(digits):
+    state = state_of(digits, epochs=1, steps_per_epoch=2)
+    run(state)
+    saved = state.state_dict()
+    del saved["parts"]["arch_schedule"]
+    fresh = state_of(digits, epochs=1, steps_per_epoch=2)
+    fresh.load_state_dict(saved)
+    assert torch.equal(fresh.estimator.logits, state.estimator.logits)
+
+
 def test_the_warm_up_draws_uniformly_and_leaves_the_logits_alone(digits):
     state = state_of(digits, warmup_epochs=1, epochs=2)
     state.estimator.logits.data[:, 0] = 50.0  # the estimator would draw the first operation always

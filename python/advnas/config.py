@@ -164,6 +164,8 @@ class SearchConfig(Settings):
     """First epochs that train the weights on uniform paths and leave the logits alone."""
     warm_start: OptionalFolder = None
     """Run folder of a search that ended with its warm-up, to go on from: of the same data, network, seed and weights' settings."""
+    schedule_epochs: OptionalCount = None
+    """Epochs of a whole search, on which cosines and schedules of estimators are laid out; None: epochs, so that they end with it."""
     steps_per_epoch: OptionalCount = None
     """Batches in an epoch; None: as many as a pass has."""
     batch_size: Count
@@ -184,6 +186,8 @@ class SearchConfig(Settings):
     """Standard deviation of the logits at the start. It decides between operations that are still equal."""
     arch_lr: PositiveRate = 3e-4
     """Learning rate of the logits (Adam)."""
+    arch_lr_min: Annotated[Rate | None, tyro.conf.arg(metavar="FLOAT")] = None
+    """Learning rate of the logits at the end of its cosine; None: it stays."""
     arch_betas: tuple[Fraction, Fraction] = (0.5, 0.999)
     """Adam's two averages, for the logits."""
     arch_weight_decay: Rate = 1e-3

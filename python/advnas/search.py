@@ -61,6 +61,7 @@ def architecture_step(task: Task, state: SearchState) -> None:
     if state.config.arch_grad_clip is not None:
         clip_grad_norm_(state.estimator.logits, state.config.arch_grad_clip)
     state.arch_optimizer.step()
+    state.arch_schedule.step()
     state.arch_optimizer.zero_grad()
     state.estimator.after_step(path)
     state.work += 1

@@ -32,6 +32,7 @@ class SearchState(Training):
         "weight_optimizer",
         "arch_optimizer",
         "schedule",
+        "arch_schedule",
         "scaler",
         "weight_stream",
         "arch_stream",
@@ -58,21 +59,32 @@ class SearchState(Training):
         self.network = task.placement.place(seeded(init, task.supernet))
         self.weights = list(self.network.parameters())
         self.weight_optimizer = sgd(self.weights, config)
-        self.schedule = constant_then_cosine(self.weight_optimizer, warmup_steps, steps, config.lr_min / config.lr)
+        planned = (config.schedule_epochs or config.epochs) * self.steps_per_epoch
+        planned_logits = max(planned - warmup_steps, 0) if estimator.learns else 0
+        self.schedule = constant_then_cosine(self.weight_optimizer, warmup_steps, planned, config.lr_min / config.lr)
         self.scaler = task.placement.scaler()
-        self.estimator = self._estimator(estimator, logit_steps)
+        self.estimator = self._estimator(estimator, planned_logits)
         self.estimator.logits.data.normal_(0, config.arch_init, generator=noise)
         self.arch_optimizer = torch.optim.Adam(
             [self.estimator.logits], config.arch_lr, config.arch_betas, weight_decay=config.arch_weight_decay
+        )
+        arch_lr_min = config.arch_lr if config.arch_lr_min is None else config.arch_lr_min
+        self.arch_schedule = constant_then_cosine(
+            self.arch_optimizer, 0, planned_logits, arch_lr_min / config.arch_lr
         )
         self.scores = Scores()  # of the weight steps of the current epoch
         self.best: list[Tensor] = []  # the best cell after the last epoch, int64 [num_edges]
         self.logits = [self.estimator.logits.tolist()]  # [num_edges, num_ops] at the start and after every epoch
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        # Of versions whose logits had one rate throughout.
+        rates = {"arch_schedule": self.arch_schedule.state_dict()}
+        super().load_state_dict({**state, "parts": {**rates, **state["parts"]}})
+
     def warm_start(self, state: dict[str, Any]) -> None:
         """Take over the warm-up of another search, given by its ``state_dict()``: all but what is learned about the logits."""
         logits = self.logits
-        own = {name: getattr(self, name).state_dict() for name in ("estimator", "arch_optimizer")}
+        own = {name: getattr(self, name).state_dict() for name in ("estimator", "arch_optimizer", "arch_schedule")}
         self.load_state_dict({**state, "parts": {**state["parts"], **own}})
         self.logits = [logits[0]] * len(self.logits)
 
@@ -152,7 +164,7 @@ def constant_then_cosine(
     """
 
     def factor(step: int) -> float:
-        done = max(step - constant, 0) / max(steps - constant, 1)
+        done = min(max(step - constant, 0) / max(steps - constant, 1), 1)
         return least + (1 - least) * (1 + math.cos(math.pi * done)) / 2
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -26,6 +26,7 @@ from advnas.tasks import Task, task_of
 # What a search may have otherwise than the one whose warm-up it takes over.
 NOT_OF_WARM_UP = (
     "epochs",
+    "schedule_epochs",
     "estimator",
     "estimator_settings",
     "warm_start",
