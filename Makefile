@@ -176,7 +176,7 @@ gpu-pack: $(VENV)/.built  ## an archive for a GPU machine without network; there
 paper-toy: $(VENV)/.built  ## the paper's toy regression, all estimators (8 minutes); writes benchmarks/results
 	$(BIN)/python -m benchmarks.paper.toy
 
-paper-theory: $(VENV)/.built  ## the expected updates of docs/theory.md, exact (2 minutes); writes benchmarks/results
+paper-theory: $(VENV)/.built  ## the expected updates of docs/theory.md, exact (a minute); writes benchmarks/results
 	$(BIN)/python -m benchmarks.paper.theory
 
 # DATA_DIR holds cifar-10-batches-py, TABLE is a NAS-Bench-201 table as CSV: for example make paper-nb201 DATA_DIR=data TABLE=nasbench201.csv

@@ -107,9 +107,8 @@ def table_of(problems: int, seed: int) -> Table:
     for label, kind in KINDS.items():
         found = torch.stack([cosines(*random_node(kind, seed + i)) for i in range(problems)])
         raised = (found < -ROUNDING).double().mean(0)
-        lines.append(
-            [label, *(f"{c:.2f}, {r:.1%}" for c, r in zip(found.mean(0).tolist(), raised.tolist(), strict=True))]
-        )
+        mean = found.mean(0).round(decimals=2) + 0.0  # no -0.00
+        lines.append([label, *(f"{c:.2f}, {r:.1%}" for c, r in zip(mean.tolist(), raised.tolist(), strict=True))])
     title = f"mean cosine with the gradient, and the share of {problems} nodes on which a small step raises the loss"
     return Sheet(title, ("edges at the node", *UPDATES), rows=lines).rich()
 
