@@ -6,7 +6,7 @@ NATIVE := $(shell find csrc -type f) setup.py pyproject.toml
 FORMATTED := $(shell git ls-files 'csrc/*' 'tests/*' 'benchmarks/*' | grep -E '\.(cpp|h|cuh?)$$')
 
 .DEFAULT_GOAL := help
-.PHONY: help build search test test-python test-full test-native test-isa isa-tools test-torch-versions wheel cuda-check cuda-sanitize lint format bench bench-cpu bench-recurrent bench-cuda gpu-pack paper-toy paper-nb201 paper-ptb clean
+.PHONY: help build search test test-python test-full test-native test-isa isa-tools test-torch-versions wheel cuda-check cuda-sanitize lint format bench bench-cpu bench-recurrent bench-cuda gpu-pack paper-toy paper-theory paper-nb201 paper-ptb clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1 | \2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -175,6 +175,9 @@ gpu-pack: $(VENV)/.built  ## an archive for a GPU machine without network; there
 
 paper-toy: $(VENV)/.built  ## the paper's toy regression, all estimators (8 minutes); writes benchmarks/results
 	$(BIN)/python -m benchmarks.paper.toy
+
+paper-theory: $(VENV)/.built  ## the expected updates of docs/theory.md, exact (a minute); writes benchmarks/results
+	$(BIN)/python -m benchmarks.paper.theory
 
 # DATA_DIR holds cifar-10-batches-py, TABLE is a NAS-Bench-201 table as CSV: for example make paper-nb201 DATA_DIR=data TABLE=nasbench201.csv
 paper-nb201: $(VENV)/.built  ## all estimators side by side on CIFAR-10 (hours; DATA_DIR=, TABLE=); writes benchmarks/results

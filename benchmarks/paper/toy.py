@@ -93,17 +93,17 @@ class Toy:
     """Shared weights, a teacher, and images for one trial.
 
     Attributes:
-        first: [POSITIONS, OPS, KERNEL * KERNEL], the candidate operations.
-        second: [MAP * MAP, POSITIONS], the convolution after each position, over POSITIONS.
-        teacher: int64 [POSITIONS].
+        first: [positions, OPS, KERNEL * KERNEL], the candidate operations.
+        second: [MAP * MAP, positions], the convolution after each position, over positions.
+        teacher: int64 [positions].
         path_seed: of the paths that the estimators draw.
     """
 
-    def __init__(self, seed: int, held_out: int) -> None:
+    def __init__(self, seed: int, held_out: int, positions: int = POSITIONS) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.first = torch.randn(POSITIONS, OPS, KERNEL**2, generator=generator) / KERNEL
-        self.second = torch.randn(MAP**2, POSITIONS, generator=generator) / MAP / POSITIONS
-        self.teacher = torch.randint(OPS, (POSITIONS,), generator=generator)
+        self.first = torch.randn(positions, OPS, KERNEL**2, generator=generator) / KERNEL
+        self.second = torch.randn(MAP**2, positions, generator=generator) / MAP / positions
+        self.teacher = torch.randint(OPS, (positions,), generator=generator)
         self.path_seed = int(torch.randint(2**31, (), generator=generator))
         self.held_out = self.patches(generator, held_out)
         self._batch_state = generator.get_state()
@@ -124,7 +124,7 @@ class Toy:
 
     def output(self, patches: Tensor, path: Path) -> Tensor:
         """[images]: only the operations on the path are computed."""
-        picked = self.first[torch.arange(POSITIONS)[:, None], path.ops].flatten(0, 1)
+        picked = self.first[torch.arange(len(self.first))[:, None], path.ops].flatten(0, 1)
         y = ((patches @ picked.T).unflatten(2, path.ops.shape) * path.gates).sum(3)
         if path.offsets is not None:
             y = y + path.offsets

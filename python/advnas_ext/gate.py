@@ -17,10 +17,11 @@ def gate(h: Tensor, gate: Tensor, baseline: Tensor | None = None) -> Tensor:
 
     Which baseline. Without one an operation is compared with no output at all. Any baseline that does not depend on the pick may
     take its place: for a loss that is linear in h, E[<dL/dh, op_a(x) - b> (onehot(a) - p)] is the exact gradient whatever b is,
-    for E[onehot(a) - p] = 0. Elsewhere the error of the Taylor step grows with ||op_a(x) - b||, and its variance too, so the best
-    b is the mean of the candidates' outputs, sum_k p_k op_k(x), which would cost running them all. The input of the edge, what a
-    skip connection would give, is free and does well where shapes agree. And where a batch or layer norm follows, the loss does
-    not depend on the scale of h: <dL/dh, h> is exactly 0, the edge has no advantage without a baseline, and never learns.
+    for E[onehot(a) - p] = 0. Elsewhere the error of the Taylor step grows with ||op_a(x) - b||; on average the step is shortest
+    to the mean of the candidates' outputs, sum_k p_k op_k(x), which would cost running them all. The input of the edge, what a
+    skip connection would give, is free where shapes agree. And where a batch or layer norm follows that sees this output alone,
+    the loss does not depend on the scale of h: <dL/dh, h> is exactly 0, the edge has no advantage without a baseline, and never
+    learns. docs/theory.md has the derivations.
 
     Args:
         h: output of the operation, any shape, floating point.

@@ -10,9 +10,9 @@ Derivation. For independent a_e, b_e ~ p_e the gradient of edge e is the covaria
 
 pairs with a_e = b_e add nothing, and the others make up the share 1 - p_{a_e} of the probability. D_e is the first-order Taylor
 value of L_a - L_b. AdvantageNAS compares a_e with no operation at all, y_e = 0, of which a network that was never trained without
-the edge says little; here both ends of the step are operations that the supernet was trained with. The expectation is exact where
-L is linear in y_e; elsewhere its bias is that of the Taylor step from one operation to another. ``none`` needs no rule of its
-own: it is 0.
+the edge says little; here both ends of the step are operations that the supernet was trained with. The pairs (a, b) and (b, a)
+are equally likely and together make the trapezoidal rule for L_a - L_b, so the expectation is exact where L is linear or quadratic
+in y_e; elsewhere its bias is of third order in the difference of the outputs. ``none`` needs no rule of its own: it is 0.
 
 Cost: a second operation on every edge, forward, and its product with dL/dy.
 """
