@@ -165,7 +165,7 @@ class SearchConfig(Settings):
     warm_start: OptionalFolder = None
     """Run folder of a search that ended with its warm-up, to go on from: of the same data, network, seed and weights' settings."""
     schedule_epochs: OptionalCount = None
-    """Epochs of a whole search, on which cosines and schedules of estimators are laid out; None: epochs, so that they end with it."""
+    """Epochs on which cosines and schedules of estimators are laid out, of a search that may stop before; None: epochs."""
     steps_per_epoch: OptionalCount = None
     """Batches in an epoch; None: as many as a pass has."""
     batch_size: Count

@@ -69,9 +69,7 @@ class SearchState(Training):
             [self.estimator.logits], config.arch_lr, config.arch_betas, weight_decay=config.arch_weight_decay
         )
         arch_lr_min = config.arch_lr if config.arch_lr_min is None else config.arch_lr_min
-        self.arch_schedule = constant_then_cosine(
-            self.arch_optimizer, 0, planned_logits, arch_lr_min / config.arch_lr
-        )
+        self.arch_schedule = constant_then_cosine(self.arch_optimizer, 0, planned_logits, arch_lr_min / config.arch_lr)
         self.scores = Scores()  # of the weight steps of the current epoch
         self.best: list[Tensor] = []  # the best cell after the last epoch, int64 [num_edges]
         self.logits = [self.estimator.logits.tolist()]  # [num_edges, num_ops] at the start and after every epoch

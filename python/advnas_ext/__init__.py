@@ -9,6 +9,7 @@ from advnas_ext.choice import OnePathChoice
 from advnas_ext.estimators import (
     ESTIMATORS,
     AdvantageEstimator,
+    CriticEstimator,
     DartsEstimator,
     Estimator,
     GdasEstimator,
@@ -34,6 +35,7 @@ __all__ = [
     "ESTIMATORS",
     "NAS_BENCH_201",
     "AdvantageEstimator",
+    "CriticEstimator",
     "DartsEstimator",
     "DartsRecurrentCell",
     "Estimator",

@@ -2,6 +2,7 @@
 
 from advnas_ext.estimators.advantage import AdvantageEstimator
 from advnas_ext.estimators.base import Estimator
+from advnas_ext.estimators.critic import CriticEstimator
 from advnas_ext.estimators.darts import DartsEstimator
 from advnas_ext.estimators.gdas import GdasEstimator
 from advnas_ext.estimators.nasp import NaspEstimator
@@ -26,11 +27,13 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "random": RandomEstimator,
     "rloo": RlooEstimator,
     "swap": SwapEstimator,
+    "critic": CriticEstimator,
 }
 
 __all__ = [
     "ESTIMATORS",
     "AdvantageEstimator",
+    "CriticEstimator",
     "DartsEstimator",
     "Estimator",
     "GdasEstimator",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class CollectingEstimator(Estimator):
     """
 
     needs_gate_gradients = False
+    _least_samples: ClassVar[int] = 2
     ops: Tensor  # int64 [num_samples, num_edges], valid up to ``collected``
     active: Tensor  # bool [num_samples, num_edges]
     losses: Tensor  # [num_samples]
@@ -46,7 +47,8 @@ class CollectingEstimator(Estimator):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(num_edges, num_ops, zero_op, total_steps=total_steps, dtype=dtype)
-        self._require("num_samples must be an integer >= 2", num_samples, is_integer(num_samples, 2))
+        least = self._least_samples
+        self._require(f"num_samples must be an integer >= {least}", num_samples, is_integer(num_samples, least))
         self.num_samples = num_samples
         self.register_buffer("ops", torch.zeros(num_samples, num_edges, dtype=torch.int64, device="cpu"))
         self.register_buffer("active", torch.ones(num_samples, num_edges, dtype=torch.bool, device="cpu"))
@@ -61,6 +63,15 @@ class CollectingEstimator(Estimator):
     def _weights(self, losses: Tensor) -> Tensor:
         """Of the scores of the paths, from their losses; both [num_samples]."""
 
+    def _gradient(self, ops: Tensor, active: Tensor, losses: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """From all paths, as :meth:`_estimate`.
+
+        Args:
+            ops, active: [num_samples, num_edges].
+            losses: [num_samples].
+        """
+        return (self._weights(losses)[:, None, None] * self._score(ops) * active[..., None]).sum(0), {}
+
     def _estimate(self, path: Path, gate_grad: Tensor, loss: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
         index = int(self.collected)
         collected = {"ops": self.ops.clone(), "active": self.active.clone(), "losses": self.losses.clone()}
@@ -68,5 +79,5 @@ class CollectingEstimator(Estimator):
         ops[index], active[index], losses[index] = path.ops[:, 0], self._active(path)[:, 0], loss
         if index + 1 < self.num_samples:
             return None, {**collected, "collected": self.collected + 1}
-        gradient = (self._weights(losses)[:, None, None] * self._score(ops) * active[..., None]).sum(0)
-        return gradient, {**collected, "collected": torch.zeros_like(self.collected)}
+        gradient, remembered = self._gradient(ops, active, losses)
+        return gradient, {**collected, **remembered, "collected": torch.zeros_like(self.collected)}
