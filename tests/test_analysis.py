@@ -138,7 +138,7 @@ def test_correlation_by_edge():
 
 
 def made(correlation=0.9, snr=0.5, cost=2.0, name="made-up"):
-    return signal.Signal(name, correlation, 0.8, 1.0, (0.9, math.nan), snr, cost, 0.7, 0.6, 0.75)
+    return signal.Signal(name, correlation, 0.8, 1.0, (0.9, math.nan), snr, (0.4, 0.0), cost, 0.7, 0.6, 0.75)
 
 
 def test_the_time_to_a_correlation_is_that_of_averaged_samples():
@@ -178,8 +178,8 @@ def test_where_noise_hides_the_signal():
         assert found.time_to(0.5) == math.inf
     assert signal.compare("", flips.double(), exact, 1.0).snr == 0
     (row,) = signal.rows([signal.compare("", flips.double(), exact, 1.0)])
-    assert row[1:5] == ["noise (-1.00 to 1.00)", "noise noise", "0.000", "1000.0"]
-    assert row[6:] == ["never", "never"]
+    assert row[1:5] == ["noise (-1.00 to 1.00)", "noise noise", "0.000", "0.00 0.00"]
+    assert row[7:] == ["never", "never"]
 
 
 def test_samples_without_noise():
@@ -218,6 +218,7 @@ def test_rows_of_signals():
         "0.90 (0.80 to 1.00)",
         " 0.90 noise",
         "0.500",
+        "0.40 0.00",
         "2000.0",
         "0.70 (0.60 to 0.75)",
         "4 s",
@@ -227,6 +228,7 @@ def test_rows_of_signals():
     (record,) = signal.records(named[:1], ["1<-0", "2<-0"])
     assert record["seconds_to_0.7"] == 14.0
     assert record["correlation_1<-0"] == 0.9
+    assert record["snr_1<-0"] == 0.4
 
 
 def test_spearman_by_hand():
@@ -270,20 +272,22 @@ def everything(state):
 
 
 @pytest.mark.parametrize("uniform", [True, False])
-def test_measuring_gradients(folder, uniform):
+@pytest.mark.parametrize("names", [(), ("critic", "advantage")])
+def test_measuring_gradients(folder, uniform, names):
     _, searched = analysis.searched(folder)
     state = searched.state
     state.estimator.logits.data[:, 2] += 4  # mostly conv 3x3
     before, rounds = everything(state), []
     seen = []
     state.network.register_forward_pre_hook(lambda module, args: seen.append(args[1].ops[:, 0]))
-    exact, signals = signal.measure(searched, 4, 5, uniform, lambda: rounds.append(1))
-    assert len(rounds) == 9
-    assert {found.name for found in signals} == set(ESTIMATORS) - {"random"}
+    logits = torch.zeros(6, 4) if uniform else state.estimator.logits.detach()
+    exact, signals = signal.measure(searched, logits, 4, 5, names, lambda: rounds.append(1))
+    assert len(rounds) == signal.rounds(4, 5) == 10
+    assert {found.name for found in signals} == set(names or set(ESTIMATORS) - {"random"})
     assert exact.samples.shape == (5, 6, 4)
     assert abs(exact.reliability) <= 1 + 1e-9
     assert all(found.cost > 0 for found in signals)
-    assert all(len(found.by_edge) == 6 for found in signals)
+    assert all(len(found.by_edge) == len(found.snr_by_edge) == 6 for found in signals)
     assert all(torch.equal(old, new) for old, new in zip(before, everything(state), strict=True))
     assert all(p.grad is None for p in state.network.parameters())
     assert state.estimator.logits.grad is None
@@ -351,6 +355,7 @@ def test_lab_signal(lab, folder):
         "correlation_high",
         *(f"correlation_{edge}" for edge in EDGES),
         "snr",
+        *(f"snr_{edge}" for edge in EDGES),
         "milliseconds",
         "correlation_after_1_s",
         "correlation_after_1_s_low",
@@ -367,6 +372,27 @@ def test_lab_signal(lab, folder):
     assert re.search(r"^reliability +-?\d\.\d{3}, ", out, re.M)
     assert re.search(r"^threads +1$", out, re.M)
     assert all(path.read_bytes() == content for path, content in files.items())  # the search can go on
+
+
+def test_lab_signal_of_some_estimators_after_an_epoch(lab, folder):
+    flags = "--samples=4", "--exact-samples=4", "--estimators", "critic", "rloo"
+    code, out, _ = lab("signal", folder, "--epoch=1", *flags)
+    assert code == 0
+    assert "gradients at the logits after epoch 1" in out
+    assert {row["estimator"] for row in read(folder / "signal.csv")} == {"critic", "rloo"}
+    code, _, err = lab("signal", folder, "--epoch=7", *flags)
+    assert (code, err) == (2, "advnas lab: epoch: must be 0 to 1, epochs of the search, got 7\n")
+    code, _, err = lab("signal", folder, "--estimators", "random")
+    assert code == 2
+    assert "estimators: must be among advantage, reinforce," in err
+
+
+def test_signal_to_noise_of_each_edge():
+    mean = torch.tensor([[1.0, -1.0], [0.0, 0.0]])
+    samples = samples_of(mean, 2.0, 40000, 0)
+    found = signal.compare("", samples, samples_of(mean, 2.0, 40000, 1), 1.0)
+    assert found.snr_by_edge == pytest.approx((0.5, 0.0), abs=0.03)
+    assert found.snr == pytest.approx(0.5 / math.sqrt(2), abs=0.03)
 
 
 def test_lab_rank(lab, folder, table, monkeypatch):

@@ -205,3 +205,20 @@ def test_without_a_path_it_must_be_fixed():
         ValueError, match=r"Network: path is missing; give one, or fix the network .* with \.fix\(ops\)"
     ):
         Network(4, 1)(torch.randn(2, 3, 8, 8))
+
+
+def test_the_baseline_of_the_advantages_changes_nothing_but_them():
+    """Of the first edge too, which batch norm makes blind without one where it is the only input of a node."""
+    torch.manual_seed(0)
+    networks = [Network(4, 1, baseline=baseline) for baseline in (None, "input")]
+    networks[1].load_state_dict(networks[0].state_dict())
+    ops = torch.tensor([OPS.index("nor_conv_3x3")] * len(EDGES))
+    ops[[1, 3]] = OPS.index("none")  # node 1 feeds convolutions alone
+    x, outputs, gates = torch.randn(8, 3, 8, 8), [], []
+    for network in networks:
+        path = Path.from_ops(ops)
+        outputs.append(network(x, path))
+        outputs[-1].square().mean().backward(inputs=[path.gates])
+        gates.append(path.gates.grad[:, 0])
+    assert torch.equal(*outputs)
+    assert gates[0][0].abs() < 1e-3 * gates[1][0].abs()

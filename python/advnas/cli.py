@@ -18,6 +18,7 @@ from advnas.arguments import flags_of, option, parse
 from advnas.checkpoint import write_atomic
 from advnas.config import (
     Count,
+    Index,
     OptionalCount,
     OptionalFile,
     OptionalFolder,
@@ -110,8 +111,10 @@ class SignalArguments(Settings):
     """Gradients of each estimator."""
     exact_samples: Several = 300
     """Batches for the exact gradient, with 16 paths on each."""
-    uniform: bool = True
-    """Measure at uniform logits, where a search starts; --no-uniform: at the logits of the checkpoint."""
+    epoch: Annotated[Index | None, arg(metavar="INT")] = None
+    """Measure at the logits that the search had after this epoch, 0: at its start; None: at uniform logits."""
+    estimators: Annotated[tuple[str, ...], arg(metavar="NAME ...")] = ()
+    """Which to measure, such as advantage critic; none: all that learn."""
     threads: OptionalCount = None
     """CPU threads; None: as many as the search had."""
 
@@ -241,13 +244,19 @@ def signal(args: Sequence[str]) -> None:
     from advnas.analysis import signal as measurement
 
     given = parse(SignalArguments, args, "advnas analysis signal")
+    if unknown := [name for name in given.estimators if name not in measurement.LEARNING]:
+        raise ValueError(f"estimators: must be among {', '.join(measurement.LEARNING)}, got {unknown[0]!r}")
     folder, run = analysis.searched(given.run, given.threads)
-    edges = run.task.space.edge_names
-    with Rounds("measuring gradients", given.samples + given.exact_samples, console()) as rounds:
-        exact, signals = measurement.measure(run, given.samples, given.exact_samples, given.uniform, rounds.advance)
+    if given.epoch is not None and given.epoch >= len(run.state.logits):
+        raise ValueError(f"epoch: must be 0 to {len(run.state.logits) - 1}, epochs of the search, got {given.epoch}")
+    edges, found = run.task.space.edge_names, torch.tensor(run.state.logits[given.epoch or 0])
+    logits = torch.zeros_like(found) if given.epoch is None else found
+    counts = given.samples, given.exact_samples
+    with Rounds("measuring gradients", measurement.rounds(*counts), console()) as rounds:
+        exact, signals = measurement.measure(run, logits, *counts, given.estimators, rounds.advance)
     write_csv(folder / "signal.csv", measurement.records(signals, edges))
     write_atomic(folder / "signal.svg", measurement.figure(signals))
-    where = "uniform logits" if given.uniform else "the logits of the checkpoint"
+    where = "uniform logits" if given.epoch is None else f"the logits after epoch {given.epoch}"
     title = f"gradients at {where} beside the exact one, by time to correlation {measurement.REACHED[0]}"
     print_table(title, measurement.columns(edges), measurement.rows(signals))
     facts(

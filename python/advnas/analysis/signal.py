@@ -36,6 +36,7 @@ from advnas_ext import ESTIMATORS, Estimator, RlooEstimator
 
 PATHS = 16  # measured on one batch for the exact gradient
 RESAMPLES = 1000
+LEARNING = tuple(name for name, kind in ESTIMATORS.items() if kind.learns)
 AFTER = 1.0  # seconds of averaging after which the correlations are compared
 REACHED = (0.5, 0.7)  # correlations of the averaged gradient to which times are given
 
@@ -49,6 +50,8 @@ class Signal:
             hides the signal.
         by_edge: the same for each edge.
         snr: signal to noise of one sample.
+        snr_by_edge: the same for each edge. Adam scales the gradient of every logit by its size, so that this decides how soon an
+            edge is settled, whatever its share of the whole.
         cost: seconds for one sample.
         after, after_low, after_high: correlation of the mean of as many samples as ``AFTER`` seconds allow, and its 95%
             bootstrap interval.
@@ -60,6 +63,7 @@ class Signal:
     high: float
     by_edge: tuple[float, ...]
     snr: float
+    snr_by_edge: tuple[float, ...]
     cost: float
     after: float
     after_low: float
@@ -86,45 +90,55 @@ class Exact:
 
 
 def measure(
-    run: Search, samples: int, exact_samples: int, uniform: bool, advance: Callable[[], None] = lambda: None
+    run: Search,
+    logits: Tensor,
+    samples: int,
+    exact_samples: int,
+    names: Sequence[str] = (),
+    advance: Callable[[], None] = lambda: None,
 ) -> tuple[Exact, list[Signal]]:
-    """Every registered estimator beside the exact gradient; that which is fastest to a correlation of ``REACHED[0]`` comes first.
+    """Estimators beside the exact gradient; that which is fastest to a correlation of ``REACHED[0]`` comes first.
 
-    Estimators have their default settings, that of the search its own ones.
+    Estimators have their default settings, that of the search its own ones. What some of them remember, such as averages, has
+    settled in :func:`rounds` minus ``samples + exact_samples`` rounds before anything is kept.
 
     Args:
         run: a search, whose weights and logits are not changed; batches are taken from its architecture half.
+        logits: [num_edges, num_ops], where to measure.
         samples: gradients of each estimator, at least 4. They are drawn in turns, so that slow moments of the machine hit
             all alike.
         exact_samples: batches for the exact gradient, with ``PATHS`` paths on each; at least 4.
-        uniform: measure at uniform logits, where a search starts; otherwise at those of the search.
-        advance: called after each of the ``samples + exact_samples`` rounds.
+        names: registered estimators that learn; none: all of them.
+        advance: called after each of :func:`rounds` rounds.
     """
-    found = run.state.estimator.logits.detach()
-    logits = torch.zeros_like(found) if uniform else found
-
     truth = _at(logits, RlooEstimator(*logits.shape, num_samples=PATHS, stratified=False))
     exact = []
     for _ in range(exact_samples):
         exact.append(_sample(run, truth))
         advance()
-    names = [name for name, kind in ESTIMATORS.items() if kind.learns]
+    names = names or LEARNING
     estimators = [_at(logits, _halfway(run, name)) for name in names]
     gradients: list[list[Tensor]] = [[] for _ in names]
     seconds: list[list[float]] = [[] for _ in names]
-    for _ in range(samples):
+    settling = _settling(samples)
+    for _ in range(settling + samples):
         for estimator, drawn, took in zip(estimators, gradients, seconds, strict=True):
             started = time.perf_counter()
             drawn.append(_sample(run, estimator))
             took.append(time.perf_counter() - started)
         advance()
     known = Exact(torch.stack(exact), _reliability(torch.stack(exact)))
-    costs = [torch.tensor(took).median().item() for took in seconds]
+    costs = [torch.tensor(took[settling:]).median().item() for took in seconds]
     signals = [
-        compare(name, torch.stack(drawn), known.samples, cost)
+        compare(name, torch.stack(drawn[settling:]), known.samples, cost)
         for name, drawn, cost in zip(names, gradients, costs, strict=True)
     ]
     return known, sorted(signals, key=lambda signal: (signal.time_to(REACHED[0]), -_known(signal.correlation)))
+
+
+def rounds(samples: int, exact_samples: int) -> int:
+    """How often :func:`measure` calls ``advance``."""
+    return _settling(samples) + samples + exact_samples
 
 
 def compare(name: str, samples: Tensor, exact: Tensor, cost: float) -> Signal:
@@ -133,8 +147,8 @@ def compare(name: str, samples: Tensor, exact: Tensor, cost: float) -> Signal:
     halves, exact_halves = _halves(samples), _halves(exact)
     drawn, exact_drawn = _resampled(samples, generator).flatten(2), _resampled(exact, generator).flatten(2)
     resampled = _correlation(drawn, exact_drawn)
-    signal = max(_square_of_mean(halves.flatten(1)).item(), 0.0)
-    noise = samples.var(0).sum().item()
+    noise_by_edge = samples.var(0).sum(-1)
+    noise = noise_by_edge.sum().item()
     after = _correlation(halves.flatten(1), exact_halves.flatten(1), noise * cost / AFTER).item()
     after_drawn = _correlation(drawn, exact_drawn, noise * cost / AFTER)
     return Signal(
@@ -144,7 +158,8 @@ def compare(name: str, samples: Tensor, exact: Tensor, cost: float) -> Signal:
         resampled.nan_to_num(nan=-1).quantile(0.025).item(),
         resampled.nan_to_num(nan=1).quantile(0.975).item(),
         tuple(_correlation(halves, exact_halves).tolist()),
-        math.sqrt(signal / noise) if noise > 0 else math.inf if signal > 0 else 0.0,
+        _ratio(_square_of_mean(halves.flatten(1)), noise_by_edge.sum()).item(),
+        tuple(_ratio(_square_of_mean(halves), noise_by_edge).tolist()),
         cost,
         after,
         after_drawn.nan_to_num(nan=-1).quantile(0.025).item(),
@@ -166,6 +181,7 @@ def records(signals: Sequence[Signal], edges: Sequence[str]) -> list[dict[str, A
             "correlation_high": signal.high,
             **{f"correlation_{edge}": value for edge, value in zip(edges, signal.by_edge, strict=True)},
             "snr": signal.snr,
+            **{f"snr_{edge}": value for edge, value in zip(edges, signal.snr_by_edge, strict=True)},
             "milliseconds": 1000 * signal.cost,
             f"correlation_after_{AFTER:g}_s": signal.after,
             f"correlation_after_{AFTER:g}_s_low": signal.after_low,
@@ -180,7 +196,7 @@ def columns(edges: Sequence[str]) -> list[str]:
     """Names of what :func:`rows` gives."""
     by_edge = f"by edge: {' '.join(edges)}"
     times = [f"time to {c}" for c in REACHED]
-    return ["estimator", "correlation (95%)", by_edge, "SNR", "ms", f"after {AFTER:g} s (95%)", *times]
+    return ["estimator", "correlation (95%)", by_edge, "SNR", "by edge", "ms", f"after {AFTER:g} s (95%)", *times]
 
 
 def rows(signals: Sequence[Signal]) -> list[list[str]]:
@@ -191,6 +207,7 @@ def rows(signals: Sequence[Signal]) -> list[list[str]]:
             f"{_text(signal.correlation)} ({signal.low:.2f} to {signal.high:.2f})",
             " ".join(f"{_text(value):>5}" for value in signal.by_edge),
             f"{signal.snr:.3f}",
+            " ".join(f"{value:.2f}" for value in signal.snr_by_edge),
             f"{1000 * signal.cost:.1f}",
             f"{_text(signal.after)} ({signal.after_low:.2f} to {signal.after_high:.2f})",
             *(_duration(signal.time_to(c)) for c in REACHED),
@@ -276,6 +293,15 @@ def _correlation(halves: Tensor, exact: Tensor, noise: float = 0.0) -> Tensor:
     squares = _square_of_mean(halves) + noise, _square_of_mean(exact)
     known = squares[0].minimum(squares[1]) > 0
     return (product / squares[0].sqrt() / squares[1].sqrt()).where(known, math.nan).clamp(-1, 1)
+
+
+def _ratio(square: Tensor, noise: Tensor) -> Tensor:
+    """Signal to noise from their squares; 0 where noise hides the signal, infinite where there is none."""
+    return (square.clamp(min=0) / noise).sqrt().nan_to_num(nan=0.0, posinf=math.inf)
+
+
+def _settling(samples: int) -> int:
+    return samples // 4
 
 
 def _reliability(samples: Tensor) -> float:

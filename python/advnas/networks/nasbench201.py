@@ -6,6 +6,7 @@ Parameter names are those of xautodl's TinyNetwork, so that its supernets load.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -95,6 +96,7 @@ class Network(nn.Module):
         ops: candidate operations, those of the space or some of them.
         reduction: name of the reduction block, in ``REDUCTIONS``.
         num_nodes: of each cell, input and output included.
+        baseline: of the advantages, as for :class:`advnas_ext.OnePathCell`.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class Network(nn.Module):
         ops: Sequence[str] = NAS_BENCH_201,
         reduction: str = "residual",
         num_nodes: int = 4,
+        baseline: str | None = None,
     ) -> None:
         super().__init__()
         self.path: Path | None = None
@@ -117,7 +120,8 @@ class Network(nn.Module):
             width = channels << stage
             if stage > 0:
                 self.cells.append(REDUCTIONS[reduction](width // 2))
-            self.cells.extend(OnePathCell(width, ops, num_nodes, affine, track_running_stats) for _ in range(cells))
+            cell = partial(OnePathCell, width, ops, num_nodes, affine, track_running_stats, baseline)
+            self.cells.extend(cell() for _ in range(cells))
         self.lastact = NormReluMean(4 * channels)
         self.classifier = nn.Linear(4 * channels, num_classes)
 

@@ -29,6 +29,7 @@ NOT_OF_WARM_UP = (
     "schedule_epochs",
     "estimator",
     "estimator_settings",
+    "gate_baseline",
     "warm_start",
     "valid_batches",
     "halving_cells",

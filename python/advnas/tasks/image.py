@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import tyro
@@ -58,6 +58,9 @@ class ImageSearchConfig(SearchConfig):
     """Cells in each of the three stages."""
     reduction: Reduction = "residual"
     """Block between the stages: NAS-Bench-201's residual one, or a light one (mean, 1x1 convolution): cells have more to do."""
+    gate_baseline: Annotated[Literal["input"] | None, tyro.conf.arg(metavar="input")] = None
+    """What an operation is compared with in its advantage; None: no output at all. input: the node that it takes, see
+    advnas_ext.OnePathCell."""
     image_size: OptionalCount = None
     """Images with more pixels a side are shrunk to that many; None: they stay as they are."""
     batch_size: Count = 64
@@ -191,7 +194,9 @@ class ImageTask(Task):
         return Evaluation(self.images, self.images.train, index, self.config.batch_size)
 
     def supernet(self, cells: int | None = None) -> nn.Module:
-        return self._network(self.ops, cells)
+        assert isinstance(self.config, ImageSearchConfig)
+        baseline = self.config.gate_baseline
+        return self._network(self.ops, cells, **({} if baseline is None else {"baseline": baseline}))
 
     def score(self, network: nn.Module, batch: tuple[Tensor, Tensor], path: Path | None) -> Score:
         x, y = batch
@@ -240,7 +245,7 @@ class ImageTask(Task):
         with self.placement.autocast():
             return torch.cat([network(x).argmax(1) == y for x, y in batches]).cpu()
 
-    def _network(self, ops: Sequence[str], cells: int | None = None, **norm: bool) -> Any:
+    def _network(self, ops: Sequence[str], cells: int | None = None, **cell: Any) -> Any:
         config, images, space = self.config, self.images, self.space
         sizes = config.channels, cells or config.cells, images.in_channels, len(images.classes)
-        return space.network(*sizes, ops=ops, reduction=config.reduction, num_nodes=space.num_nodes, **norm)
+        return space.network(*sizes, ops=ops, reduction=config.reduction, num_nodes=space.num_nodes, **cell)
