@@ -97,3 +97,16 @@ def launches() -> Any:
         return shim.launches()
     except SystemExit as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def made_up_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A NAS-Bench-201 table of every cell, with made-up accuracies."""
+    from advnas.spaces.nasbench201 import NASBENCH201
+
+    path = tmp_path_factory.mktemp("table") / "table.csv"
+    cells = torch.cartesian_prod(*[torch.arange(len(NASBENCH201.ops))] * NASBENCH201.num_edges)
+    columns = "cifar10_test_200,cifar100_test_200,imagenet16_120_test_200"
+    rows = [f"{i},{NASBENCH201.format(ops)},{i / 200},{i / 300},{i / 400}" for i, ops in enumerate(cells)]
+    path.write_text("\n".join([f"index,arch_str,{columns}", *rows]) + "\n")
+    return path

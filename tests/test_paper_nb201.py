@@ -4,10 +4,7 @@ import statistics
 import subprocess
 
 import pytest
-import torch
 from scipy import stats
-
-from advnas.spaces.nasbench201 import NASBENCH201
 
 
 @pytest.fixture(scope="module")
@@ -17,20 +14,9 @@ def paper_nb201():
     return paper_nb201
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    """Every cell of the space, with made-up accuracies."""
-    path = tmp_path_factory.mktemp("table") / "table.csv"
-    cells = torch.cartesian_prod(*[torch.arange(len(NASBENCH201.ops))] * 6)
-    columns = "cifar10_test_200,cifar100_test_200,imagenet16_120_test_200"
-    rows = [f"{i},{NASBENCH201.format(ops)},{i / 200},{i / 300},{i / 400}" for i, ops in enumerate(cells)]
-    path.write_text("\n".join([f"index,arch_str,{columns}", *rows]) + "\n")
-    return path
-
-
-def test_a_small_experiment_from_end_to_end(paper_nb201, table, tmp_path, monkeypatch, capsys):
+def test_a_small_experiment_from_end_to_end(paper_nb201, made_up_table, tmp_path, monkeypatch, capsys):
     settings = paper_nb201.Settings(
-        table=table,
+        table=made_up_table,
         data="digits",
         seeds=(1, 2),
         tuning_seeds=(7,),
@@ -80,9 +66,9 @@ def test_intervals_and_paired_tests(paper_nb201):
     assert paper_nb201.mean_interval([93.1]) == "93.10"
 
 
-def test_a_failed_run_says_where_its_log_is(paper_nb201, table, tmp_path):
+def test_a_failed_run_says_where_its_log_is(paper_nb201, made_up_table, tmp_path):
     settings = paper_nb201.Settings(
-        table=table,
+        table=made_up_table,
         data="digits",
         seeds=(1,),
         tuning_seeds=(),
