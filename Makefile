@@ -105,7 +105,7 @@ test-isa: $(ISA_BINARIES)  ## the kernels for CPUs that this machine is not, und
 	  else echo "kernels, avx512: compiled, not run (neither this machine nor qemu has it)"; fi
 
 # Pairs of Python and torch: oldest, between, newest. Each has an environment of its own, in which the package is installed as users
-# do it; tested from another folder, so that it is not this one's build that is imported. CXX=clang++ for another compiler.
+# do it, without extras; tested from another folder, so that it is not this one's build that is imported. CXX=clang++ for another compiler.
 TORCH_VERSIONS := 3.10-2.6.0 3.12-2.9.1 3.13-2.14.1
 TORCH_TESTS := gate path cell estimators head recurrent fidelity
 
