@@ -21,10 +21,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from advnas.adapters.versions import peer
+from advnas.adapters.weights import call_with, gated_weight, read_by
 from advnas_ext import AdvantageEstimator, Estimator, OnePathCell, OnePathChoice, Search
 from advnas_ext.choice import path_of
 
@@ -277,14 +277,14 @@ class _GatedCell(_Gated, PathSamplingCell):
 
 
 class _GatedOperation(_Gated, MixedOperation):
-    """Gates on weights: W g at g = 1, in comparison with W where the smallest value uses it and 0 elsewhere."""
+    """Its gates are on weights."""
 
     def adopt(self) -> None:
-        self.used: dict[Any, dict[str, Tensor]] = {}  # by arguments
+        self.read: dict[Any, dict[str, Tensor]] = {}  # by arguments
         first = {choice.name: choice.values[0] for choice in self.decisions}
-        self.smallest: dict[str, Any] = {}  # value of each decision on which the number of used weights depends
+        self.smallest: dict[str, Any] = {}  # value of each decision on which the number of weights depends
         for choice in self.decisions:
-            numbers = [self._number_used(first | {choice.name: value}) for value in choice.values]
+            numbers = [self._number_read(first | {choice.name: value}) for value in choice.values]
             if min(numbers) < max(numbers):
                 self.smallest[choice.name] = choice.values[numbers.index(min(numbers))]
 
@@ -295,9 +295,9 @@ class _GatedOperation(_Gated, MixedOperation):
             return super().forward(*arguments, **keywords)
         weights = dict(self.named_parameters())
         for label, value in self.smallest.items():
-            for name, used in self._used(sample | {label: value}).items():
-                weights[name] = self.choice(label).gate(weights[name], weights[name] * used)
-        y = self._with(weights, super().forward, arguments, keywords)
+            for name, read in self._read(sample | {label: value}).items():
+                weights[name] = gated_weight(self.choice(label), weights[name], read)
+        y = call_with(self, weights, super().forward, arguments, keywords)
         for choice in self.decisions:
             if choice.name not in self.smallest:
                 y = _gated(choice, y, arguments[0] if arguments else None)
@@ -308,38 +308,17 @@ class _GatedOperation(_Gated, MixedOperation):
         taken = super().freeze_weight(*arguments, **keywords)
         return {name: part for name, part in taken.items() if part is not None}
 
-    def _number_used(self, sample: dict[str, Any]) -> int:
-        return sum(int(used.sum()) for used in self._used(sample).values())
+    def _number_read(self, sample: dict[str, Any]) -> int:
+        return sum(int(read.sum()) for read in self._read(sample).values())
 
-    def _used(self, sample: dict[str, Any]) -> dict[str, Tensor]:
-        """Which entries of its parameters the operation reads: 1 or 0, by the gradient of the sum of what it takes of them."""
+    def _read(self, sample: dict[str, Any]) -> dict[str, Tensor]:
+        """Which entries of its parameters the operation reads."""
         chosen = {name: mutable.freeze(sample) for name, mutable in self.mutable_arguments.items()}
         example = next(self.parameters())
         key = (repr(chosen), example.device, example.dtype)
-        if key not in self.used:
-            leaves = {name: torch.zeros_like(weight, requires_grad=True) for name, weight in self.named_parameters()}
-            with torch.enable_grad():
-                taken = self._with(leaves, self.freeze_weight, (), {**self.init_arguments, **chosen})
-                sums = [part.sum() for part in taken.values() if isinstance(part, Tensor) and part.requires_grad]
-                read = torch.autograd.grad(sums, list(leaves.values()), allow_unused=True, materialize_grads=True)
-            self.used[key] = {name: (part != 0).to(part) for name, part in zip(leaves, read, strict=True)}
-        return self.used[key]
-
-    def _with(self, weights: dict[str, Tensor], run: Callable[..., Any], arguments: Any, keywords: Any) -> Any:
-        """What a method of this operation returns with other weights."""
-        called = {f"operation.{name}": weight for name, weight in weights.items()}
-        return functional_call(_Called(self, run), called, arguments, keywords)
-
-
-class _Called(nn.Module):
-    """A method of an operation as the forward of a module, for ``functional_call``."""
-
-    def __init__(self, operation: nn.Module, run: Callable[..., Any]) -> None:
-        super().__init__()
-        self.operation, self.run = operation, run
-
-    def forward(self, *arguments: Any, **keywords: Any) -> Any:
-        return self.run(*arguments, **keywords)
+        if key not in self.read:
+            self.read[key] = read_by(self, lambda: self.freeze_weight(**{**self.init_arguments, **chosen}).values())
+        return self.read[key]
 
 
 class _NativeCell(NasBench201Cell):

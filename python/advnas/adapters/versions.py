@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from importlib import metadata
 
 # By the name of the distribution; `make test-peers` installs them.
-TRIED = {"nni": ("3.0",), "xautodl": ("1.0.0",)}
+TRIED = {"nni": ("3.0",), "whittle": ("0.6.0",), "xautodl": ("1.0.0",)}
 
 
 @contextmanager
