@@ -120,7 +120,7 @@ test-torch-%: $(VENV)/.requirements
 	cd tests && ../.venv-$*/bin/python -m pytest -p no:cacheprovider $(TORCH_TESTS:%=test_%.py)
 
 # Projects whose supernets are adapted, each in an environment of its own, with the package and its extra as users install them.
-PEERS := nni whittle
+PEERS := nni timm whittle
 PEER_PYTHON := 3.11
 
 test-peers: $(PEERS:%=test-peer-%)  ## install the projects that are adapted, and test that beside them (2 GB and 10 minutes each)

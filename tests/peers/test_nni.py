@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 pytest.importorskip("nni", reason='pip install "advnas-ext[nni]"')
 import nni
 from comparison import counted
+from examples import run_example
 from nni.nas.evaluator.pytorch import Classification
 from nni.nas.execution import SequentialExecutionEngine
 from nni.nas.hub.pytorch import DARTS, AutoFormer, MobileNetV3Space, NasBench201, ProxylessNAS, ShuffleNetSpace
@@ -698,3 +699,18 @@ def test_frozen_weights_have_gates_too():
 def test_estimators_of_several_picks_are_refused():
     with pytest.raises(ValueError, match="DartsEstimator runs 3 candidates of a decision at a time"):
         run(Layers(), AdvantageNas(DartsEstimator))
+
+
+def test_the_example_of_the_strategy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    experiment = run_example("docs/adapters.md", "nni")["experiment"]
+    [found] = experiment.export_top_models(formatter="dict")
+    assert found == sample_of(experiment.strategy.oneshot_module.search)
+    experiment.stop()
+
+
+def test_the_example_of_a_loop():
+    names = run_example("docs/adapters.md", "nni-loop")
+    assert names["search"].logits.any()
+    assert not any(isinstance(module, BaseSuperNetModule) for module in names["network"].modules())

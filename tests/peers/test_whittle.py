@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 pytest.importorskip("whittle", reason='pip install "advnas-ext[whittle]"')
+from examples import run_example
 from litgpt import Config
 from syne_tune.config_space import choice, randint, uniform
 from whittle.models.gpt import GPT
@@ -223,3 +224,9 @@ def test_says_what_was_expected():
     )
     with pytest.raises(ValueError, match="DartsEstimator runs 3 candidates of a decision at a time"):
         strategy(gpt(), TOKENS, TOKENS)
+
+
+def test_the_example():
+    names = run_example("docs/adapters.md", "whittle")
+    assert names["strategy"].search.logits.any()
+    assert names["found"].keys() == names["space"].keys()
