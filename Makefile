@@ -6,7 +6,7 @@ NATIVE := $(shell find csrc -type f) setup.py pyproject.toml
 FORMATTED := $(shell git ls-files 'csrc/*' 'tests/*' 'benchmarks/*' | grep -E '\.(cpp|h|cuh?)$$')
 
 .DEFAULT_GOAL := help
-.PHONY: help build search test test-python test-full test-native test-isa isa-tools test-torch-versions wheel cuda-check cuda-sanitize lint format bench bench-cpu bench-recurrent bench-cuda gpu-pack paper-toy paper-theory paper-nb201 paper-nb201-authors paper-credit paper-ptb clean
+.PHONY: help build search test test-python test-full test-native test-isa isa-tools test-torch-versions test-peers wheel cuda-check cuda-sanitize lint format bench bench-cpu bench-recurrent bench-cuda gpu-pack paper-toy paper-theory paper-nb201 paper-nb201-authors paper-credit paper-ptb clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1 | \2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -105,7 +105,7 @@ test-isa: $(ISA_BINARIES)  ## the kernels for CPUs that this machine is not, und
 	  else echo "kernels, avx512: compiled, not run (neither this machine nor qemu has it)"; fi
 
 # Pairs of Python and torch: oldest, between, newest. Each has an environment of its own, in which the package is installed as users
-# do it; tested from another folder, so that it is not this one's build that is imported. CXX=clang++ for another compiler.
+# do it, without extras; tested from another folder, so that it is not this one's build that is imported. CXX=clang++ for another compiler.
 TORCH_VERSIONS := 3.10-2.6.0 3.12-2.9.1 3.13-2.14.1
 TORCH_TESTS := gate path cell estimators head recurrent fidelity
 
@@ -118,6 +118,20 @@ test-torch-%: $(VENV)/.requirements
 	ADVNAS_CUDA=0 $(BIN)/uv pip install --quiet --python .venv-$* --no-build-isolation --reinstall-package advnas-ext .
 	cd tests && ../.venv-$*/bin/python -m advnas_ext.info
 	cd tests && ../.venv-$*/bin/python -m pytest -p no:cacheprovider $(TORCH_TESTS:%=test_%.py)
+
+# Projects whose supernets are adapted, each in an environment of its own, with the package and its extra as users install them.
+PEERS := nni timm whittle
+PEER_PYTHON := 3.11
+
+test-peers: $(PEERS:%=test-peer-%)  ## install the projects that are adapted, and test that beside them (2 GB and 10 minutes each)
+
+test-peer-%: $(VENV)/.requirements
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv venv --quiet --clear --python $(PEER_PYTHON) .venv-$*
+	$(BIN)/uv pip install --quiet --python .venv-$* $(shell grep '^torch==' requirements.txt) "setuptools>=77" ninja pytest
+	ADVNAS_CUDA=0 $(BIN)/uv pip install --quiet --python .venv-$* --no-build-isolation --reinstall-package advnas-ext ".[$*]"
+	$(BIN)/uv pip freeze --quiet --python .venv-$* | grep -E "^($*|torch|torchvision|pytorch-lightning|numpy)=="
+	cd tests && ../.venv-$*/bin/python -m pytest -p no:cacheprovider peers/test_$*.py
 
 # Of what `make build` compiled. torch's libraries stay in torch: a second copy of them would not work.
 wheel: $(VENV)/.built  ## a wheel for other machines, in dist; tests/test_install.py installs it

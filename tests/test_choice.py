@@ -10,7 +10,16 @@ import torch
 from torch import nn
 
 import advnas_ext
-from advnas_ext import ESTIMATORS, AdvantageEstimator, OnePathChoice, RandomEstimator, Search, SwapEstimator
+from advnas_ext import (
+    ESTIMATORS,
+    AdvantageEstimator,
+    GdasEstimator,
+    OnePathChoice,
+    RandomEstimator,
+    Search,
+    SwapEstimator,
+)
+from advnas_ext.choice import path_of
 
 ONE_PICK = [name for name in sorted(ESTIMATORS) if ESTIMATORS[name](1, 2, total_steps=9).picks == 1]
 
@@ -187,6 +196,47 @@ def test_estimators_of_one_pick_take_values(name):
         search.assign_grad(loss)
         search.after_step()
     assert search.export().keys() == {"width"}
+
+
+class Stacked(nn.Module):
+    """Two cells that share the decisions of their edges, which are choices of this model."""
+
+    def __init__(self, baseline):
+        super().__init__()
+        self.edges = nn.ModuleList(OnePathChoice(values=range(5), name=f"edge{i}") for i in range(6))
+        self.first, self.second = (advnas_ext.OnePathCell(4, affine=True, baseline=baseline) for _ in range(2))
+
+    def forward(self, x):
+        return self.second(self.first(x, path_of(self.edges)), path_of(self.edges))
+
+
+@pytest.mark.parametrize("baseline", ["input", None])
+def test_a_cell_takes_the_path_of_some_choices(baseline):
+    torch.manual_seed(0)
+    model = Stacked(baseline).double()
+    search = Search(model, GdasEstimator, total_steps=9, unpicked="sum", dtype=torch.float64)
+    x = torch.randn(2, 4, 6, 6, dtype=torch.double)
+    path = search.sample(torch.Generator().manual_seed(2))
+    loss = model(x).square().sum()
+    search.backward(loss)
+    other = advnas_ext.Path(
+        path.ops, path.gates.detach().requires_grad_(), torch.zeros(6, dtype=torch.double, requires_grad=True)
+    )
+    model.second(model.first(x, other), other).square().sum().backward()
+    assert torch.equal(path.gates.grad, other.gates.grad)
+    assert torch.equal(path.offsets.grad, other.offsets.grad)
+    assert path.active.all()
+    search.assign_grad(loss)
+    assert path_of(model.edges) is path_of(list(model.edges))
+    search.sample(gates=False)
+    assert not path_of(model.edges).gates.requires_grad
+
+
+def test_a_path_of_no_choices():
+    with pytest.raises(ValueError, match="path_of: needs at least one choice, got none"):
+        path_of([])
+    with pytest.raises(RuntimeError, match="there is no path; make a Search"):
+        path_of(Stacked(None).edges)
 
 
 def test_state_round_trip():

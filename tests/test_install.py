@@ -9,13 +9,17 @@ import sys
 import tarfile
 import venv
 import zipfile
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import rotation
+from packaging.requirements import Requirement
 
+from advnas import cli
+from advnas.__main__ import main
 from advnas_ext import _C, _load, info
 
 ROOT = Path(__file__).parents[1]
@@ -227,7 +231,7 @@ def test_sdist_holds_every_source(sdist):
 def used_from(python, folder, **environment):
     """Where advnas_ext was imported from, after a step with it."""
     program = (
-        "import advnas, advnas_ext, torch;"
+        "import advnas.adapters, advnas_ext, torch;"
         "path = advnas_ext.Path.from_ops([3, 1, 2, 4, 2, 3]);"
         "advnas_ext.OnePathCell(8)(torch.randn(2, 8, 6, 6), path).square().sum().backward();"
         "assert path.gates.grad.isfinite().all();"
@@ -264,19 +268,68 @@ def test_installed_from_the_sdist_it_works_elsewhere(sdist, tmp_path):
     assert used_from(sys.executable, tmp_path, PYTHONPATH=str(target)).startswith(str(target))
 
 
-def test_the_wheel_works_in_a_fresh_environment(tmp_path):
-    """What `make wheel` made. torch, and what else it needs, lies behind the environment."""
+def needed_by(name):
+    """Distributions that a distribution needs here, by name, itself included."""
+    found, left = {}, [name]
+    while left:
+        distribution = metadata.distribution(left.pop())
+        if distribution.name not in found:
+            found[distribution.name] = distribution
+            wanted = [Requirement(text) for text in distribution.requires or ()]
+            left += [one.name for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return found.values()
+
+
+@pytest.fixture(scope="module")
+def with_torch_alone(tmp_path_factory):
+    """The Python of a fresh environment that has, by links, torch and what torch needs, and in it what `make wheel` made."""
     tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
     wheels = sorted(ROOT.glob(f"dist/*-{tag}-*.whl"), key=os.path.getmtime)
     if not wheels:
         pytest.skip("needs make wheel")
-    with zipfile.ZipFile(wheels[-1]) as wheel:
-        assert not [name for name in wheel.namelist() if re.search(r"lib(torch|c10|gomp|omp|iomp)", name)]
-    venv.create(tmp_path / "fresh")
-    python = tmp_path / "fresh" / "bin" / "python"
-    [site] = (tmp_path / "fresh").glob("lib/*/site-packages")
-    (site / "behind.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
-    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-index", "--no-deps"]
-    done = subprocess.run([*pip, "--ignore-installed", wheels[-1]], capture_output=True, text=True)
+    folder = tmp_path_factory.mktemp("fresh")
+    venv.create(folder)
+    [site] = folder.glob("lib/*/site-packages")
+    for distribution in needed_by("torch"):
+        tops = {file.parts[0] for file in distribution.files if file.parts[0] not in ("..", "__pycache__")}
+        for top in tops:
+            (site / top).symlink_to(distribution.locate_file(top))
+    python = folder / "bin" / "python"
+    # With --no-index pip installs only what needs nothing more than is there.
+    command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-index", wheels[-1]]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""})
     assert done.returncode == 0, done.stderr
-    assert used_from(python, tmp_path, PYTHONPATH="").startswith(str(site))
+    return SimpleNamespace(python=python, site=site, wheel=wheels[-1])
+
+
+def test_the_wheel_brings_no_library_of_torch(with_torch_alone):
+    with zipfile.ZipFile(with_torch_alone.wheel) as wheel:
+        assert not [name for name in wheel.namelist() if re.search(r"lib(torch|c10|gomp|omp|iomp)", name)]
+
+
+def test_the_wheel_works_beside_torch_alone(with_torch_alone, tmp_path):
+    assert used_from(with_torch_alone.python, tmp_path, PYTHONPATH="").startswith(str(with_torch_alone.site))
+
+
+@pytest.mark.parametrize("command", [["python", "-m", "advnas"], ["advnas", "search"]], ids=" ".join)
+def test_the_command_line_without_its_extra(with_torch_alone, tmp_path, command):
+    done = subprocess.run(
+        [with_torch_alone.python.with_name(command[0]), *command[1:]],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(
+        r'advnas: \w+ is not installed; pip install "advnas-ext\[search\]" brings what the commands need\n', done.stderr
+    )
+
+
+def test_an_import_of_ours_that_fails_is_no_missing_package(monkeypatch):
+    def fails():
+        raise ModuleNotFoundError("No module named 'advnas.nothing'", name="advnas.nothing")
+
+    monkeypatch.setattr(cli, "main", fails)
+    with pytest.raises(ModuleNotFoundError, match=r"advnas\.nothing"):
+        main()

@@ -4,20 +4,13 @@ import re
 from pathlib import Path
 
 import torch
+from examples import run_example
 
 README = Path(__file__).parents[1] / "README.md"
 
 
-def run_example(number):
-    code = re.findall(r"<!-- example: .*? -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)[number]
-    names: dict = {}
-    torch.manual_seed(0)
-    exec(compile(code, str(README), "exec"), names)
-    return names
-
-
 def test_the_drop_in_example():
-    names = run_example(0)
+    names = run_example("README.md", 0)
     assert names["est"].logits.shape == (6, 5)
     assert names["est"].logits.abs().sum() > 0
     assert names["path"].gates.grad.shape == (6, 1)
@@ -25,7 +18,7 @@ def test_the_drop_in_example():
 
 
 def test_the_example_of_a_model():
-    names = run_example(1)
+    names = run_example("README.md", 1)
     search = names["search"]
     assert search.logits.shape == (2, 3)
     assert search.logits.any()

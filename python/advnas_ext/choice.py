@@ -25,9 +25,10 @@ class Current:
     rows: list[list[int]] = field(default_factory=list)  # path.ops
     weights: list[list[float]] = field(default_factory=list)  # path.gates
     gated: set[int] = field(default_factory=set)  # edges whose gate has been used
+    parts: dict[tuple[int, ...], Path] = field(default_factory=dict)  # the path of some edges alone
 
     def follow(self, path: Path | None) -> None:
-        self.path, self.gated = path, set()
+        self.path, self.gated, self.parts = path, set(), {}
         self.rows = [] if path is None else path.ops.tolist()
         self.weights = [] if path is None else path.gates.tolist()
         if path is not None:
@@ -146,6 +147,15 @@ class OnePathChoice(nn.Module):
         _, picks = self._active_picks()
         return self.values[picks[0][1]]
 
+    @property
+    def needs_baseline(self) -> bool:
+        """Whether the path collects advantages, so that a baseline which costs something is worth computing.
+
+        Raises:
+            RuntimeError: there is no path.
+        """
+        return self._active_picks()[0].gates.requires_grad
+
     def gate(self, h: Tensor, baseline: Tensor | None = None) -> Tensor:
         """``h``, gated: for what depends on :attr:`value`.
 
@@ -183,6 +193,31 @@ class OnePathChoice(nn.Module):
     def _with_offset(self, y: Tensor, path: Path) -> Tensor:
         offsets = path.offsets_on(y.device)
         return y if offsets is None else y + offsets[self._edge].to(y.dtype)
+
+
+def path_of(choices: Sequence[OnePathChoice]) -> Path:
+    """The path of some choices of one search alone, for a module that takes a path: ``cell(x, path_of(self.choices))``.
+
+    Args:
+        choices: one for each edge of the module. Those who ask for the same choices get the same path, so that on a GPU all their
+            gates' gradients cross to the host in one copy.
+
+    Raises:
+        RuntimeError: there is no path.
+        ValueError: there are no choices.
+    """
+    if not choices:
+        raise ValueError("path_of: needs at least one choice, got none")
+    current, edges = choices[0]._current, tuple(choice._edge for choice in choices)
+    path, _ = choices[0]._active_picks()
+    if edges not in current.parts:
+        index = list(edges)
+        assert path.active is not None  # follow() has set it
+        path.active[index] = True
+        current.gated.update(edges)
+        offsets = None if path.offsets is None else path.offsets[index]
+        current.parts[edges] = Path(path.ops[index], path.gates[index], offsets)
+    return current.parts[edges]
 
 
 class Watch:

@@ -1,42 +1,47 @@
-"""Supernets of other projects on this one's engine. A new project is one file and one line of ADAPTERS."""
+"""Supernets of other projects on this one's engine. A new project is one file and one line of ADAPTERS.
+
+An adapter is imported when it meets a module of its project, so that nothing here needs a project that is not there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
 
 from torch import nn
 
-from advnas.adapters import xautodl
-
-# Full name of a module's class, as it writes itself -> makes it run on the engine, in its place
-ADAPTERS: dict[str, Callable[[nn.Module], None]] = {
-    "xautodl.models.cell_searchs.search_cells.NAS201SearchCell": xautodl.adapt_cell,
+# Full name of a class -> module of this package and function that makes a module of it, or of a subclass, run on the engine
+ADAPTERS = {
+    "xautodl.models.cell_searchs.search_cells.NAS201SearchCell": ("xautodl", "adapt_cell"),
+    "nni.nas.nn.pytorch.base.ModelSpace": ("nni", "adapt_space"),
 }
 
 
 def convert(model: nn.Module) -> nn.Module:
-    """Let the supernet of another project run on the fused engine: the same objects, weights, names, forward and training loop.
+    """Let the supernet of another project run on the fused engine, or be searched by :class:`advnas_ext.Search`.
 
-    Known are xautodl 1.0.0's supernets on NAS-Bench-201: GDAS, SETN, ENAS, DARTS, random.
+    xautodl 1.0.0's supernets on NAS-Bench-201 (GDAS, SETN, ENAS, DARTS, random) stay the same objects, with their weights, names,
+    forward and training loop. A ModelSpace of NNI 3.0 becomes a supernet in place, whose decisions :class:`advnas_ext.Search`
+    drives in a loop of your own; :class:`advnas.adapters.nni.AdvantageNas` is the same as a strategy of NNI.
 
     Args:
-        model: changed in place, while no optimizer has its parameters yet: those of the cells are new ones, of the same values.
+        model: changed in place, while no optimizer has its parameters yet: some are new ones, of the same values.
 
     Returns:
         ``model``.
 
     Raises:
-        ValueError: nothing in it is known, or a cell has operations that the engine has not.
+        ValueError: nothing in it is known, or what is known cannot be converted.
     """
-    found = [(ADAPTERS[name], module) for module in model.modules() if (name := _name_of(type(module))) in ADAPTERS]
+    found = [(module, *ADAPTERS[name]) for module in model.modules() if (name := _known_name(module)) is not None]
     if not found:
         raise ValueError(
             f"convert: {type(model).__name__} holds no module that is known; known are {', '.join(ADAPTERS)}"
         )
-    for adapt, module in found:
-        adapt(module)
+    for module, adapter, function in found:
+        getattr(import_module(f"advnas.adapters.{adapter}"), function)(module)
     return model
 
 
-def _name_of(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
+def _known_name(module: nn.Module) -> str | None:
+    names = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__)
+    return next((name for name in names if name in ADAPTERS), None)

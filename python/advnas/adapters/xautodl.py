@@ -16,8 +16,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from advnas.adapters.versions import check
 from advnas_ext import OnePathCell, Path
 from advnas_ext.operations import OPERATIONS
+
+check("xautodl")
 
 
 def adapt_cell(cell: nn.Module) -> None:
