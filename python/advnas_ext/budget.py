@@ -42,7 +42,7 @@ class PathCost:
 
     Args:
         costs: a row for each edge, with the cost of each operation in one unit; rows may differ in length. Or the rows by the
-            names of decisions, for :class:`advnas_ext.Search`. A decision that another one leaves out of a path counts all the same.
+            names of decisions, for :class:`advnas_ext.Search`. Decisions that another one leaves out of a path count all the same.
         constant: cost of what every path runs.
 
     Raises:
