@@ -9,10 +9,13 @@ Talwalkar, AISTATS 2016): each comparison on held-out data leaves the better hal
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from advnas.limits import Limit
 from advnas.run.watch import Watch
 from advnas.state import SearchState, sgd
 from advnas.tasks.base import Task
@@ -27,7 +30,7 @@ def halve(task: Task, state: Halving, watch: Watch) -> None:
         FloatingPointError: a loss is not finite.
         advnas.run.watch.Interrupted: someone asked to stop; the state is saved.
     """
-    while len(state.left) > 1:
+    while not state.finished:
         while state.step < state.steps:
             train_step(task, state)
             state.step += 1
@@ -63,19 +66,30 @@ def compare(task: Task, state: Halving) -> dict[int, float]:
     }
 
 
-def neighbourhood(ops: Tensor, num_ops: int) -> Tensor:
-    """A cell (int64 [num_edges]) and all that differ from it on one edge: [1 + num_edges * (num_ops - 1), num_edges]."""
+def neighbourhood(ops: Tensor, num_ops: int, limit: Limit | None = None) -> Tensor:
+    """A cell (int64 [num_edges]) and all that differ from it on one edge: [1 + num_edges * (num_ops - 1), num_edges].
+
+    With a limit: those within it, and besides them those in which two edges have changed places, for a change of one edge alone may
+    cost too much wherever it leads.
+    """
     cells = [ops]
     for edge in range(len(ops)):
         for op in range(num_ops):
             if op != ops[edge]:
                 cells.append(ops.clone())
                 cells[-1][edge] = op
-    return torch.stack(cells)
+    if limit is None:
+        return torch.stack(cells)
+    for first, second in itertools.combinations(range(len(ops)), 2):
+        if ops[first] != ops[second]:
+            cells.append(ops.clone())
+            cells[-1][[first, second]] = ops[[second, first]]
+    found = torch.stack(cells)
+    return found[limit.allows(found)]
 
 
 class Halving(Training):
-    """The networks of the cells that are compared.
+    """The networks of the cells that are compared: those given, or else the best cell of the search and its neighbours.
 
     Attributes:
         archs: the cells' strings, the best one of the search first.
@@ -88,15 +102,16 @@ class Halving(Training):
     parts = ("networks", "optimizer", "schedule", "scaler", "stream")
     values = (*Training.values, "left")
 
-    def __init__(self, search: SearchState, task: Task) -> None:
+    def __init__(self, search: SearchState, task: Task, cells: Tensor | None = None) -> None:
         config = self.config = search.config
-        cells = neighbourhood(search.best[0], len(search.ops))
+        if cells is None:
+            cells = neighbourhood(search.best[0], len(search.ops), search.limit)
         self.archs = [search.arch(ops) for ops in cells]
         self.paths = [Path.from_ops(ops, requires_grad=False) for ops in cells]
         self.left = list(range(len(cells)))
         # Each comparison comes after twice the steps: the last one after total.
         total = config.halving_steps << (self.rounds - 1)
-        work = sum((len(cells) >> done) * self.steps_of(done) for done in range(self.rounds))
+        work = sum(max(1, len(cells) >> done) * self.steps_of(done) for done in range(self.rounds))
         super().__init__(total_work=work)
         init, order = generators(config.seed + 1, 2)
         self.networks = nn.ModuleList(
@@ -110,6 +125,10 @@ class Halving(Training):
         self.stream = task.weight_stream(order)
         self.batches = endless(self.stream)
         self.held_out = search.held_out
+
+    @property
+    def finished(self) -> bool:
+        return len(self.left) == 1
 
     @property
     def rounds(self) -> int:
