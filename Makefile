@@ -6,7 +6,7 @@ NATIVE := $(shell find csrc -type f) setup.py pyproject.toml
 FORMATTED := $(shell git ls-files 'csrc/*' 'tests/*' 'benchmarks/*' | grep -E '\.(cpp|h|cuh?)$$')
 
 .DEFAULT_GOAL := help
-.PHONY: help build search test test-python test-full test-native test-isa isa-tools test-torch-versions wheel cuda-check cuda-sanitize lint format bench bench-cpu bench-recurrent bench-cuda gpu-pack paper-toy paper-nb201 paper-ptb clean
+.PHONY: help build search test test-python test-full test-native test-isa isa-tools test-torch-versions wheel cuda-check cuda-sanitize lint format bench bench-cpu bench-recurrent bench-cuda gpu-pack paper-toy paper-nb201 paper-budgets paper-ptb clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1 | \2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -179,6 +179,10 @@ paper-toy: $(VENV)/.built  ## the paper's toy regression, all estimators (8 minu
 # DATA_DIR holds cifar-10-batches-py, TABLE is a NAS-Bench-201 table as CSV: for example make paper-nb201 DATA_DIR=data TABLE=nasbench201.csv
 paper-nb201: $(VENV)/.built  ## all estimators side by side on CIFAR-10 (hours; DATA_DIR=, TABLE=); writes benchmarks/results
 	$(BIN)/python -m benchmarks.paper.nb201 --data-dir $(DATA_DIR) --table $(TABLE)
+
+# DATA_DIR and TABLE as for paper-nb201.
+paper-budgets: $(VENV)/.built  ## cells within limits of FLOPs and of latency on CIFAR-10, five seeds (2 hours; DATA_DIR=, TABLE=); resumable, writes benchmarks/results
+	$(BIN)/python -m benchmarks.paper.budgets --data-dir $(DATA_DIR) --table $(TABLE)
 
 # DATA_DIR holds train.txt, valid.txt and test.txt of Penn Treebank.
 paper-ptb: $(VENV)/.built  ## recurrent cells on Penn Treebank, searched and trained (5 hours; DATA_DIR=, PRESET=paper: days); resumable, writes benchmarks/results
