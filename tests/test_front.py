@@ -9,8 +9,8 @@ import torch
 
 from advnas import front, halving
 from advnas.data import images as data
-from advnas.front import Pool, entrants, main_effects
-from advnas.limits import Limit, limits_of, sums
+from advnas.front import Field, Pool, Scouts, main_effects
+from advnas.limits import Limit, every_cell, limits_of, sums
 from advnas.report.console import Progress
 from advnas.run import search as run
 from advnas.run.watch import Interrupted, Watch
@@ -37,7 +37,8 @@ TINY = {
 def few(monkeypatch):
     monkeypatch.setattr(front, "PATHS", 60)
     monkeypatch.setattr(front, "BATCHES", 1)
-    monkeypatch.setattr(front, "ENTRANTS", 4)
+    monkeypatch.setattr(front, "ENTRANTS", (4, 2))
+    monkeypatch.setattr(front, "FINALISTS", 4)
 
 
 @pytest.fixture
@@ -63,38 +64,100 @@ def test_main_effects_are_those_of_an_additive_loss(searched, monkeypatch):
     )
 
 
-def test_the_entrants_are_the_best_different_networks_of_each_limit(searched, few):
+@pytest.fixture
+def field(searched):
     task, _, limits = searched
-    scores = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    cells = entrants(task, limits, scores)
-    names = [task.identity(ops) for ops in cells]
-    assert len(set(names)) == len(names) <= 4 * len(limits)
-    for limit in limits:
-        best = limit.best(scores, 1)[0]
-        assert task.identity(best) in names
-        assert limit.allows(cells).sum() >= 4
+    effects = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return Field(task, limits, effects, seed=0)
 
 
-def test_each_limit_gets_the_cell_of_the_smallest_loss_within_it(searched, few, monkeypatch):
+def test_a_field_has_every_network_once_as_its_cheapest_cell(field):
+    cells = every_cell(field.task.space, field.task.ops)
+    costs = field.limits[0].costs.of(cells).tolist()
+    cheapest = {}
+    for ops, cost in zip(cells, costs, strict=True):
+        name = field.task.identity(ops)
+        cheapest[name] = min(cost, cheapest.get(name, cost))
+    own = {name: field.limits[0].costs.of(torch.tensor(ops)).item() for name, ops in field.cheapest.items()}
+    assert own == cheapest
+
+
+def test_near_a_limit_is_the_dearest_quarter_within_it(field):
+    networks = list(field.cheapest.values())
+    for number, limit in enumerate(field.limits):
+        costs = limit.costs.of(torch.tensor(networks))
+        within = costs <= limit.value
+        near = field.near(number, networks)
+        assert within.sum() / 4 <= len(near) <= within.sum()
+        dearest = limit.costs.of(torch.tensor(near))
+        assert dearest.max() <= limit.value
+        rest = [ops for ops, holds in zip(networks, within.tolist(), strict=True) if holds and ops not in set(near)]
+        assert not rest or limit.costs.of(torch.tensor(rest)).max() < dearest.min()
+
+
+def test_the_first_wave_is_drawn_from_the_better_half(field, few):
+    cells = field.entrants(0)
+    assert len(cells.unique(dim=0)) == len(cells) == 4 * len(field.limits)
+    for number in range(len(field.limits)):
+        networks = field.near(number, field.cheapest.values())
+        median = sums(field.effects, torch.tensor(networks)).median()
+        near = torch.tensor(field.near(number, [tuple(ops) for ops in cells.tolist()]))
+        assert (sums(field.effects, near) <= median).sum() >= 4
+
+
+def test_later_waves_are_new_neighbours_of_the_best_ones(field, few):
+    first = field.entrants(0)
+    for place, ops in enumerate(first.tolist()):
+        field.losses[tuple(ops)] = float(place % 7)
+    second = field.entrants(1)
+    parents = [ops for number in range(len(field.limits)) for ops in field.best(number)[: front.PARENTS]]
+    around = {
+        field.task.identity(ops)
+        for parent in parents
+        for ops in halving.neighbourhood(torch.tensor(parent), 5, field.limits[-1])
+    }
+    assert 0 < len(second) <= 2 * len(field.limits)
+    for ops in second:
+        assert tuple(ops.tolist()) not in field.losses
+        assert field.task.identity(ops) in around
+        assert any(field.near(number, [tuple(ops.tolist())]) for number in range(len(field.limits)))
+
+
+def test_the_finalists_are_the_best_scouts_of_each_limit(field, few):
+    for place, ops in enumerate(field.entrants(0).tolist()):
+        field.losses[tuple(ops)] = float(-place % 7)
+    cells, contenders = field.finalists()
+    assert len(cells.unique(dim=0)) == len(cells)
+    for number, places in enumerate(contenders):
+        losses = [field.losses[tuple(cells[place].tolist())] for place in places]
+        every = sorted(field.losses[ops] for ops in field.near(number, field.losses))
+        assert losses == every[: front.FINALISTS]
+
+
+def test_each_limit_gets_the_cell_of_the_smallest_loss_among_its_own(searched, field, few, monkeypatch):
     task, state, limits = searched
-    values = torch.randn(6, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    cells = entrants(task, limits, -values)
-    shuffled = torch.randn(6, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    monkeypatch.setattr(task, "measure", lambda network, path, batches: {"loss": sums(shuffled, path.ops[:, 0]).item()})
+    values = torch.randn(6, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    monkeypatch.setattr(task, "measure", lambda network, path, batches: {"loss": sums(values, path.ops[:, 0]).item()})
     trained = []
     monkeypatch.setattr(halving, "train_step", lambda task, state: trained.append(set(state.left)))
-    pool = Pool(state, task, cells, limits)
+    scouts = Scouts(state, task, field.entrants(0), 0)
+    with Watch(scouts, Progress("scouting", scouts.rounds, {})) as watch:
+        halving.halve(task, scouts, watch)
+    assert len(trained) == max(1, state.config.halving_steps // 2)
+    cells = [scouts.paths[place].ops[:, 0] for place in scouts.losses]
+    assert list(scouts.losses.values()) == [sums(values, ops).item() for ops in cells]
+    field.losses = {tuple(ops.tolist()): loss for ops, loss in zip(cells, scouts.losses.values(), strict=True)}
+    trained.clear()
+    pool = Pool(state, task, *field.finalists())
     with Watch(pool, Progress("comparing", pool.rounds, {})) as watch:
         halving.halve(task, pool, watch)
-    for limit, found in zip(limits, pool.found(), strict=True):
-        within = cells[limit.allows(cells)]
-        best = within[sums(shuffled, within).argmin()]
-        assert found["arch"] == task.arch(best)
-        assert found["valid_loss"] == pytest.approx(sums(shuffled, best).item())
-    assert trained[0] == set(range(len(cells)))
+    for number, found in enumerate(pool.found()):
+        best = field.best(number)[0]
+        assert found["arch"] == task.arch(torch.tensor(best))
+        assert found["valid_loss"] == pytest.approx(field.losses[best])
+        assert limits[number].allows(torch.tensor(best))
+    assert trained[0] == set(range(len(pool.archs)))
     assert all(later <= earlier for earlier, later in itertools.pairwise(trained))
-    losses = [found["valid_loss"] for found in pool.found()]
-    assert losses == sorted(losses, reverse=True)  # more room is never worse
 
 
 def test_a_search_for_several_limits(tmp_path, few):
@@ -114,13 +177,13 @@ def test_a_search_for_several_limits(tmp_path, few):
     assert (folder / "config.yaml").read_text().count("estimator: random") == 1
 
 
-@pytest.mark.parametrize("stop_after", [1, 2])
+@pytest.mark.parametrize("stop_after", [2, 4])  # in a wave, in the pool
 def test_an_interrupted_pool_goes_on_as_if_it_had_not_stopped(tmp_path, monkeypatch, few, stop_after):
     run.start(ImageSearchConfig(**TINY, out=tmp_path / "whole"))
     real, count = Watch.after_step, iter(range(1, 1000))
 
     def after_step(watch):
-        watch.stop = isinstance(watch.state, Pool) and next(count) == stop_after
+        watch.stop = isinstance(watch.state, (Scouts, Pool)) and next(count) == stop_after
         real(watch)
 
     monkeypatch.setattr(Watch, "after_step", after_step)

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from advnas import front
 from advnas.config import SearchConfig
-from advnas.front import PATHS, Pool, entrants, main_effects
 from advnas.halving import Halving, halve
 from advnas.limits import limits_of
+from advnas.report import front as report
 from advnas.report.cell import cell_svg
 from advnas.report.console import Progress, Rounds, table
 from advnas.report.curves import curves
-from advnas.report.front import columns, front, lines
 from advnas.run.folder import Logits, RunFolder, decisive
 from advnas.run.watch import Watch
 from advnas.search import search
@@ -133,10 +133,7 @@ class Search:
             search(self.task, self.state, watch)
         arch, seconds = self.state.history[-1]["arch"], self.state.history[-1]["seconds"]
         if len(self.limits) > 1:
-            pool = self._pool(console)
-            self._halve(pool, folder, console)
-            self._write_front(folder, pool, console)
-            arch, seconds = pool.found()[-1]["arch"], seconds + pool.seconds
+            arch, seconds = self._front(folder, console)
         elif self.config.halving_cells:
             halving = Halving(self.state, self.task)
             console.print(f"comparing the best cell with {len(halving.archs) - 1} neighbours")
@@ -145,15 +142,29 @@ class Search:
         self._finish(folder, arch, seconds, console)
         return folder.path
 
-    def _pool(self, console: Console) -> Pool:
-        """The cells that are compared for the front."""
-        with Rounds("measuring operations", PATHS, console) as rounds:
-            effects = main_effects(self.task, self.state, rounds.advance)
-        cells = entrants(self.task, self.limits, -effects)
-        console.print(f"comparing {len(cells)} cells for {len(self.limits)} limits: {', '.join(map(str, self.limits))}")
-        return Pool(self.state, self.task, cells, self.limits)
+    def _front(self, folder: RunFolder, console: Console) -> tuple[str, float]:
+        """A cell for each limit; the one of the largest, and the seconds of the search."""
+        console.print(f"{len(self.limits)} limits: {', '.join(map(str, self.limits))}")
+        with Rounds("measuring operations", front.PATHS, console) as rounds:
+            effects = front.main_effects(self.task, self.state, rounds.advance)
+        field = front.Field(self.task, self.limits, effects, self.config.seed)
+        seconds = self.state.seconds
+        for wave in range(len(front.ENTRANTS)):
+            cells = field.entrants(wave)
+            if not len(cells):
+                break
+            console.print(f"scouting {len(cells)} cells")
+            scouts = front.Scouts(self.state, self.task, cells, wave)
+            self._halve(scouts, folder, console)
+            field.losses |= {tuple(cells[place].tolist()): loss for place, loss in scouts.losses.items()}
+            seconds += scouts.seconds
+        pool = front.Pool(self.state, self.task, *field.finalists())
+        console.print(f"comparing {len(pool.archs)} cells")
+        self._halve(pool, folder, console)
+        self._write_front(folder, pool, console)
+        return pool.found()[-1]["arch"], seconds + pool.seconds
 
-    def _write_front(self, folder: RunFolder, pool: Pool, console: Console) -> None:
+    def _write_front(self, folder: RunFolder, pool: front.Pool, console: Console) -> None:
         kind, space = self.limits[0].kind, self.task.space
         rows = []
         for limit, found in zip(self.limits, pool.found(), strict=True):
@@ -161,8 +172,8 @@ class Search:
         rows = self._looked_up(rows)
         folder.write_front(rows)
         shown = {"valid_loss": ".3f", **{name: ".2f" for name in space.columns[:1] if self.table}}
-        draw(folder, "front.svg", lambda: front(rows, kind, *space.columns[:1]), console)
-        console.print(table("the front", columns(kind, shown), lines(rows, kind, shown)))
+        draw(folder, "front.svg", lambda: report.front(rows, kind, *space.columns[:1]), console)
+        console.print(table("the front", report.columns(kind, shown), report.lines(rows, kind, shown)))
 
     def _halve(self, halving: Halving, folder: RunFolder, console: Console) -> None:
         if folder.checkpoint(halving.kind).exists():
