@@ -172,6 +172,16 @@ def test_a_limit_that_only_the_cheapest_path_keeps():
     assert budget.best_path(est).tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e9])
+@pytest.mark.parametrize("difference", [0.0, 1.0])
+def test_what_all_paths_cost_does_not_matter(offset, difference):
+    cost = PathCost([[offset, offset + difference]] * 3, constant=offset)
+    est = advnas_ext.AdvantageEstimator(3, 2)
+    Budget(cost, 4 * offset + difference).project(est)
+    assert est.logits.isfinite().all()
+    assert est.probabilities()[:, 1].tolist() == pytest.approx([1 / 3 if difference else 1 / 2] * 3, abs=2e-3)
+
+
 def test_the_search_of_a_model_of_your_own():
     """The wider layer is the better one, and one of two may be wide."""
 

@@ -193,12 +193,13 @@ class Budget:
 
     @property
     def _tolerance(self) -> float:
-        """Float32 knows probabilities to about 1e-7."""
-        return 1e-6 * (self.cost.costs.amax(1) - self.cost.costs.amin(1)).sum().item()
+        """What logits in float32 can tell, and for costs that hardly differ what a double can."""
+        largest = self.cost.costs.abs().amax(1).sum().item()
+        return 1e-6 * (self.cost.costs.amax(1) - self.cost.costs.amin(1)).sum().item() + 1e-12 * largest
 
     def _excess(self, logits: Tensor, estimator: Estimator) -> Tensor:
         """Of logits [..., num_edges, num_ops] over the limit: [...]."""
-        return self.cost.expected(estimator.policy(logits).double()) - self.limit
+        return self.cost.expected(estimator.policy(logits.double())) - self.limit
 
     def _require_fit(self, estimator: Estimator) -> None:
         if self.cost.sizes != estimator.sizes:
