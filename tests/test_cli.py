@@ -11,8 +11,9 @@ import docstring_parser
 import pytest
 import yaml
 
-from advnas import cli, lookup
+from advnas import cli, front, lookup
 from advnas.data.images import DATA
+from advnas.report.numbers import written
 from advnas.run import search as run
 from advnas.tasks import TASKS
 from advnas_ext import ESTIMATORS
@@ -143,6 +144,30 @@ def test_a_smaller_space_and_a_smaller_supernet(advnas, tmp_path):
     }
 
 
+def test_a_search_within_a_limit(advnas, tmp_path):
+    flags = ["--halving-cells=1", "--halving-steps=1"]
+    code, out, err = advnas("search", *TINY, *flags, "--max-flops=2M", "--out=run")
+    assert (code, err) == (0, "")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["flops"] <= 2e6
+    assert re.search(rf"^flops +{written(result['flops'], 'flops')}$", out, re.M)
+    assert settings_of(tmp_path / "run")["max_flops"] == ["2M"]
+
+
+def test_a_front(advnas, tmp_path, monkeypatch):
+    monkeypatch.setattr(front, "PATHS", 40)
+    monkeypatch.setattr(front, "ENTRANTS", (2, 1))
+    (tmp_path / "my.yaml").write_text("max_params: 150k\n")
+    flags = ["--config=my.yaml", "--front", "--halving-cells=1", "--halving-steps=1"]
+    code, out, err = advnas("search", *TINY, *flags, "--out=run")
+    assert (code, err) == (0, "")
+    rows = read(tmp_path / "run" / "front.csv")
+    assert len(rows) > 2
+    assert all(float(row["params"]) <= float(row["limit"]) <= 150e3 for row in rows)
+    assert all(row["arch"] in out for row in rows)
+    assert re.search(r"│ +150k │", out)
+
+
 @pytest.mark.parametrize(
     "args, message",
     [
@@ -178,6 +203,17 @@ def test_a_smaller_space_and_a_smaller_supernet(advnas, tmp_path):
         (["search", "--reduction", "heavy"], "reduction: must be one of residual, light, got 'heavy'"),
         (["search", "--without", "noise"], "without: must be operations among none, skip_connect"),
         (["search", "--image-size", "0"], "image_size: Input should be greater than or equal to 1, got 0"),
+        (
+            ["search", "--max-flops", "60 apples"],
+            "max_flops: must be a number above 0, with k, K, M, G or nothing behind it",
+        ),
+        (["search", "--max-flops", "1k"], "max_flops: must be at least that of the cheapest cell, 468.6k, got 1k"),
+        (["search", "--max-latency", "15ms"], "max_latency: needs latencies, a file with measured ones"),
+        (["search", "--max-latency", "1s", "--latencies", "none.csv"], "none.csv: no such file of latencies"),
+        (
+            ["search", "--max-latency", "1s", "--latencies", "table.csv"],
+            "table.csv: must have the columns edge, op, latency_s",
+        ),
         (["lab"], "choose a measurement: advnas analysis signal or advnas analysis rank"),
         (["query"], "FILE"),
         (["query", "table.csv"], "give one of --arch and --top"),

@@ -57,13 +57,12 @@ def halving_of(state, loss_of, monkeypatch):
 
 def test_neighbours_differ_on_one_edge():
     ops = torch.tensor([3, 1, 2, 0, 1, 3])
-    found = list(halving.neighbours(ops, 4))
-    cells = torch.stack([cell for _, _, cell in found])
-    assert cells.shape == (6 * 3, 6)
-    assert ((cells != ops).sum(1) == 1).all()
+    cells = halving.neighbourhood(ops, 4)
+    assert cells.shape == (1 + 6 * 3, 6)
+    assert torch.equal(cells[0], ops)
+    assert ((cells[1:] != ops).sum(1) == 1).all()
     assert len(cells.unique(dim=0)) == len(cells)
     assert set(cells.flatten().tolist()) == {0, 1, 2, 3}
-    assert all(cell[edge] == op != ops[edge] for edge, op, cell in found)
 
 
 def run_halving(comparison, task, monkeypatch):
@@ -121,7 +120,7 @@ def test_a_neighbour_that_promises_little_does_not_join(searched, monkeypatch):
     searched.best = [torch.tensor([1, 0, 0, 0, 0, 0])]
     comparison, _ = halving_of(searched, lambda ops: values[torch.arange(6), ops].sum().item(), monkeypatch)
     joined = []
-    while comparison.join_neighbours(halving.compare(searched.task, comparison)):
+    while comparison.join(halving.compare(searched.task, comparison)):
         joined.append(len(comparison.cells) - 19)
     assert joined == [4, 5]
     # The best one is all 0. A change to 1 promises what the ninth best does not reach, a change to 2 no more than that.

@@ -28,7 +28,7 @@ from advnas.config import (
 )
 from advnas.lookup import query, table
 from advnas.report.console import Rounds, console, facts, print_table
-from advnas.report.numbers import duration, interval
+from advnas.report.numbers import SUFFIXES, duration, interval, written
 from advnas.run.folder import RunFolder, task_named_in, write_csv
 from advnas.run.watch import Interrupted
 from advnas.spaces import SPACES
@@ -169,6 +169,7 @@ def search(args: Sequence[str]) -> None:
     facts(
         {
             "cell": result["arch"],
+            **{name: written(result[name], name) for name in SUFFIXES if name in result},
             **looked_up,
             "search time": duration(result["seconds"]),
             "run folder": str(folder),

@@ -14,10 +14,11 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 import yaml
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 from typing_extensions import Self
 
+from advnas.report.numbers import quantity
 from advnas.spaces import SPACES
 from advnas_ext import ESTIMATORS
 
@@ -49,9 +50,25 @@ def expanded(path: Path | None) -> Path | None:
     return None if path is None else path.expanduser()
 
 
+def several(value: object) -> object:
+    """One value of a YAML file stands for itself, and numbers for their texts."""
+    values = value if isinstance(value, (list, tuple)) else (value,)
+    return tuple(str(each) if isinstance(each, (int, float)) else each for each in values)
+
+
+def quantities(kind: str) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
+    def check(texts: tuple[str, ...]) -> tuple[str, ...]:
+        for text in texts:
+            quantity(text, kind)
+        return texts
+
+    return check
+
+
 # Settings of files that were written before these had other names.
 RENAMED = {"judge_cells": "halving_cells", "judge_steps": "halving_steps"}
 
+LIMITS = tyro.conf.arg(metavar="LIMIT ...")
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -70,6 +87,8 @@ OutFolder = Annotated[Path | None, AfterValidator(expanded), tyro.conf.arg(metav
 OptionalCount = Annotated[Count | None, tyro.conf.arg(metavar="INT")]
 EstimatorSettings = Annotated[dict[str, int | float | bool | str | None], tyro.conf.arg(metavar="NAME VALUE ...")]
 Name = Annotated[str, Field(min_length=1)]
+CountLimits = Annotated[tuple[str, ...], BeforeValidator(several), AfterValidator(quantities("flops")), LIMITS]
+TimeLimits = Annotated[tuple[str, ...], BeforeValidator(several), AfterValidator(quantities("latency")), LIMITS]
 Device = Annotated[str | None, tyro.conf.arg(metavar="cpu|cuda|cuda:N")]
 
 
@@ -197,9 +216,19 @@ class SearchConfig(Settings):
     valid_batches: Count
     """Held-out batches on which the current best cell is measured after each epoch."""
     halving_cells: Index = 0
-    """Cells a stage of networks that are trained at the end, to compare the best cell with all that differ on one edge; 0: none."""
+    """Cells a stage of networks that are trained at the end, to compare the best cell with its neighbours; 0: none."""
     halving_steps: Count = 150
     """Steps before the first comparison there. Each comparison leaves half of the cells, with twice the steps behind them."""
+    max_flops: CountLimits = ()
+    """Most multiply-adds of the network that is trained afterwards, such as 60M. Several: a cell for each, as with --front."""
+    max_params: CountLimits = ()
+    """Most parameters of that network, such as 500k; one or several."""
+    max_latency: TimeLimits = ()
+    """Longest latency by the file of --latencies, such as 15ms; one or several."""
+    latencies: OptionalFile = None
+    """Measured latencies in seconds, CSV: columns edge, op, latency_s, or arch_str, latency_s for whole cells (docs/budgets.md)."""
+    front: bool = False
+    """A cell for each of five limits up to the one that is given (of FLOPs if none is): all from one supernet."""
     table: OptionalFile = None
     """Table of the space's cells (CSV or Parquet): looks up the current best cell after each epoch. It never steers."""
     tensorboard: bool = False
@@ -214,6 +243,10 @@ class SearchConfig(Settings):
     """Automatic mixed precision on a GPU; None: float32 throughout."""
     out: OutFolder = None
     """Run folder to make; None: a new one, runs/DATA-ESTIMATOR-seedSEED."""
+
+    def limits(self, kind: str) -> list[float]:
+        """Of one kind of cost: flops, params or latency."""
+        return [quantity(text, kind) for text in getattr(self, f"max_{kind}")]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,14 +9,13 @@ Talwalkar, AISTATS 2016): each comparison on held-out data leaves the better hal
 The neighbourhood moves. Where another cell than the first one wins a comparison, the most promising of its own neighbours join,
 from the first step on, if they would be in the better half were it that the effects of changes add up:
 
-    promise(best with k on edge e) = loss(best) + effect[e, k] - effect[e, best_e]
+    promise(cell) = loss(best) + sum_e effect[e, cell_e] - effect[e, best_e]
     effect[e, k] = loss(first cell with k on edge e) - loss(first cell), in the first comparison
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from advnas.config import SearchConfig
+from advnas.limits import Limit
 from advnas.run.watch import Watch
 from advnas.state import SearchState, sgd
 from advnas.tasks.base import Task
@@ -33,22 +33,22 @@ from advnas_ext import Path
 JOINING = 4  # cells at a time
 
 
-def halve(task: Task, state: Halving, watch: Watch) -> None:
-    """Train, compare and halve until one cell is left, from wherever ``state`` is.
+def halve(task: Task, state: Contest, watch: Watch) -> None:
+    """Train, compare and leave the better ones until it is finished, from wherever ``state`` is.
 
     Raises:
         FloatingPointError: a loss is not finite.
         advnas.run.watch.Interrupted: someone asked to stop; the state is saved.
     """
-    while len(state.left) > 1:
+    while not state.finished:
         train(task, state, watch)
         losses = compare(task, state)
-        if not state.join_neighbours(losses):
-            state.keep_better_half(losses)
+        if not state.join(losses):
+            state.keep_better(losses)
             watch.after_epoch()
 
 
-def train(task: Task, state: Halving, watch: Watch) -> None:
+def train(task: Task, state: Contest, watch: Watch) -> None:
     """Every cell that is left, up to the steps of the round."""
     for place in state.left:
         contestant = state.contestants[place]
@@ -59,20 +59,32 @@ def train(task: Task, state: Halving, watch: Watch) -> None:
             watch.after_step()
 
 
-def compare(task: Task, state: Halving) -> dict[int, float]:
+def compare(task: Task, state: Contest) -> dict[int, float]:
     """The loss of every cell that is left, on the same held-out data."""
     batches = state.config.valid_batches
     return {place: state.contestants[place].loss(task, state.held_out(batches)) for place in state.left}
 
 
-def neighbours(ops: Tensor, num_ops: int) -> Iterator[tuple[int, int, Tensor]]:
-    """Edge, operation and cell (int64 [num_edges]) of all cells that differ from ``ops`` on one edge."""
+def neighbourhood(ops: Tensor, num_ops: int, limit: Limit | None = None) -> Tensor:
+    """A cell (int64 [num_edges]) and all that differ from it on one edge: [1 + num_edges * (num_ops - 1), num_edges].
+
+    With a limit: those within it, and besides them those in which two edges have changed places, for a change of one edge alone may
+    cost too much wherever it leads.
+    """
+    cells = [ops]
     for edge in range(len(ops)):
         for op in range(num_ops):
             if op != ops[edge]:
-                cell = ops.clone()
-                cell[edge] = op
-                yield edge, op, cell
+                cells.append(ops.clone())
+                cells[-1][edge] = op
+    if limit is None:
+        return torch.stack(cells)
+    for first, second in itertools.combinations(range(len(ops)), 2):
+        if ops[first] != ops[second]:
+            cells.append(ops.clone())
+            cells[-1][[first, second]] = ops[[second, first]]
+    found = torch.stack(cells)
+    return found[limit.allows(found)]
 
 
 class Contestant:
@@ -125,75 +137,66 @@ class Contestant:
             getattr(self, name).load_state_dict(state["parts"][name])
 
 
-class Halving(Training):
-    """The cells that are compared.
+class Contest(Training):
+    """Cells that are trained and compared, round by round.
 
     Attributes:
-        cells: int64 [num_edges] each, the best one of the search first.
+        cells: int64 [num_edges] each.
         contestants: by places in ``cells``, of those that are left.
         left: places in ``cells`` that are still in, best first.
-        effects: [num_edges, num_ops], what one change to the first cell did to its loss in the first comparison; None before it.
-        epoch: how often half of them have gone.
+        epoch: rounds that are over.
     """
 
     kind = "halving"
     unit = "comparison"
     parts = ()
-    values = (*Training.values, "cells", "left", "effects")
+    values = (*Training.values, "cells", "left")
 
-    def __init__(self, search: SearchState, task: Task) -> None:
+    def __init__(self, search: SearchState, task: Task, cells: Tensor) -> None:
         self.config, self.task, self.search, self.held_out = search.config, task, search, search.held_out
-        best, self.num_ops = search.best[0], len(search.ops)
-        self.cells = [best, *(cell for _, _, cell in neighbours(best, self.num_ops))]
-        self.size = len(self.cells)
-        steps = [self.config.halving_steps << done for done in range(self.rounds)]
-        more = [steps[0], *(after - before for before, after in itertools.pairwise(steps))]
-        super().__init__(total_work=sum((self.size >> done) * count for done, count in enumerate(more)))
-        self.total_steps = steps[-1]
+        self.cells = list(cells)
+        self.size = len(cells)
+        steps = [0, *(self.steps_after(round) for round in range(self.rounds))]
+        more = [after - before for before, after in itertools.pairwise(steps)]
+        super().__init__(total_work=sum(max(1, self.size >> done) * count for done, count in enumerate(more)))
         self.left = list(range(self.size))
         self.contestants = {place: self._contestant(place) for place in self.left}
-        self.effects: Tensor | None = None
+
+    @property
+    def finished(self) -> bool:
+        return len(self.left) == 1
 
     @property
     def rounds(self) -> int:
-        """Comparisons until one cell is left, where none join."""
+        """Comparisons until one cell is left."""
         return self.size.bit_length() - 1
 
     @property
     def steps(self) -> int:
-        """Each contestant's at the next comparison."""
-        return self.config.halving_steps << self.epoch
+        """Of each contestant at the next comparison."""
+        return self.steps_after(self.epoch)
+
+    def steps_after(self, round: int) -> int:
+        """Of each contestant at the comparison of a round: twice as many as in the one before."""
+        return self.config.halving_steps << round
+
+    @property
+    def archs(self) -> list[str]:
+        """The cells' strings."""
+        return [self.search.arch(ops) for ops in self.cells]
 
     @property
     def found(self) -> str:
         """The string of the best cell."""
         return self.search.arch(self.cells[self.left[0]])
 
-    def join_neighbours(self, losses: dict[int, float]) -> bool:
-        """Take in the most promising new neighbours of the best cell; whether there were any."""
-        ranked = sorted(losses, key=lambda place: losses[place])
-        if self.effects is None:
-            self.effects = self._effects(losses)
-        best, least, bar = self.cells[ranked[0]], losses[ranked[0]], losses[ranked[self._better_half() - 1]]
-        known = {tuple(cell.tolist()) for cell in self.cells}
-        promises = [
-            (least + float(self.effects[edge, op] - self.effects[edge, best[edge]]), cell)
-            for edge, op, cell in neighbours(best, self.num_ops)
-            if tuple(cell.tolist()) not in known
-        ]
-        promising = sorted((each for each in promises if each[0] < bar), key=lambda each: each[0])[:JOINING]
-        first = len(self.cells)
-        self.cells += [cell for _, cell in promising]
-        joined = range(first, len(self.cells))
-        self.left += joined
-        self.contestants |= {place: self._contestant(place) for place in joined}
-        self.total_work += len(joined) * self.steps
-        return bool(joined)
+    def join(self, losses: dict[int, float]) -> bool:
+        """Take in further cells before this comparison counts; whether there were any."""
+        return False
 
-    def keep_better_half(self, losses: dict[int, float]) -> None:
+    def keep_better(self, losses: dict[int, float]) -> None:
+        """End the round."""
         ranked = sorted(self.left, key=lambda place: losses[place])
-        self.left = ranked[: self._better_half()]
-        self.contestants = {place: self.contestants[place] for place in self.left}
         self.epoch += 1
         self.step = 0
         self.history.append(
@@ -202,9 +205,15 @@ class Halving(Training):
                 "seconds": round(self.seconds, 3),
                 "cells": len(ranked),
                 "valid_loss": losses[ranked[0]],
-                "arch": self.found,
+                "arch": self.search.arch(self.cells[ranked[0]]),
             }
         )
+        self.left = self.staying(ranked, losses)
+        self.contestants = {place: self.contestants[place] for place in self.left}
+
+    def staying(self, ranked: list[int], losses: dict[int, float]) -> list[int]:
+        """Those that are in the next round, best first."""
+        return ranked[: self.size >> self.epoch]
 
     def state_dict(self) -> dict[str, Any]:
         saved = {place: contestant.state_dict() for place, contestant in self.contestants.items()}
@@ -225,16 +234,55 @@ class Halving(Training):
         for place, saved in state["contestants"].items():
             self.contestants[place].load_state_dict(saved)
 
-    def _better_half(self) -> int:
-        """Cells that the next comparison leaves."""
-        return self.size >> self.epoch + 1
+    def _contestant(self, place: int) -> Contestant:
+        cell, last = self.cells[place], self.config.halving_steps << (self.rounds - 1)
+        return Contestant(self.task, self.config, cell, self.search.arch(cell), last)
+
+
+class Halving(Contest):
+    """The best cell of the search and its neighbours, which move.
+
+    Attributes:
+        effects: float64 [num_edges, num_ops], what one change to the first cell did to its loss in the first comparison, 0 where it
+            was not tried; None before it.
+    """
+
+    values = (*Contest.values, "effects")
+
+    def __init__(self, search: SearchState, task: Task) -> None:
+        super().__init__(search, task, neighbourhood(search.best[0], len(search.ops), search.limit))
+        self.effects: Tensor | None = None
+
+    def join(self, losses: dict[int, float]) -> bool:
+        """Take in the most promising new neighbours of the best cell; whether there were any."""
+        if self.effects is None:
+            self.effects = self._effects(losses)
+        ranked = sorted(losses, key=lambda place: losses[place])
+        best, least = self.cells[ranked[0]], losses[ranked[0]]
+        bar = losses[ranked[(self.size >> self.epoch + 1) - 1]]
+        known = {tuple(cell.tolist()) for cell in self.cells}
+        promises = [
+            (least + self._sum_of_effects(cell) - self._sum_of_effects(best), cell)
+            for cell in neighbourhood(best, len(self.search.ops), self.search.limit)
+            if tuple(cell.tolist()) not in known
+        ]
+        promising = sorted((each for each in promises if each[0] < bar), key=lambda each: each[0])[:JOINING]
+        joined = range(len(self.cells), len(self.cells) + len(promising))
+        self.cells += [cell for _, cell in promising]
+        self.left += joined
+        self.contestants |= {place: self._contestant(place) for place in joined}
+        self.total_work += len(joined) * self.steps
+        return bool(joined)
 
     def _effects(self, losses: dict[int, float]) -> Tensor:
-        effects = torch.zeros(len(self.cells[0]), self.num_ops, dtype=torch.float64)
-        for place, (edge, op, _) in enumerate(neighbours(self.cells[0], self.num_ops), start=1):
-            effects[edge, op] = losses[place] - losses[0]
+        effects = torch.zeros(len(self.cells[0]), len(self.search.ops), dtype=torch.float64)
+        for place, loss in losses.items():
+            changed = (self.cells[place] != self.cells[0]).nonzero()
+            if len(changed) == 1:
+                edge = changed.item()
+                effects[edge, self.cells[place][edge]] = loss - losses[0]
         return effects
 
-    def _contestant(self, place: int) -> Contestant:
-        cell = self.cells[place]
-        return Contestant(self.task, self.config, cell, self.search.arch(cell), self.total_steps)
+    def _sum_of_effects(self, ops: Tensor) -> float:
+        assert self.effects is not None
+        return self.effects.gather(1, ops[:, None]).sum().item()

@@ -58,12 +58,15 @@ def weight_step(task: Task, state: SearchState) -> None:
 def architecture_step(task: Task, state: SearchState) -> None:
     """A step of the logits, on a batch of their stream. Gradients of the weights are not computed."""
     path = estimate(task, state.network, state.estimator, next(state.arch_batches), state.path_generator)
+    if state.limit is not None:
+        state.limit.budget.project_grad(state.estimator)
     if state.config.arch_grad_clip is not None:
         clip_grad_norm_(state.estimator.logits, state.config.arch_grad_clip)
     state.arch_optimizer.step()
     state.arch_schedule.step()
     state.arch_optimizer.zero_grad()
     state.estimator.after_step(path)
+    state.keep_within_limit()
     state.work += 1
 
 

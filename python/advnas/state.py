@@ -11,15 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from advnas.config import SearchConfig
+from advnas.limits import Limit
 from advnas.tasks.base import Scores, Task
 from advnas.training import Training, check_finite, endless, generators, seeded
 from advnas_ext import ESTIMATORS, Estimator, Path
 
 DRAWN = 10  # cells that a search without learning measures after an epoch
+TRIES = 50  # for each of them, where there is a limit
+LEAST_LOG = -1e4  # stands for the logarithm of 0
 
 
 class SearchState(Training):
-    """Made from the settings and the task of a search.
+    """Made from the settings and the task of a search, and the limit on what cells may cost, if there is one.
 
     Raises:
         ValueError: ``config.estimator_settings`` are not settings of the estimator.
@@ -40,7 +43,9 @@ class SearchState(Training):
     )
     values = (*Training.values, "logits", "best", "path_generator")
 
-    def __init__(self, config: SearchConfig, task: Task) -> None:
+    def __init__(self, config: SearchConfig, task: Task, limit: Limit | None = None) -> None:
+        self.limit = limit
+        self.arch = task.arch
         self.config = config
         self.space, self.ops, self.shown = task.space, task.ops, task.shown
         init, self.path_generator, weight_order, arch_order, held_out_order, noise = generators(config.seed, 6)
@@ -65,6 +70,7 @@ class SearchState(Training):
         self.scaler = task.placement.scaler()
         self.estimator = self._estimator(estimator, planned_logits)
         self.estimator.logits.data.normal_(0, config.arch_init, generator=noise)
+        self.keep_within_limit()
         self.arch_optimizer = torch.optim.Adam(
             [self.estimator.logits], config.arch_lr, config.arch_betas, weight_decay=config.arch_weight_decay
         )
@@ -104,15 +110,26 @@ class SearchState(Training):
     def uniform_ops(self) -> Tensor:
         return torch.randint(len(self.ops), (self.space.num_edges,), generator=self.path_generator)
 
-    def arch(self, ops: Tensor) -> str:
-        """The string of a cell, given by places in ``ops``."""
-        return self.space.format(torch.tensor([self.space.ops.index(self.ops[op]) for op in ops.tolist()]))
-
     def candidates(self) -> list[Tensor]:
         """Cells among which the best one is: the estimator's, or where it learns nothing the last best one and new ones."""
-        if self.estimator.learns:
+        if not self.estimator.learns:
+            return [*self.best, *self._drawn()]
+        if self.limit is None:
             return [self.estimator.argmax()]
-        return [*self.best, *(self.uniform_ops() for _ in range(DRAWN))]
+        return list(self.limit.best(self.estimator.probabilities().double().log().clamp(min=LEAST_LOG)))
+
+    def keep_within_limit(self) -> None:
+        """What an architecture step does to the logits where there is a limit, after the optimizer."""
+        if self.limit is not None and self.estimator.learns:
+            self.limit.budget.project(self.estimator)
+
+    def _drawn(self) -> list[Tensor]:
+        """Cells within the limit, the cheapest one among them where it is tight."""
+        if self.limit is None:
+            return [self.uniform_ops() for _ in range(DRAWN)]
+        drawn = torch.stack([self.uniform_ops() for _ in range(TRIES * DRAWN)])
+        within = drawn[self.limit.allows(drawn)][:DRAWN]
+        return list(within) if len(within) else list(self.limit.best(-self.limit.costs.path.costs))
 
     def finish_epoch(self, ops: Tensor, metrics: dict[str, float]) -> None:
         train_loss = self.scores.means()["loss"]

@@ -4,6 +4,7 @@ Needs torch only. See the README for the drop-in example.
 """
 
 from advnas_ext import _load  # first: says why the compiled part cannot be loaded, where it cannot
+from advnas_ext.budget import Budget, PathCost
 from advnas_ext.cell import OnePathCell
 from advnas_ext.choice import OnePathChoice
 from advnas_ext.estimators import (
@@ -24,6 +25,7 @@ from advnas_ext.estimators import (
 )
 from advnas_ext.explain import explain
 from advnas_ext.gate import gate
+from advnas_ext.knapsack import best_paths
 from advnas_ext.operations import NAS_BENCH_201
 from advnas_ext.path import Path
 from advnas_ext.recurrent import DartsRecurrentCell, OnePathRecurrentCell
@@ -35,6 +37,7 @@ __all__ = [
     "ESTIMATORS",
     "NAS_BENCH_201",
     "AdvantageEstimator",
+    "Budget",
     "CriticEstimator",
     "DartsEstimator",
     "DartsRecurrentCell",
@@ -46,6 +49,7 @@ __all__ = [
     "OnePathRecurrentCell",
     "ParsecEstimator",
     "Path",
+    "PathCost",
     "ProxylessEstimator",
     "RandomEstimator",
     "ReinforceEstimator",
@@ -53,6 +57,7 @@ __all__ = [
     "Search",
     "SnasEstimator",
     "SwapEstimator",
+    "best_paths",
     "explain",
     "gate",
 ]

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from advnas_ext.budget import Budget
 from advnas_ext.choice import Current, OnePathChoice
 from advnas_ext.estimators import AdvantageEstimator, Estimator
 from advnas_ext.path import Path
@@ -40,6 +41,8 @@ class Search:
         model: holds at least one choice of two candidates or more. Choices of one name are one decision; a choice without a name
             gets that of its module.
         estimator: class of the estimator.
+        budget: limit on what a path costs, such as ``Budget(PathCost({"block1": [2e6, 9e6], ...}), 60e6)``: the logits stay within
+            it, and so does what :meth:`export` and :meth:`fix` give.
         group: processes of ``torch.distributed`` that train the model on parts of a batch each: they follow one path, and their
             advantages and losses are averaged.
         settings: further arguments of the estimator, such as ``total_steps``.
@@ -51,8 +54,8 @@ class Search:
         choices: the choices of each decision, by its name, in the order of the edges.
 
     Raises:
-        ValueError: there is no choice; choices of one name differ in their number of candidates or in their zero operation; or the
-            estimator runs several candidates and a choice is among values.
+        ValueError: there is no choice; the budget's costs are not those of the choices; choices of one name differ in their number
+            of candidates or in their zero operation; or the estimator runs several candidates and a choice is among values.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Search:
         model: nn.Module,
         estimator: type[Estimator] = AdvantageEstimator,
         *,
+        budget: Budget | None = None,
         group: dist.ProcessGroup | None = None,
         **settings: Any,
     ) -> None:
@@ -78,6 +82,9 @@ class Search:
                 f"{', '.join(several)} are among values, of which one is possible at a time; take an estimator of one pick, such "
                 "as AdvantageEstimator"
             )
+        self.budget = None if budget is None else Budget(budget.cost.ordered(list(self.choices)), budget.limit)
+        if self.budget is not None:
+            self.budget.project(self.estimator)
         self._current = Current()
         for edge, (name, places) in enumerate(self.choices.items()):
             for choice in places:
@@ -151,14 +158,19 @@ class Search:
                     "its gate(): it would never learn; write y = choice.gate(f(x, choice.value))"
                 )
         self.estimator.assign_grad(path, loss, scale=scale, accumulate=accumulate, group=self.group)
+        if self.budget is not None:
+            self.budget.project_grad(self.estimator)
 
     def after_step(self) -> None:
         """See :meth:`advnas_ext.Estimator.after_step`: after the step of the logits' optimizer."""
         self.estimator.after_step(self._sampled("after_step"))
+        if self.budget is not None:
+            self.budget.project(self.estimator)
 
     def export(self) -> dict[str, int]:
-        """The most probable candidate of every decision, by its place."""
-        return dict(zip(self.choices, self.estimator.argmax().tolist(), strict=True))
+        """The most probable candidate of every decision, by its place; with a budget, those of the most probable path within it."""
+        found = self.estimator.argmax() if self.budget is None else self.budget.best_path(self.estimator)
+        return dict(zip(self.choices, found.tolist(), strict=True))
 
     def fix(self, places: dict[str, int] | None = None) -> nn.Module:
         """A copy of the model with candidates in place of the choices: plain PyTorch.

@@ -23,6 +23,41 @@ def interval(value: float, bounds: Sequence[float]) -> str:
     return f"{100 * value:.2f}% (95%: {100 * low:.2f} - {100 * high:.2f})"
 
 
+# What a number may end with, by what it counts; seconds for a latency.
+SUFFIXES: dict[str, dict[str, float]] = {
+    "flops": {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9},
+    "params": {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9},
+    "latency": {"": 1, "s": 1, "ms": 1e-3, "us": 1e-6},
+}
+
+
+def quantity(text: str, kind: str) -> float:
+    """The number of a text such as 60M, 1.5k, 15ms; see ``SUFFIXES``.
+
+    Raises:
+        ValueError: it is none above 0.
+    """
+    suffixes = SUFFIXES[kind]
+    number = text.rstrip("".join(suffixes))
+    try:
+        value = float(number) * suffixes[text[len(number) :]]
+    except (ValueError, KeyError):
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise ValueError(f"must be a number above 0, with {', '.join(s for s in suffixes if s)} or nothing behind it")
+    return value
+
+
+def written(value: float, kind: str) -> str:
+    """A number as :func:`quantity` reads it, in four digits."""
+    sizes = [(size, suffix) for suffix, size in SUFFIXES[kind].items() if suffix not in ("", "K")]
+    size, suffix = max(
+        (pair for pair in sizes if pair[0] <= value),
+        default=(1.0, "") if kind != "latency" else min(sizes),
+    )
+    return f"{value / size:.4g}{suffix}"
+
+
 def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return (

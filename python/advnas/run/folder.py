@@ -159,6 +159,14 @@ class RunFolder:
         """Write halving.csv, a row for each comparison."""
         write_csv(self / "halving.csv", rows)
 
+    def front(self) -> History:
+        """Rows of front.csv, numbers as numbers."""
+        return read_csv(self / "front.csv")
+
+    def write_front(self, rows: History) -> None:
+        """Write front.csv, a row for each limit."""
+        write_csv(self / "front.csv", rows)
+
     def result(self) -> dict[str, Any]:
         """What result.json holds.
 

@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from advnas import front
 from advnas.config import SearchConfig
-from advnas.halving import Halving, halve
+from advnas.halving import Contest, Halving, halve
+from advnas.limits import limits_of
+from advnas.report import front as report
 from advnas.report.cell import cell_svg
-from advnas.report.console import Progress
+from advnas.report.console import Progress, Rounds, table
 from advnas.report.curves import curves
 from advnas.run.folder import Logits, RunFolder, decisive
 from advnas.run.watch import Watch
@@ -34,6 +37,11 @@ NOT_OF_WARM_UP = (
     "valid_batches",
     "halving_cells",
     "halving_steps",
+    "max_flops",
+    "max_params",
+    "max_latency",
+    "latencies",
+    "front",
 )
 
 
@@ -95,7 +103,10 @@ class Search:
         self.table = None if config.table is None else Table.load_whole(config.table, self.task.space)
         device = str(self.task.placement.device)
         self.config = replace(config, threads=torch.get_num_threads(), device=device)
-        self.state = SearchState(self.config, self.task)
+        self.limits = limits_of(self.config, self.task)
+        if len(self.limits) > 1:  # a supernet for all of them: uniform paths, and nothing is learned about logits
+            self.config = replace(self.config, estimator="random", estimator_settings={})
+        self.state = SearchState(self.config, self.task, self.limits[0] if len(self.limits) == 1 else None)
 
     def decisive(self) -> dict[str, Any]:
         """What a checkpoint depends on."""
@@ -123,17 +134,52 @@ class Search:
         ) as watch:
             search(self.task, self.state, watch)
         arch, seconds = self.state.history[-1]["arch"], self.state.history[-1]["seconds"]
-        if self.config.halving_cells:
-            halving = self._halve(folder, console)
+        if len(self.limits) > 1:
+            arch, seconds = self._front(folder, console)
+        elif self.config.halving_cells:
+            halving = Halving(self.state, self.task)
+            console.print(f"comparing the best cell with {halving.size - 1} neighbours")
+            self._halve(halving, folder, console)
             arch, seconds = halving.found, seconds + halving.seconds
         self._finish(folder, arch, seconds, console)
         return folder.path
 
-    def _halve(self, folder: RunFolder, console: Console) -> Halving:
-        halving = Halving(self.state, self.task)
+    def _front(self, folder: RunFolder, console: Console) -> tuple[str, float]:
+        """A cell for each limit; the one of the largest, and the seconds of the search."""
+        console.print(f"{len(self.limits)} limits: {', '.join(map(str, self.limits))}")
+        with Rounds("measuring operations", front.PATHS, console) as rounds:
+            effects = front.main_effects(self.task, self.state, rounds.advance)
+        field = front.Field(self.task, self.limits, effects, self.config.seed)
+        seconds = self.state.seconds
+        for wave in range(len(front.ENTRANTS)):
+            cells = field.entrants(wave)
+            if not len(cells):
+                break
+            console.print(f"scouting {len(cells)} cells")
+            scouts = front.Scouts(self.state, self.task, cells, wave)
+            self._halve(scouts, folder, console)
+            field.losses |= {tuple(cells[place].tolist()): loss for place, loss in scouts.losses.items()}
+            seconds += scouts.seconds
+        pool = front.Pool(self.state, self.task, *field.finalists())
+        console.print(f"comparing {pool.size} cells")
+        self._halve(pool, folder, console)
+        self._write_front(folder, pool, console)
+        return pool.front()[-1]["arch"], seconds + pool.seconds
+
+    def _write_front(self, folder: RunFolder, pool: front.Pool, console: Console) -> None:
+        kind, space = self.limits[0].kind, self.task.space
+        rows = []
+        for limit, found in zip(self.limits, pool.front(), strict=True):
+            rows.append({"limit": limit.value, **self._costs(found["arch"]), **found})
+        rows = self._looked_up(rows)
+        folder.write_front(rows)
+        shown = {"valid_loss": ".3f", **{name: ".2f" for name in space.columns[:1] if self.table}}
+        draw(folder, "front.svg", lambda: report.front(rows, kind, *space.columns[:1]), console)
+        console.print(table("the front", report.columns(kind, shown), report.lines(rows, kind, shown)))
+
+    def _halve(self, halving: Contest, folder: RunFolder, console: Console) -> None:
         if folder.checkpoint(halving.kind).exists():
             halving.load_state_dict(folder.load(halving.kind, self.decisive()))
-        console.print(f"comparing the best cell with the {halving.size - 1} that differ from it on one edge")
         progress = Progress("comparing", halving.rounds, self._shown(), console)
 
         def record() -> Mapping[str, Any]:
@@ -143,7 +189,6 @@ class Search:
 
         with Watch(halving, progress, folder, self.decisive(), _go_on(folder), record) as watch:
             halve(self.task, halving, watch)
-        return halving
 
     def _shown(self) -> dict[str, str]:
         """Columns of the line for an epoch, with their formats."""
@@ -164,6 +209,10 @@ class Search:
         table = self.table
         return [{**row, **table.lookup(row["arch"])} for row in history] if table else history
 
+    def _costs(self, arch: str) -> dict[str, float]:
+        """What a cell costs, in the unit of the limits; nothing without them."""
+        return {limit.kind: limit.costs.of(self.task.places(arch)).item() for limit in self.limits[:1]}
+
     def _finish(self, folder: RunFolder, arch: str, seconds: float, console: Console) -> None:
         """Write the result and, when that is there, the figures."""
         folder.write_result(
@@ -173,6 +222,7 @@ class Search:
                 "seed": self.config.seed,
                 "seconds": round(seconds, 3),
                 "steps": self.config.epochs * self.state.steps_per_epoch,
+                **self._costs(arch),
                 "table": None if self.table is None else self.table.lookup(arch),
             }
         )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from advnas.config import RetrainConfig, SearchConfig
 from advnas.device import Placement
 from advnas.spaces import SPACES
-from advnas_ext import Path
+from advnas_ext import Path, PathCost
 
 
 class Stream(Protocol):
@@ -197,6 +197,28 @@ class Task(ABC):
     def metrics(self, scores: Scores) -> dict[str, float]:
         """From the means to the metrics that people read."""
         return scores.means()
+
+    def arch(self, ops: Tensor) -> str:
+        """The string of a cell, given by places in ``ops``."""
+        return self.space.format(torch.tensor([self.space.ops.index(self.ops[op]) for op in ops.tolist()]))
+
+    def places(self, arch: str) -> Tensor:
+        """The inverse of :meth:`arch`, int64 [num_edges]."""
+        return torch.tensor([self.ops.index(self.space.ops[op]) for op in self.space.parse(arch).tolist()])
+
+    def identity(self, ops: Tensor) -> str:
+        """The same for cells that compute the same, as far as the space knows."""
+        names = [self.ops[op] for op in ops.tolist()]
+        same = list(self.space.identities.values())
+        return same[-1](names) if same else self.arch(ops)
+
+    def path_costs(self) -> dict[str, PathCost]:
+        """FLOPs and parameters of the networks that are trained after a search, by ``flops`` and ``params``.
+
+        Raises:
+            ValueError: the task has none.
+        """
+        raise ValueError(f"max_flops and max_params: the task {self.name} has no such costs; leave them out")
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint depends on beside the settings, such as the size of the data, in plain types."""

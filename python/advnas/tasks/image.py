@@ -32,7 +32,7 @@ from advnas.data.images import DATA, Batches, Evaluation, ImageData, load, split
 from advnas.networks.nasbench201 import REDUCTIONS
 from advnas.report.numbers import wilson
 from advnas.tasks.base import Recipe, Score, Task, fingerprint
-from advnas_ext import Path
+from advnas_ext import Path, PathCost
 
 Reduction = Annotated[str, AfterValidator(one_of(REDUCTIONS)), tyro.conf.arg(metavar="|".join(REDUCTIONS))]
 Data = Annotated[Name, AfterValidator(located(DATA)), tyro.conf.arg(metavar="|".join([*DATA, "FOLDER"]))]
@@ -179,6 +179,7 @@ class ImageTask(Task):
         images = load(config.data, config.data_dir) if images is None else images
         self.content = fingerprint(images.train.pixels, images.train.labels)
         if isinstance(config, ImageSearchConfig):
+            self.full_size = images.image_size
             images = images.resized(min(config.image_size or images.image_size, images.image_size))
             self.weight_index, self.arch_index = split_halves(images.train.labels, config.seed)
         self.images = images.to(self.placement.device)
@@ -204,6 +205,24 @@ class ImageTask(Task):
             output = network(x, path)
             loss = cross_entropy(output, y)
         return Score(loss, len(y), {"accuracy": (output.detach().argmax(1) == y).sum()})
+
+    def path_costs(self) -> dict[str, PathCost]:
+        """By retraining's defaults at the size of the data's images. All edges of a cell are alike, so that a network with one
+        operation on every edge tells what that operation costs."""
+        trained, images, edges = ImageRetrainConfig(), self.images, self.space.num_edges
+        shape = (1, images.in_channels, self.full_size, self.full_size)
+        sizes = trained.channels, trained.cells, images.in_channels, len(images.classes)
+        found = []
+        for op in self.ops:
+            with torch.device("meta"):
+                network = self.space.network(*sizes, ops=(op,), affine=True, track_running_stats=True)
+            found.append(cost(network.fix(torch.zeros(edges, dtype=torch.int64)), shape))
+        first = found[0]
+        costs = {
+            "flops": (first.flops, [(one.flops - first.flops) / edges for one in found]),
+            "params": (first.params, [(one.params - first.params) / edges for one in found]),
+        }
+        return {kind: PathCost([by_op] * edges, constant) for kind, (constant, by_op) in costs.items()}
 
     def facts(self) -> dict[str, Any]:
         return {"images": len(self.images.train), "classes": list(self.images.classes), "content": self.content}

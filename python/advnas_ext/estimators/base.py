@@ -224,6 +224,11 @@ class Estimator(nn.Module, ABC):
         """softmax(logits), [num_edges, num_ops]; 0 for padding."""
         return torch.softmax(self._known_logits(), 1)
 
+    def policy(self, logits: Tensor) -> Tensor:
+        """The probability of every operation on a path that :meth:`sample` draws with these logits, or its weight there where all
+        run: softmax(logits) for most. Both [..., num_edges, num_ops]."""
+        return torch.softmax(logits.masked_fill(self.padding, -math.inf), -1)
+
     def entropy(self) -> float:
         """Mean over the edges of the entropy of softmax(logits), in nats: for uniform logits that of log(operations)."""
         return torch.special.entr(self.probabilities()).sum(1).mean().item()

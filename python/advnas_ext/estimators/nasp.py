@@ -26,10 +26,14 @@ class NaspEstimator(Estimator):
     def picks(self) -> int:
         return self.num_ops
 
+    def policy(self, logits: Tensor) -> Tensor:
+        """One-hot: the gates. Equal logits share it."""
+        known = logits.masked_fill(self.padding, -torch.inf)
+        largest = (known == known.amax(-1, keepdim=True)).to(logits.dtype)
+        return largest / largest.sum(-1, keepdim=True)
+
     def _sample(self, generator: torch.Generator | None) -> Path:
-        logits = self._known_logits()
-        largest = (logits == logits.amax(1, keepdim=True)).to(self.logits.dtype)
-        picked = torch.multinomial(largest, 1, generator=generator)
+        picked = torch.multinomial(self.policy(self.logits), 1, generator=generator)
         gates = torch.zeros_like(self.logits).scatter_(1, picked, 1)
         return Path(self._all_ops(), gates.requires_grad_())
 
