@@ -1,15 +1,19 @@
 """What all adapters share; each has its own test in tests/peers."""
 
+import re
 import subprocess
 import sys
 import warnings
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from torch import nn
 
 from advnas.adapters import ADAPTERS, convert, versions
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_no_project_is_imported_unasked():
@@ -29,6 +33,15 @@ def test_adapters_exist(name):
     else:
         with pytest.raises(ImportError, match=rf'is not installed; pip install "advnas-ext\[{adapter}\]"'):
             import_module(module)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(versions.TRIED.keys() - {"xautodl"})
+)  # it asks for a numpy that no torch here takes
+def test_every_project_has_an_extra_and_an_environment(name):
+    assert re.search(rf"^{name} = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert re.search(rf"^PEERS := .*\b{name}\b", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert (ROOT / "tests" / "peers" / f"test_{name}.py").exists()
 
 
 def test_what_is_missing_is_named():

@@ -20,7 +20,7 @@ from advnas.networks.nasbench201 import LightReduction, Reduction, Stem
 from advnas_ext import OnePathCell, Path, native
 from advnas_ext.head import NormReluMean
 
-OPS = (*advnas_ext.NAS_BENCH_201, "max_pool_3x3", "sep_conv_3x3", "dil_conv_3x3")
+OPS = (*advnas_ext.NAS_BENCH_201, "max_pool_3x3", "sep_conv_3x3", "dil_conv_3x3", "dua_sepc_3x3")
 FULL = bool(os.environ.get("ADVNAS_FULL"))
 CASES = 2000 if FULL else 200
 # What PyTorch raises where a change makes no sense; NotImplementedError is a RuntimeError.

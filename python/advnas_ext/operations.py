@@ -151,6 +151,25 @@ class SeparableConv(Fused):
         return self.op(x)
 
 
+class DualSeparableConv(Fused):
+    """Two separable convolutions, as xautodl names their parts."""
+
+    def __init__(self, channels: int, kernel_size: int, affine: bool, track_running_stats: bool) -> None:
+        super().__init__()
+        self.op_a, self.op_b = (
+            SeparableConv(channels, kernel_size, 1, 1, affine, track_running_stats) for _ in range(2)
+        )
+
+    def obstacle(self) -> Obstacle:
+        return next(filter(None, map(native.operation_obstacle, (self.op_a, self.op_b))), None)
+
+    def steps(self) -> Sequence[Step]:
+        return (*self.op_a.steps(), *self.op_b.steps())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op_b(self.op_a(x))
+
+
 class Discarded(Fused):
     """Stands where a candidate was that a fixed architecture does not use."""
 
@@ -178,4 +197,9 @@ OPERATIONS: dict[str, Callable[[int, bool, bool], nn.Module]] = {
     "sep_conv_5x5": lambda channels, affine, track: SeparableConv(channels, 5, 1, 2, affine, track),
     "dil_conv_3x3": lambda channels, affine, track: SeparableConv(channels, 3, 2, 1, affine, track),
     "dil_conv_5x5": lambda channels, affine, track: SeparableConv(channels, 5, 2, 1, affine, track),
+    # xautodl's names and parts of the last four
+    "dua_sepc_3x3": lambda channels, affine, track: DualSeparableConv(channels, 3, affine, track),
+    "dua_sepc_5x5": lambda channels, affine, track: DualSeparableConv(channels, 5, affine, track),
+    "dil_sepc_3x3": lambda channels, affine, track: SeparableConv(channels, 3, 2, 1, affine, track),
+    "dil_sepc_5x5": lambda channels, affine, track: SeparableConv(channels, 5, 2, 1, affine, track),
 }

@@ -9,6 +9,7 @@ from comparison import counted
 from torch import nn
 
 pytest.importorskip("xautodl", reason="pip install --no-deps -r benchmarks/requirements.txt")
+from xautodl.models.cell_operations import SearchSpaceNames
 from xautodl.models.cell_searchs.genotypes import Structure
 from xautodl.models.cell_searchs.search_cells import NAS201SearchCell
 from xautodl.models.cell_searchs.search_model_darts import TinyNetworkDarts
@@ -29,9 +30,9 @@ STRUCTURE = Structure(
 )
 
 
-def network(kind, affine=False, track=True):
+def network(kind, affine=False, track=True, ops=NAS_BENCH_201):
     torch.manual_seed(0)
-    model = kind(8, 1, 4, 10, list(NAS_BENCH_201), affine, track).double()
+    model = kind(8, 1, 4, 10, list(ops), affine, track).double()
     for name, parameter in model.named_parameters():
         if "edges" in name:  # a ReLU's input of exactly 0 is nobody's
             nn.init.normal_(parameter, std=0.5)
@@ -81,6 +82,13 @@ def test_a_step_is_the_same(kind, affine):
     if kind == "random":
         model.random_genotype(True)
     assert_same(model)
+
+
+@pytest.mark.parametrize("affine", [False, True], ids=["plain", "affine"])
+def test_the_operations_of_darts(affine, monkeypatch):
+    calls = counted(monkeypatch, native, "_run")
+    assert_same(network(TinyNetworkDarts, affine, ops=SearchSpaceNames["darts"]))
+    assert len(calls) == 3
 
 
 @pytest.mark.parametrize("mode", ["urs", "select", "dynamic"])

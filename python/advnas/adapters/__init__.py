@@ -19,7 +19,7 @@ ADAPTERS = {
 def convert(model: nn.Module) -> nn.Module:
     """Let the supernet of another project run on the fused engine, or be searched by :class:`advnas_ext.Search`.
 
-    xautodl 1.0.0's supernets on NAS-Bench-201 (GDAS, SETN, ENAS, DARTS, random) stay the same objects, with their weights, names,
+    xautodl 1.0.0's supernets of such cells (GDAS, SETN, ENAS, DARTS, random) stay the same objects, with their weights, names,
     forward and training loop. A ModelSpace of NNI 3.0 becomes a supernet in place, whose decisions :class:`advnas_ext.Search`
     drives in a loop of your own; :class:`advnas.adapters.nni.AdvantageNas` is the same as a strategy of NNI.
 
