@@ -57,9 +57,8 @@ __device__ inline void finish_statistics(const NormForward& norm, const float* p
     norm.running_mean[c] += momentum * (mean + at_or(norm.bias, c, 0) - norm.running_mean[c]);
     norm.running_var[c] += momentum * (m2 / (count - 1) - norm.running_var[c]);
   }
-  if (norm.batches_tracked == nullptr) return;
-  __syncthreads();  // all have read it
-  if (threadIdx.x == 0) *norm.batches_tracked = batches;
+  // All have read it, before the sums.
+  if (threadIdx.x == 0 && norm.batches_tracked != nullptr) *norm.batches_tracked = batches;
 }
 
 // What the backward pass needs of one channel, from its two sums. Returns its part of the gate's gradient.
