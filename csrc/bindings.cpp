@@ -5,6 +5,7 @@
 #include <shim.h>
 #endif
 
+#include "cuda/conv3x3.h"
 #include "device.h"
 #include "entry_points.h"
 #include "kernels/batch_norm_math.h"
@@ -55,6 +56,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         py::arg("batches_tracked"), py::arg("use_running"), py::arg("eps"), py::arg("momentum"),
         py::call_guard<py::gil_scoped_release>());
   m.attr("cuda") = advnas::kHasDevice;
+#ifdef ADVNAS_DEVICE
+  m.def("uses_own_conv3x3", &advnas::cuda::uses_own_conv3x3);
+  m.def("use_own_conv3x3", &advnas::cuda::use_own_conv3x3, py::arg("own"));
+#endif
   m.attr("CUMULATIVE") = advnas::kCumulative;
   py::enum_<advnas::RecurrentOp>(m, "RecurrentOp", py::arithmetic(), py::module_local())
       .value("IDENTITY", advnas::kRecurrentIdentity)

@@ -47,6 +47,10 @@ def test_the_check_on_the_kernels(launches, steps, host, name):
         differences = steps.differences(host, dtype)
     assert {"node_forward_kernel", "forward_kernel", "gradient_kernel"} <= {launch.kernel for launch in found}
     steps.require_small(differences, dtype)
+    with launches.counted() as found:
+        own = steps.own_difference(host, dtype)
+    assert "conv3x3_weight_kernel" in {launch.kernel for launch in found}
+    assert 1e-6 < own < steps.TOLERANCES[torch.float16 if dtype == torch.float32 else dtype]
 
 
 def test_a_difference_ends_it(steps):
@@ -97,6 +101,8 @@ def test_what_the_short_run_times_is_predicted(steps):
     for run in steps.SHORT:
         for to_gates in (False, True):
             assert predict.key_of(run.case, run.precision, to_gates, "advnas_ext") in expected
+            if steps.OURS_OWN in run.names:
+                assert predict.key_of(run.case, run.precision, to_gates, steps.OURS_OWN) in expected
 
 
 def test_predictions_are_those_of_the_model(launches):
@@ -149,6 +155,8 @@ def test_bytes_of_kernels_are_those_of_the_model(launches):
     from benchmarks.cuda import predict
     from benchmarks.cuda.profile import sheet
 
+    own = predict.read_kernels("float32", True, own=True)
+    assert own == pytest.approx(predict.megabytes_of_kernels("float32", True, own=True), rel=1e-2, abs=0.1)
     written = predict.read_kernels("float32", True)
     assert written == pytest.approx(predict.megabytes_of_kernels("float32", True), rel=1e-2, abs=0.1)
     table = sheet({"node_forward_kernel": [50.0, 150.0], "cudnn": [200.0]}, 0.5, "step", written)

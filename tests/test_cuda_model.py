@@ -19,15 +19,17 @@ def side():
 
 @pytest.mark.parametrize("to_gates", [False, True], ids=["weight", "architecture"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("channels", [16, 3])
-def test_dry_steps_launch_what_steps_launch(launches, channels, dtype, to_gates):
+@pytest.mark.parametrize("channels, own", [(16, False), (16, True), (3, False)])
+def test_dry_steps_launch_what_steps_launch(launches, channels, own, dtype, to_gates):
     """Every launch with its grid, block, shared memory and bytes, and the operators of the library."""
     from benchmarks.cuda.operators import Operators
+    from benchmarks.cuda.own import WithOwnConv3x3
     from benchmarks.steps import sides
     from benchmarks.steps.work import Case
 
     network, batch = sides.make_network(Case(channels, 2, batch_size=3, image_size=8))
-    ours = sides.Ours(network.to(dtype), batch.to(dtype))
+    network = network.to(dtype)
+    ours = sides.Ours(WithOwnConv3x3(network) if own else network, batch.to(dtype))
     for ops in [*sides.make_paths(12, seed=3), torch.zeros(6, dtype=torch.int64)]:
         with launches.counted() as found, Operators() as operators:
             ours.step(ops, to_gates)
@@ -84,3 +86,34 @@ def test_bytes_and_flops_by_hand(launches, channels, size, dtype):
     assert gradient.flops == 2 * product.flops
     forwards = [launch for launch in found if launch.kernel == "node_forward_kernel"]
     assert [launch.moved for launch in forwards] == [2 * image + 2 * row], "z, scale, shift, and the output"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 32, 7, 9), (30, 16, 11, 10)], ids=str)
+def test_bytes_and_flops_of_our_own_3x3_convolution_by_hand(launches, shape, dtype):
+    """Both ways to input and weight, whose gradient the blocks of the larger one leave in parts."""
+    from benchmarks.cuda.own import own_conv3x3
+
+    from advnas_ext import OnePathCell, Path
+
+    channels, element = shape[1], dtype.itemsize
+    cell = OnePathCell(channels, num_nodes=2).to(dtype)
+    x = torch.randn(shape, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    with own_conv3x3():
+        found = launches.launched(lambda: cell(x, Path.from_ops([3])).backward(torch.ones_like(x)))
+    by_name = {launch.kernel: launch for launch in found}
+    image, row, taps = x.numel() * element, 4 * channels, 9 * channels**2
+    forward, to_input, to_weight = (by_name[f"conv3x3_{way}_kernel"] for way in ("forward", "input", "weight"))
+    assert forward.least == 2 * image + taps * element + 4 * row, "input, output, weight, and the rows of batch norm"
+    assert forward.moved == forward.least + 2 * 4 * forward.grid[0] * (1 + 2 * channels), "statistics of each block"
+    assert to_input.least == to_input.moved == 3 * image + taps * element + 3 * row, (
+        "gradient and z, dp, weight, coefficients"
+    )
+    assert {launch.flops for launch in (forward, to_input, to_weight)} == {2 * x.numel() * 9 * channels}
+    ranges = to_weight.grid[0]
+    assert (ranges > 1) == (shape[0] == 30) == ("conv3x3_sum_kernel" in by_name)
+    if ranges == 1:
+        assert to_weight.least == to_weight.moved == 3 * image + taps * element + 3 * row
+    else:
+        assert to_weight.moved == 3 * image + 3 * row + 4 * ranges * taps
+        assert by_name["conv3x3_sum_kernel"].moved == 4 * ranges * taps + taps * element

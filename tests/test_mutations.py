@@ -20,7 +20,7 @@ from conftest import FULL, rotation
 
 ROOT = Path(__file__).parents[1]
 SHIM = ROOT / "tests" / "cuda_shim"
-PROGRAMS = ("gate", "layout", "node", "norm", "pointwise", "recurrent")
+PROGRAMS = ("conv3x3", "gate", "layout", "node", "norm", "pointwise", "recurrent")
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="the shim needs g++")
 
 # mutations.txt: a line `# kind`, and under it mutations: `file: what it is` (for a header `file, program: what it is`), `-` the

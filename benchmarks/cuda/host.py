@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path as FilePath
 from typing import Any
 from unittest.mock import patch
@@ -23,6 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from advnas_ext import Path, native
 from benchmarks.cuda import shim
+from benchmarks.cuda.own import WithOwnConv3x3
 from benchmarks.sheet import RESULTS, Page, Sheet, count, machine
 from benchmarks.steps.sides import PLAIN, STEPS, Ours, make_network, make_paths, make_sides
 from benchmarks.steps.work import Case
@@ -122,17 +124,18 @@ PARTS = ("graph", "passes", "library", "rest")
 
 
 def measure(settings: Settings) -> Sheet:
-    header = ("step", "launches", "of ours", *PARTS, "sum", "passes a launch of ours", PLAIN)
-    table = Sheet("The host's microseconds of a step", header)
+    header = ("step", "3x3", "launches", "of ours", *PARTS, "sum", "passes a launch of ours", PLAIN)
+    table = Sheet("The host's microseconds of a step", header, 2)
     case = Case(settings.channels, settings.cells, *SIZE)
     network, batch = make_network(case)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ours, plain = Ours(network, batch), make_sides([PLAIN], network, batch, case)[PLAIN]
-    for to_gates, name in STEPS.items():
-        found = mean_of(ours, plain, case, to_gates, settings)
+    own = Ours(WithOwnConv3x3(network), batch)
+    for (to_gates, step), (side, convolutions) in product(STEPS.items(), ((ours, "library"), (own, "own"))):
+        found = mean_of(side, plain, case, to_gates, settings)
         numbers = [found[part] for part in ("launches", "of ours", *PARTS)] + [sum(found[part] for part in PARTS)]
         each = f"{found['passes'] / found['of ours']:.1f}"
-        table.rows.append([name, *(f"{number:.0f}" for number in numbers), each, f"{found[PLAIN]:.0f}"])
+        table.rows.append([step, convolutions, *(f"{number:.0f}" for number in numbers), each, f"{found[PLAIN]:.0f}"])
     return table
 
 

@@ -5,6 +5,7 @@ Needs nvcc, and no GPU. Writes cuda-kernels.md to --out.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import tempfile
@@ -19,6 +20,7 @@ import tyro
 
 from advnas_ext import OnePathCell, Path
 from benchmarks.cuda.gpus import GPUS, LIMITS
+from benchmarks.cuda.own import own_conv3x3
 from benchmarks.cuda.shim import Launch, launches, setup_module
 from benchmarks.sheet import RESULTS, ROOT, Page, Sheet
 
@@ -32,12 +34,21 @@ BLOCK = 256
 
 @dataclass(frozen=True)
 class Kernel:
-    """``file``: where it is; ``type``: of its tensors, or empty; ``pack``: elements of one load, 0 if it has no packs."""
+    """``file``: where it is; ``type``: of its tensors, or empty; ``pack``: elements of one load, 0 if it has no packs; ``slice``:
+    channels of the output that a block has, 0 if that is not fixed."""
 
     file: str
     name: str
     type: str = ""
     pack: int = 0
+    slice: int = 0
+
+    @property
+    def launched_as(self) -> str:
+        return f"{self.name.split(',')[0]}_kernel"
+
+    def runs_at(self, channels: int) -> bool:
+        return self.slice in (0, 32 if channels % 32 == 0 else 16)
 
     @property
     def label(self) -> str:
@@ -111,6 +122,8 @@ def _kernel(demangled: str, file: str) -> Kernel:
     found = _KERNEL.search(demangled.replace("(anonymous namespace)", ""))
     assert found is not None, demangled
     type_name = NAMES[found["type"]] if found["type"] else ""
+    if file == "conv3x3" and found["pack"]:
+        return Kernel(file, f"{found['name']}, {found['pack']} channels", type_name, slice=int(found["pack"]))
     name = f"{found['name']}, baseline" if found["baseline"] == "true" else found["name"]
     return Kernel(file, name, type_name, int(found["pack"] or 0))
 
@@ -134,8 +147,11 @@ def cell_launches(channels: int, dtype: torch.dtype) -> dict[str, Launch]:
     for (arriving, leaving), training in product(PICKED, (True, False)):
         picked = [arriving if edge in ARRIVING else leaving if edge in LEAVING else "none" for edge in edges]
         path = Path.from_ops(torch.tensor(list(map(OPS.index, picked))))
-        for launch in launches().launched(partial(run, cell.train(training), x, path)):
-            found[launch.kernel] = max(found.get(launch.kernel, launch), launch, key=lambda each: each.shared)
+        for way in (contextlib.nullcontext(), own_conv3x3()):
+            with way:
+                launched = launches().launched(partial(run, cell.train(training), x, path))
+            for launch in launched:
+                found[launch.kernel] = max(found.get(launch.kernel, launch), launch, key=lambda each: each.shared)
     return found
 
 
@@ -148,7 +164,7 @@ def launch_of(kernel: Kernel, channels: int) -> tuple[int, int]:
     if kernel.file in ("gate", "recurrent"):  # over one dimension, with static shared memory only
         return BLOCK, 0
     dtype = getattr(torch, kernel.type or "float32")
-    launch = cell_launches(channels + (kernel.pack == 1), dtype)[f"{kernel.name}_kernel"]
+    launch = cell_launches(channels + (kernel.pack == 1), dtype)[kernel.launched_as]
     return launch.block, launch.shared
 
 
@@ -163,10 +179,9 @@ def sheet(found: Found) -> Sheet:
     table = Sheet("Resources of every kernel", ("kernel", "type", "pack", *columns), 2)
     for kernel, by_target in sorted(found.items(), key=lambda item: _order(item[0])):
         registers = [resources.registers for resources in by_target.values()]
-        dynamic = [launch_of(kernel, channels)[1] for channels in CHANNELS]
-        worst = [
-            min(occupancy(kernel, by_target[gpu.target], gpu.target, channels) for channels in CHANNELS) for gpu in GPUS
-        ]
+        at = list(filter(kernel.runs_at, CHANNELS))
+        dynamic = [launch_of(kernel, channels)[1] for channels in at]
+        worst = [min(occupancy(kernel, by_target[gpu.target], gpu.target, channels) for channels in at) for gpu in GPUS]
         table.rows.append(
             [
                 kernel.label,
@@ -206,7 +221,8 @@ def describe(found: Found, version: str, targets: Sequence[int]) -> str:
         f"{max(resources.registers for resources in every)} registers.\n\n"
         "Pack: elements that one load moves; 1 is for channels that 16 bytes do not divide. Registers: of a thread. "
         "Static, dynamic: bytes of shared memory of a block, dynamic at "
-        f"C = {' / '.join(map(str, CHANNELS))} (pack 1: one channel more), as the shim writes it down; node_backward with "
+        f"C = {' / '.join(map(str, CHANNELS))} (pack 1: one channel more) where it runs, as the shim writes it down; "
+        "node_backward with "
         "3 sources and 3 convolutions, the most of a one-path cell. Occupancy: the part of an SM's warps that can run at "
         "once, by the limits in benchmarks/cuda/gpus.py, at the worst of these C; it says nothing of whether the grid is large "
         "enough."

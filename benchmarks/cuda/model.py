@@ -20,8 +20,9 @@ from torch import Tensor
 from benchmarks.cuda import shim
 from benchmarks.cuda.gpus import GPUS, Gpu
 from benchmarks.cuda.operators import Work, operators_of
+from benchmarks.cuda.own import OURS_OWN, WithOwnConv3x3
 from benchmarks.sheet import RESULTS, Page, Sheet
-from benchmarks.steps.sides import OURS, PLAIN, PLAIN_TO_INPUTS, STEPS, make_network, make_paths, make_sides
+from benchmarks.steps.sides import OURS, PLAIN, PLAIN_TO_INPUTS, STEPS, Ours, make_network, make_paths, make_sides
 from benchmarks.steps.work import Case
 
 LAUNCH = 2.5e-6  # seconds that a launch costs at least, an assumption: launches follow each other without a CUDA graph
@@ -30,11 +31,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Precision:
-    """``tf32``: whether the library's convolutions in float32 may use it; ``loss``: by which part of it losses may differ."""
+    """``tf32``: whether 3x3 convolutions in float32 may use it; ``loss``: by which part of it losses may differ."""
 
     dtype: torch.dtype
     loss: float
     tf32: bool = False
+
+    @property
+    def has_own_conv3x3(self) -> bool:
+        """Our own 3x3 convolutions round float32 to TF32."""
+        return self.tf32 or self.dtype.itemsize == 2
 
 
 PRECISIONS = {
@@ -68,12 +74,20 @@ Works = dict[str, list[list[Work]]]  # side: of each path its work
 def works_of(case: Case, dtype: torch.dtype, paths: Tensor, to_gates: bool) -> Works:
     """Of a step, head and loss included, the optimizer not. Ours runs dry; plain PyTorch on tensors without data."""
     network, batch = make_network(case)
-    ours = make_sides([OURS], network.to(dtype), batch.to(dtype), case)[OURS]
-    works = {OURS: [shim.launches().work(partial(ours.step, ops, to_gates)) for ops in paths]}
+    network, batch = network.to(dtype), batch.to(dtype)
+    works = {}
+    for name, each in ((OURS, network), (OURS_OWN, WithOwnConv3x3(network))):
+        ours = Ours(each, batch)
+        works[name] = [shim.launches().work(partial(ours.step, ops, to_gates)) for ops in paths]
     plain = make_sides((PLAIN, PLAIN_TO_INPUTS)[: 1 + to_gates], network.to("meta"), batch.to(dtype, "meta"), case)
     for name, side in plain.items():
         works[name] = [operators_of(partial(side.step, ops, to_gates)) for ops in paths]
     return works
+
+
+def works_on(gpu: Gpu, works: Works, side: str) -> list[list[Work]]:
+    """Where tensor cores are older than sm_80, the library runs our own 3x3 convolutions."""
+    return works[OURS if side == OURS_OWN and gpu.target < 80 else side]
 
 
 def seconds(work: Sequence[Work], gpu: Gpu, dtype: torch.dtype, tf32: bool = True) -> float:
@@ -82,7 +96,7 @@ def seconds(work: Sequence[Work], gpu: Gpu, dtype: torch.dtype, tf32: bool = Tru
 
 
 def _seconds(work: Work, gpu: Gpu, dtype: torch.dtype, tf32: bool) -> float:
-    float32 = gpu.tf32 if tf32 and not work.own else gpu.fp32
+    float32 = gpu.tf32 if tf32 and work.has_tf32 else gpu.fp32
     peak = float32 if dtype == torch.float32 else gpu.bf16
     return max(work.moved / gpu.bandwidth / 1e9, work.flops / peak / 1e12) + work.launches * LAUNCH
 
@@ -116,7 +130,8 @@ class Row:
         return statistics.mean(of(work) for work in self.works[side])
 
     def seconds(self, side: str, gpu: Gpu) -> float:
-        return self.mean(side, lambda work: seconds(work, gpu, DTYPES[self.dtype]))
+        found = works_on(gpu, self.works, side)
+        return statistics.mean(seconds(work, gpu, DTYPES[self.dtype]) for work in found)
 
 
 def gpus() -> Sheet:
@@ -141,23 +156,34 @@ def times(found: Sequence[Row]) -> Sheet:
 
 
 def traffic(found: Sequence[Row]) -> Sheet:
-    header = ("step", "type", "batch", "GFLOP", "least MB", "moved MB", "plain MB", "plain / ours", "launches", "plain")
+    numbers = (
+        "GFLOP",
+        "least MB",
+        "moved MB",
+        "own 3x3 MB",
+        "plain MB",
+        "plain / ours",
+        "launches",
+        "own 3x3",
+        "plain",
+    )
+    header = ("step", "type", "batch", *numbers)
     table = Sheet("Bytes and launches of a step, mean over the paths", header, 3)
     for row in found:
         gflop = row.mean(OURS, lambda work: sum(each.flops for each in work) / 1e9)
-        mine, plain = row.mean(OURS, moved), row.mean(PLAIN, moved)
-        megabytes = (f"{mb:.0f}" for mb in (row.mean(OURS, least), mine, plain))
-        counts = (f"{row.mean(side, launches):.0f}" for side in (OURS, PLAIN))
+        mine, own, plain = (row.mean(side, moved) for side in (OURS, OURS_OWN, PLAIN))
+        megabytes = (f"{mb:.0f}" for mb in (row.mean(OURS, least), mine, own, plain))
+        counts = (f"{row.mean(side, launches):.0f}" for side in (OURS, OURS_OWN, PLAIN))
         table.rows.append([*row.what, f"{gflop:.1f}", *megabytes, f"{plain / mine:.2f}x", *counts])
     return table
 
 
-def by_kernel(row: Row) -> Sheet:
-    title = f"Ours by kernel, {row.dtype}, batch {row.batch}, {STEPS[row.to_gates]} step, mean over the paths"
+def by_kernel(row: Row, side: str = OURS) -> Sheet:
+    title = f"{side} by kernel, {row.dtype}, batch {row.batch}, {STEPS[row.to_gates]} step, mean over the paths"
     header = ("kernel or operator", "launches", "least MB", "moved MB", "moved / least", "part of the bytes")
     table = Sheet(title, header)
     kernels: dict[str, list[Work]] = defaultdict(list)
-    for work in row.works[OURS]:
+    for work in row.works[side]:
         for each in work:
             kernels[label(each)].append(each)
     total = sum(moved(works) for works in kernels.values())
@@ -183,9 +209,10 @@ PyTorch's operators: benchmarks/cuda/operators.py; each reads what it takes and 
 are perfect within a launch and empty before it, on both sides; a GPU whose second-level cache holds an activation (4 MB here at
 batch 64 in float32) does better on both. Least: what the arguments of ours make necessary; moved: with the partial sums of blocks.
 A library's convolution counts as one launch that reads x and the weight and writes the output once; in float32 it may use TF32, as
-PyTorch does by default for convolutions; our own 1x1 convolutions do not. The T4 has no bfloat16 in its tensor cores. Real kernels
-reach less than bandwidth and peak, small grids much less, and the host may launch more slowly than {LAUNCH * 1e6:g} microseconds
-each: Python's part of a step is not in the model. Head and loss are in, the optimizer is not."""
+PyTorch does by default for convolutions; our own 3x3 convolutions do so too, our 1x1 ones do not. The T4 has no bfloat16 in its
+tensor cores, and runs none of our own 3x3 convolutions. Real kernels reach less than bandwidth and peak, small grids much less, and
+the host may launch more slowly than {LAUNCH * 1e6:g} microseconds each: Python's part of a step is not in the model.
+Head and loss are in, the optimizer is not."""
 
 
 def main(settings: Settings) -> None:
@@ -198,7 +225,8 @@ def main(settings: Settings) -> None:
         for to_gates in STEPS
     ]
     page = Page()
-    page.show(times(found), traffic(found), *map(by_kernel, found[: len(STEPS)]), gpus())
+    kernels = (by_kernel(row, side) for row in found[: len(STEPS)] for side in (OURS, OURS_OWN))
+    page.show(times(found), traffic(found), *kernels, gpus())
     size = settings.image_size
     title = f"C = {settings.channels}, N = {settings.cells}, {size}x{size}, {settings.paths} random paths."
     page.write(settings.out / "cuda-model.md", f"{title}\n\n{HOW}")

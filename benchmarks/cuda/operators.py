@@ -31,7 +31,7 @@ class Work:
     Attributes:
         least, moved: bytes: what the arguments make necessary, and what is read and written.
         flops: two for a multiply-add.
-        own: by our kernels, which have no TF32.
+        own: by our kernels, of which only 3x3 convolutions have TF32.
     """
 
     name: str
@@ -40,6 +40,10 @@ class Work:
     flops: int = 0
     launches: int = 1
     own: bool = False
+
+    @property
+    def has_tf32(self) -> bool:
+        return not self.own or self.name.startswith("conv3x3")
 
 
 FREE = {

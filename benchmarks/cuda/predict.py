@@ -6,6 +6,7 @@ Made beforehand, so that a GPU machine needs no compiled shim: writes cuda-predi
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import statistics
 from collections import defaultdict
@@ -20,6 +21,7 @@ from torch import Tensor
 from benchmarks.cuda import model, shim
 from benchmarks.cuda.gpus import CARDS
 from benchmarks.cuda.model import PRECISIONS
+from benchmarks.cuda.own import OURS_OWN, own_conv3x3
 from benchmarks.sheet import RESULTS
 from benchmarks.steps.sides import STEPS, Ours, make_network, make_paths
 from benchmarks.steps.work import Case
@@ -51,12 +53,15 @@ def expect(case: Case, names: list[str], paths: Tensor) -> dict[Key, Expected]:
     found = {}
     dtype = PRECISIONS[names[0]].dtype
     for to_gates in STEPS:
-        for side, works in model.works_of(case, dtype, paths, to_gates).items():
+        by_side = model.works_of(case, dtype, paths, to_gates)
+        for side, works in by_side.items():
             for name in names:
+                if side == OURS_OWN and not PRECISIONS[name].has_own_conv3x3:
+                    continue
                 tf32 = PRECISIONS[name].tf32
                 ms = {
-                    gpu.name: 1e3 * statistics.mean(model.seconds(work, gpu, dtype, tf32) for work in works)
-                    for gpu in CARDS
+                    gpu.name: 1e3 * statistics.mean(model.seconds(work, gpu, dtype, tf32) for work in on_gpu)
+                    for gpu, on_gpu in ((gpu, model.works_on(gpu, by_side, side)) for gpu in CARDS)
                 }
                 means = (statistics.mean(map(of, works)) for of in (model.launches, model.moved))
                 found[key_of(case, name, to_gates, side)] = Expected(*means, ms)
@@ -97,15 +102,18 @@ def read(file: FilePath = FILE) -> dict[Key, Expected]:
 
 PROFILED = torch.tensor([3, 2, 1, 4, 3, 2])  # every operation but none
 PROFILED_CASE = Case(16, 5, 64)
+CONVOLUTIONS = {False: "library", True: "own"}
 KERNELS_FILE = RESULTS / "cuda-predicted-kernels.csv"
 
 
-def megabytes_of_kernels(dtype: str, to_gates: bool) -> dict[str, float]:
-    """Of our own, all launches of a step together."""
+def megabytes_of_kernels(dtype: str, to_gates: bool, own: bool = False) -> dict[str, float]:
+    """Of our own, all launches of a step together; ``own``: with our own 3x3 convolutions."""
     network, batch = make_network(PROFILED_CASE)
     ours = Ours(network.to(getattr(torch, dtype)), batch.to(getattr(torch, dtype)))
     found: dict[str, float] = defaultdict(float)
-    for launch in shim.launches().launched(lambda: ours.step(PROFILED, to_gates)):
+    with own_conv3x3() if own else contextlib.nullcontext():
+        launches = shim.launches().launched(lambda: ours.step(PROFILED, to_gates))
+    for launch in launches:
         found[launch.kernel] += launch.moved / 1e6
     return found
 
@@ -113,16 +121,17 @@ def megabytes_of_kernels(dtype: str, to_gates: bool) -> dict[str, float]:
 def write_kernels(file: FilePath) -> None:
     with file.open("w", newline="") as out:
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["type", "step", "kernel", "MB"])
-        for dtype, (to_gates, step) in product(("float32", "bfloat16"), STEPS.items()):
-            for kernel, megabytes in megabytes_of_kernels(dtype, to_gates).items():
-                writer.writerow([dtype, step, kernel, f"{megabytes:.1f}"])
+        writer.writerow(["type", "step", "3x3", "kernel", "MB"])
+        for dtype, (to_gates, step), (own, of) in product(("float32", "bfloat16"), STEPS.items(), CONVOLUTIONS.items()):
+            for kernel, megabytes in megabytes_of_kernels(dtype, to_gates, own).items():
+                writer.writerow([dtype, step, of, kernel, f"{megabytes:.1f}"])
 
 
-def read_kernels(dtype: str, to_gates: bool) -> dict[str, float]:
+def read_kernels(dtype: str, to_gates: bool, own: bool = False) -> dict[str, float]:
+    wanted = dtype, STEPS[to_gates], CONVOLUTIONS[own]
     with KERNELS_FILE.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
-    return {row["kernel"]: float(row["MB"]) for row in rows if (row["type"], row["step"]) == (dtype, STEPS[to_gates])}
+    return {row["kernel"]: float(row["MB"]) for row in rows if (row["type"], row["step"], row["3x3"]) == wanted}
 
 
 @dataclass

@@ -18,7 +18,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.cuda.machines import Cuda, Host, Machine
-from benchmarks.cuda.predict import PROFILED, PROFILED_CASE, read_kernels
+from benchmarks.cuda.own import is_on
+from benchmarks.cuda.predict import CONVOLUTIONS, PROFILED, PROFILED_CASE, read_kernels
 from benchmarks.cuda.smallest import device_of
 from benchmarks.sheet import Page, Sheet
 from benchmarks.steps import sides
@@ -108,13 +109,15 @@ def main(settings: Settings) -> None:
         machine: Machine = Host() if settings.dry else Cuda()
         page, together = Page(), Kernels()
         page.console.print(
-            f"{machine.name}, {settings.case()}, {settings.dtype}, path {PROFILED.tolist()}", markup=False
+            f"{machine.name}, {settings.case()}, {settings.dtype}, path {PROFILED.tolist()}, "
+            f"3x3 convolutions: {CONVOLUTIONS[is_on()]}",
+            markup=False,
         )
         for to_gates, name in STEPS.items():
             whole = 1e3 * statistics.median(machine.clock(lambda: step(to_gates)) for _ in range(TURNS))  # noqa: B023
             found = kernels_of(lambda: step(to_gates), settings.dry)  # noqa: B023
             is_known = settings.case() == PROFILED_CASE and settings.dtype in ("float32", "bfloat16")
-            megabytes = read_kernels(settings.dtype, to_gates) if is_known else {}
+            megabytes = read_kernels(settings.dtype, to_gates, is_on()) if is_known else {}
             page.show(sheet(found, whole, f"{name} step", megabytes))
             for kernel, us in found.items():
                 together.setdefault(kernel, []).extend(us)

@@ -68,6 +68,7 @@ search() {
 
 profile() {
   "$PYTHON" -m benchmarks.cuda.profile $dry --largest "$work/largest" || return
+  ADVNAS_CUDA_CONV=own "$PYTHON" -m benchmarks.cuda.profile $dry || return
   echo "the largest: $(cat "$work/largest")"
   if [ -n "$dry" ] || ! command -v ncu > /dev/null; then
     echo "no hardware counters: ncu needs a GPU, and must be in PATH"

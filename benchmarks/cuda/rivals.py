@@ -3,6 +3,7 @@
 - torch.compile and CUDA graphs of each operation. A whole network has 15,625 paths: torch.compile keeps 8 of its variants by
   default and then runs it uncompiled, and a graph holds one path only. An operation has a handful of shapes, and a graph for each
   place.
+- Ours with our own 3x3 convolutions in place of the library's, as ADVNAS_CUDA_CONV=own runs it.
 - One graph of the whole step, captured anew for each path before the clock starts. Nobody can search like this; it is what a step
   would take if the host launched everything at once, beside which a step's own time says how much of it is the host's.
 
@@ -22,6 +23,7 @@ from torch.nn.functional import cross_entropy
 from advnas.networks.nasbench201 import Network
 from advnas_ext import Path
 from benchmarks.cuda.machines import Machine
+from benchmarks.cuda.own import OURS_OWN, WithOwnConv3x3
 from benchmarks.steps.plain import PlainCell, PlainZero
 from benchmarks.steps.sides import OURS, PLAIN, Batch, NetworkSide, Ours, Outcome, Plain
 from benchmarks.steps.work import EDGES, NUM_NODES, Case
@@ -30,6 +32,7 @@ COMPILED = "plain, torch.compile of each operation"
 MAX_AUTOTUNE = "the same, max-autotune"
 GRAPHED = "plain, a CUDA graph of each operation"
 OURS_IN_A_GRAPH = f"{OURS}, the step in one graph"
+OURS_OWN_IN_A_GRAPH = f"{OURS_OWN}, the step in one graph"
 PLAIN_IN_A_GRAPH = f"{PLAIN}, the step in one graph"
 # With CUDA graphs of its own torch.compile would capture every order in which operations follow each other, one for each path.
 MODES = {COMPILED: "default", MAX_AUTOTUNE: "max-autotune-no-cudagraphs"}
@@ -173,8 +176,11 @@ def make_rival(name: str, machine: Machine, network: Network, batch: Batch, case
         return Compiled(network, batch, case, machine, MODES[name])
     if name == GRAPHED:
         return Graphed(network, batch, case, machine)
-    of = Ours(network, batch) if name == OURS_IN_A_GRAPH else PlainToWhatIsWanted(network, batch, case)
-    return InAGraph(of, machine)
+    if name == PLAIN_IN_A_GRAPH:
+        return InAGraph(PlainToWhatIsWanted(network, batch, case), machine)
+    ours = Ours(WithOwnConv3x3(network) if name in OWN else network, batch)
+    return ours if name == OURS_OWN else InAGraph(ours, machine)
 
 
-RIVALS = (OURS_IN_A_GRAPH, PLAIN_IN_A_GRAPH, GRAPHED, COMPILED, MAX_AUTOTUNE)
+OWN = (OURS_OWN, OURS_OWN_IN_A_GRAPH)
+RIVALS = (OURS_OWN, OURS_IN_A_GRAPH, OURS_OWN_IN_A_GRAPH, PLAIN_IN_A_GRAPH, GRAPHED, COMPILED, MAX_AUTOTUNE)

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from advnas.networks.nasbench201 import Network
 from advnas_ext import DartsRecurrentCell, OnePathCell, OnePathRecurrentCell, Path, gate
 from benchmarks.cuda import shim
+from benchmarks.cuda.own import own_conv3x3
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SHAPES = ((2, 16, 5, 7), (3, 3, 4, 3))  # with packs of channels, and without
@@ -30,6 +31,15 @@ def cells(device: str, dtype: torch.dtype) -> None:
                     cell.train()(x.requires_grad_(), Path.from_ops(ops).with_offsets()).sum().backward()
                 with torch.no_grad():
                     cell.eval()(x, Path.from_ops(ops))
+
+
+def own_convolutions(device: str, dtype: torch.dtype) -> None:
+    """With channels in one part and slice, and in several."""
+    with own_conv3x3():
+        for channels in (16, 64):
+            cell = OnePathCell(channels, num_nodes=2).to(device, dtype)
+            x = torch.randn(3, channels, 5, 7, dtype=dtype, device=device, requires_grad=True)
+            cell(x, Path.from_ops([3])).sum().backward()
 
 
 def networks(device: str, dtype: torch.dtype) -> None:
@@ -70,7 +80,7 @@ def main(settings: Settings) -> None:
     torch.manual_seed(0)
     with device_of(settings.dry) as device:
         for dtype in DTYPES:
-            for run in (cells, networks, recurrent, gates):
+            for run in (cells, own_convolutions, networks, recurrent, gates):
                 run(device, dtype)
                 print(f"{run.__name__}, {dtype}", flush=True)
         if not settings.dry:

@@ -28,6 +28,7 @@ from advnas_ext import _C, NAS_BENCH_201, OnePathCell, Path, reference
 from benchmarks.cuda import predict, rivals, shim
 from benchmarks.cuda.machines import Cuda, Host, Machine
 from benchmarks.cuda.model import PRECISIONS
+from benchmarks.cuda.own import OURS_OWN, own_conv3x3
 from benchmarks.sheet import RESULTS, Page, Sheet, count
 from benchmarks.steps import sides
 from benchmarks.steps.measure import KEY, Comparison, interleave, times
@@ -40,12 +41,14 @@ CHECKED_SHAPE = (8, 16, 16, 16)
 COMMON = (PLAIN, OURS, PLAIN_TO_INPUTS)
 PEERS = (XAUTODL, XAUTODL_CHANNELS_LAST)  # as they are shipped they know float32 only
 ALL = (*COMMON, *PEERS, *rivals.RIVALS)
-FAST = (*COMMON, *PEERS, rivals.OURS_IN_A_GRAPH, rivals.PLAIN_IN_A_GRAPH)
+FAST = (*COMMON, rivals.OURS_OWN, *PEERS, rivals.OURS_IN_A_GRAPH, rivals.OURS_OWN_IN_A_GRAPH, rivals.PLAIN_IN_A_GRAPH)
 SLOW = (*COMMON, rivals.GRAPHED, *rivals.MODES)  # captured or compiled for minutes
 # What moves the same bytes, step by step.
 MODELLED = {
     (rivals.OURS_IN_A_GRAPH, False): OURS,
     (rivals.OURS_IN_A_GRAPH, True): OURS,
+    (rivals.OURS_OWN_IN_A_GRAPH, False): OURS_OWN,
+    (rivals.OURS_OWN_IN_A_GRAPH, True): OURS_OWN,
     (rivals.PLAIN_IN_A_GRAPH, False): PLAIN,
     (rivals.PLAIN_IN_A_GRAPH, True): PLAIN_TO_INPUTS,
 }
@@ -108,6 +111,12 @@ def differences(machine: Machine, dtype: torch.dtype) -> dict[str, float]:
     """Of ours against plain PyTorch in float64, for each operation in a cell with one edge: the largest of output and gradients."""
     with tf32(False):
         return {op: _difference(machine, dtype, place) for place, op in enumerate(NAS_BENCH_201)}
+
+
+def own_difference(machine: Machine, dtype: torch.dtype) -> float:
+    """The same of our own 3x3 convolution, which rounds float32 to TF32."""
+    with tf32(True), own_conv3x3():
+        return _difference(machine, dtype, NAS_BENCH_201.index("nor_conv_3x3"))
 
 
 @contextlib.contextmanager
@@ -178,6 +187,8 @@ class Sides:
         for name in run.names:
             if name in PEERS and (dtype != torch.float32 or not sides.has_xautodl()):
                 continue
+            if name in rivals.OWN and not PRECISIONS[run.precision].has_own_conv3x3:
+                continue  # it would be ours once more
             try:
                 self._add(name)
             except Exception as error:  # whatever a rival meets here must not end the others
@@ -240,7 +251,10 @@ class Benchmark(Page):
         for dtype in dict.fromkeys(PRECISIONS[run.precision].dtype for run in runs):
             found = differences(self.machine, dtype)
             require_small(found, dtype)
-            self.checked.append(f"{str(dtype).removeprefix('torch.')} {max(found.values()):.0e}")
+            own = own_difference(self.machine, dtype)
+            # TF32 has the mantissa of float16.
+            require_small({"our own 3x3 convolution": own}, torch.float16 if dtype == torch.float32 else dtype)
+            self.checked.append(f"{str(dtype).removeprefix('torch.')} {max(found.values()):.0e} (own 3x3 {own:.0e})")
         self.console.print(self.head())
         for run in runs:
             with tf32(PRECISIONS[run.precision].tf32):

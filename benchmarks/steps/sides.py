@@ -97,7 +97,7 @@ class NetworkSide(Side):
 
 
 class Ours(NetworkSide):
-    def __init__(self, network: Network, batch: Batch) -> None:
+    def __init__(self, network: nn.Module, batch: Batch) -> None:
         self.network = network
         self.batch = batch
 

@@ -4,10 +4,12 @@
 #include <ATen/ATen.h>
 
 #include "../device.h"
+#include "../kernels/conv3x3.h"
 #include "../kernels/node.h"
 #include "../kernels/norm.h"
 #include "../kernels/pointwise.h"
 #include "../pass.h"
+#include "conv3x3.h"
 
 namespace advnas::cuda {
 
@@ -20,10 +22,14 @@ struct Rows {
   std::vector<float*> of;  // of each convolution; null for those that have none
 };
 
+// Whose kernels run a convolution.
+enum class Runner { kLibrary, kPointwise, kConv3x3 };
+
 // What the forward pass keeps for the backward pass.
 struct CudaState {
-  std::vector<Tensor> relus;  // of the nodes that a convolution of the library takes through a ReLU
-  Rows norm_rows;             // of each convolution with batch norm or a bias: kernels/norm.h
+  std::vector<Runner> runners;  // of each convolution that runs
+  std::vector<Tensor> relus;    // of the nodes that a convolution of the library takes through a ReLU
+  Rows norm_rows;               // of each convolution with batch norm or a bias: kernels/norm.h
 };
 
 void run_forward(Pass& pass, CudaState& state);
@@ -114,12 +120,26 @@ inline Rows make_rows(const Pass& pass, const Tensor& like, int64_t num, bool pl
   return rows;
 }
 
-// Whether our own 1x1 convolution runs it.
+inline Conv3x3Shape conv3x3_shape(int64_t batch, const ImageShape& y, const Convolution& convolution) {
+  return {int(batch), int(y.height), int(y.width), int(convolution.weight.size(1)), int(convolution.weight.size(0))};
+}
+
+// Whether our own 3x3 convolution is asked for, and may run in this type on this device.
 template <class T>
-bool is_pointwise(const Convolution& convolution, const Piece& piece) {
-  return convolution.weight.size(2) == 1 && convolution.weight.size(3) == 1 && piece.stride == 1 &&
-         !convolution.depthwise.defined() &&
-         pointwise_fits<T>({0, int(convolution.weight.size(1)), int(convolution.weight.size(0))});
+bool conv3x3_is_on() {
+  return uses_own_conv3x3() && (sizeof(T) == 2 || allows_tf32()) && conv3x3_runs_here();
+}
+
+// y: of the convolution's output.
+template <class T>
+Runner runner_of(const Convolution& convolution, const Piece& piece, int64_t batch, const ImageShape& y, bool has_conv3x3) {
+  const Tensor& weight = convolution.weight;
+  if (convolution.depthwise.defined() || piece.stride != 1 || weight.size(2) != weight.size(3)) return Runner::kLibrary;
+  if (weight.size(2) == 1) {
+    return pointwise_fits<T>({0, int(weight.size(1)), int(weight.size(0))}) ? Runner::kPointwise : Runner::kLibrary;
+  }
+  const bool plain = weight.size(2) == 3 && piece.dilation == 1 && piece.prologue != Prologue::kMean2;
+  return has_conv3x3 && plain && conv3x3_fits<T>(conv3x3_shape(batch, y, convolution)) ? Runner::kConv3x3 : Runner::kLibrary;
 }
 
 // What the library's convolution takes of a node, and the gradient back to the node's value; a ReLU's mask is applied by the

@@ -47,6 +47,8 @@ class CudaBackward {
 
  private:
   const Convolution& of(const Term& term) const { return pass_.convolutions[term.convolution]; }
+  Runner runner(const Term& term) const { return state_.runners[term.convolution]; }
+  const Tensor& either(int64_t node) const { return pass_.nodes[node].defined() ? pass_.nodes[node] : state_.relus[node]; }
 
   void run_node(int64_t node) {
     const bool wants_input = node < last_ && needs_.of(node);
@@ -70,7 +72,7 @@ class CudaBackward {
   // Of what a convolution gives back. The library's has spread the gradient already.
   Arrival arrival_of(const Term& term) const {
     if (term.piece.prologue == Prologue::kRelu) return Arrival::kMasked;
-    const bool halved = term.piece.prologue == Prologue::kMean2 && is_pointwise<T>(of(term), term.piece);
+    const bool halved = term.piece.prologue == Prologue::kMean2 && runner(term) == Runner::kPointwise;
     return halved ? Arrival::kHalved : Arrival::kIdentity;
   }
 
@@ -83,7 +85,7 @@ class CudaBackward {
     const std::vector<NormBackward<T>> sums = sums_of(node);
     const bool total = needs_.offset_into(node);
     if (total) totals_[node] = workspace(like_, 1);
-    const Tensor& x = pass_.nodes[node].defined() ? pass_.nodes[node] : state_.relus[node];
+    const Tensor& x = either(node);
     const Tensor& dx = gradient_[node];
     const ImageShape& s = pass_.shapes[node];
     const Images shape{int(like_.size(0)), int(s.height), int(s.width), int(s.channels)};
@@ -137,14 +139,20 @@ class CudaBackward {
   Tensor convolution_backward(const Term& term, bool wants_input) {
     const bool wants_weight = wanted_.weight[term.convolution];
     if (!wants_input && !wants_weight) return {};
-    return is_pointwise<T>(of(term), term.piece) ? by_pointwise(term, wants_input, wants_weight)
-                                                 : by_library(term, wants_input, wants_weight);
+    switch (runner(term)) {
+      case Runner::kPointwise:
+        return by_pointwise(term, wants_input, wants_weight);
+      case Runner::kConv3x3:
+        return by_conv3x3(term, wants_input, wants_weight);
+      default:
+        return by_library(term, wants_input, wants_weight);
+    }
   }
 
   Tensor by_pointwise(const Term& term, bool wants_input, bool wants_weight) {
     const int64_t k = term.convolution;
     const Convolution& convolution = of(term);
-    const Tensor& x = pass_.nodes[term.source].defined() ? pass_.nodes[term.source] : state_.relus[term.source];
+    const Tensor& x = either(term.source);
     const ImageShape &source = pass_.shapes[term.source], &target = pass_.shapes[term.target];
     const PointwiseShape shape = pointwise_shape(x.size(0), target, convolution);
     const Tensor weight = convolution.weight.contiguous();
@@ -155,6 +163,26 @@ class CudaBackward {
                                             in<T>(x), in<T>(weight), pointwise_prologue(source, term.piece.prologue), out<T>(dp),
                                             out<T>(result_.weight[k]), partial, out<unsigned>(counter_)},
                        device_.stream());
+    return dp;
+  }
+
+  Tensor by_conv3x3(const Term& term, bool wants_input, bool wants_weight) {
+    const int64_t k = term.convolution;
+    const Tensor& x = either(term.source);
+    const Conv3x3Shape shape = conv3x3_shape(x.size(0), pass_.shapes[term.target], of(term));
+    const T *const dy = in<T>(gradient_[term.target]), *const z = in<T>(pass_.z[k]);
+    const Tensor weight = in_layout(of(term).weight);
+    const Tensor dp = wants_input ? new_images(like_, pass_.shapes[term.source]) : Tensor();
+    if (wants_input) {
+      conv3x3_input(Conv3x3Input<T>{shape, dy, z, coefficients_.of[k], in<T>(weight), out<T>(dp)}, device_.stream());
+    }
+    if (wants_weight) {
+      result_.weight[k] = at::empty(weight.sizes(), weight.options(), kLayout);
+      float* const partial = scratch_.floats(conv3x3_weight_workspace<T>(shape));
+      conv3x3_weight(Conv3x3Weight<T>{shape, dy, z, coefficients_.of[k], in<T>(x), term.piece.prologue == Prologue::kRelu,
+                                      out<T>(result_.weight[k]), partial},
+                     device_.stream());
+    }
     return dp;
   }
 

@@ -13,6 +13,7 @@ class CudaForward {
   void run() {
     state_.relus.resize(pass_.plan.num_nodes);
     state_.norm_rows = make_rows(pass_, like_, kNormRows, false);
+    choose_runners();
     for (int64_t node = 0; node < pass_.plan.num_nodes; ++node) {
       if (!pass_.plan.live[node]) continue;
       const Reads reads = reads_of(node);
@@ -32,8 +33,22 @@ class CudaForward {
 
   const Convolution& of(const Term& term) { return pass_.convolutions[term.convolution]; }
 
+  void choose_runners() {
+    const bool has_conv3x3 = conv3x3_is_on<T>();
+    state_.runners.assign(pass_.convolutions.size(), Runner::kLibrary);
+    for (const auto& terms : pass_.plan.into) {
+      for (const Term& term : terms) {
+        if (term.convolution < 0) continue;
+        const ImageShape& y = pass_.shapes[term.target];
+        state_.runners[term.convolution] = runner_of<T>(of(term), term.piece, like_.size(0), y, has_conv3x3);
+      }
+    }
+  }
+
+  Runner runner(const Term& term) { return state_.runners[term.convolution]; }
+
   bool takes_relu(const Term& term) {
-    return term.convolution >= 0 && term.piece.prologue == Prologue::kRelu && !is_pointwise<T>(of(term), term.piece);
+    return term.convolution >= 0 && term.piece.prologue == Prologue::kRelu && runner(term) == Runner::kLibrary;
   }
 
   Reads reads_of(int64_t node) {
@@ -42,7 +57,7 @@ class CudaForward {
     const auto& out_of = pass_.plan.out_of[node];
     for (const Term& term : out_of) reads.relu |= takes_relu(term);
     for (const Term& term : out_of) {
-      // ReLU of a ReLU is itself: our own 1x1 convolution takes either.
+      // ReLU of a ReLU is itself: our own convolutions take either.
       const bool either = reads.relu && term.convolution >= 0 && term.piece.prologue == Prologue::kRelu;
       reads.value |= !either;
     }
@@ -101,15 +116,10 @@ class CudaForward {
     const Parameters parameters(convolution, term, float(pass_.gate_of(term)));
     const NormForward norm = parameters.norm(state_.norm_rows.of[term.convolution]);
     Tensor& z = pass_.z[term.convolution];
-    if (is_pointwise<T>(convolution, term.piece)) {
-      z = new_images(like_, pass_.shapes[term.target]);
-      const PointwiseShape shape = pointwise_shape(x.size(0), pass_.shapes[term.target], convolution);
-      const PointwisePrologue prologue = pointwise_prologue(pass_.shapes[term.source], term.piece.prologue);
-      const Tensor weight = convolution.weight.contiguous();
-      float* const partial = of_batch ? scratch_.floats(pointwise_statistics_workspace(shape)) : nullptr;
-      pointwise_forward(PointwiseForward<T>{shape, in<T>(x), in<T>(weight), prologue, out<T>(z), of_batch, norm, partial,
-                                            of_batch ? out<unsigned>(counter_) : nullptr},
-                        device_.stream());
+    if (runner(term) == Runner::kPointwise) {
+      z = by_pointwise(x, term, norm);
+    } else if (runner(term) == Runner::kConv3x3) {
+      z = by_conv3x3(x, term, norm);
     } else {
       z = by_library(x, term);
       if (of_batch) {
@@ -119,6 +129,31 @@ class CudaForward {
     }
     if (!of_batch && !is_plain(convolution)) norm_fixed(int(z.size(1)), norm, device_.stream());
     if (of_batch && z.numel() > 0) parameters.copy_back();
+  }
+
+  Tensor by_pointwise(const Tensor& x, const Term& term, const NormForward& norm) {
+    const Convolution& convolution = of(term);
+    const bool of_batch = convolution.statistics == Statistics::kBatch;
+    const Tensor z = new_images(like_, pass_.shapes[term.target]), weight = convolution.weight.contiguous();
+    const PointwiseShape shape = pointwise_shape(x.size(0), pass_.shapes[term.target], convolution);
+    const PointwisePrologue prologue = pointwise_prologue(pass_.shapes[term.source], term.piece.prologue);
+    float* const partial = of_batch ? scratch_.floats(pointwise_statistics_workspace(shape)) : nullptr;
+    pointwise_forward(PointwiseForward<T>{shape, in<T>(x), in<T>(weight), prologue, out<T>(z), of_batch, norm, partial,
+                                          of_batch ? out<unsigned>(counter_) : nullptr},
+                      device_.stream());
+    return z;
+  }
+
+  Tensor by_conv3x3(const Tensor& x, const Term& term, const NormForward& norm) {
+    const Convolution& convolution = of(term);
+    const bool of_batch = convolution.statistics == Statistics::kBatch, relu = term.piece.prologue == Prologue::kRelu;
+    const Tensor z = new_images(like_, pass_.shapes[term.target]), weight = in_layout(convolution.weight);
+    const Conv3x3Shape shape = conv3x3_shape(x.size(0), pass_.shapes[term.target], convolution);
+    float* const partial = of_batch ? scratch_.floats(conv3x3_statistics_workspace(shape)) : nullptr;
+    conv3x3_forward(Conv3x3Forward<T>{shape, in<T>(x), in<T>(weight), relu, out<T>(z), of_batch, norm, partial,
+                                      of_batch ? out<unsigned>(counter_) : nullptr},
+                    device_.stream());
+    return z;
   }
 
   Tensor by_library(const Tensor& x, const Term& term) {

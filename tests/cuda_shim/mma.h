@@ -1,7 +1,7 @@
 // nvcuda::wmma for 16 x 16 x 16, half and bfloat16 products summed in float. Every function is a barrier of the whole warp.
 #pragma once
 
-#include "cuda_bf16.h"
+#include "ptx.h"
 
 namespace nvcuda::wmma {
 

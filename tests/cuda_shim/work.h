@@ -102,6 +102,21 @@ Work pointwise_backward_work(const Convolution& a, uint64_t ranges) {
   return {least, least + partial, 2 * pixels * weight * present({a.dp, a.dweight})};
 }
 
+// The part of the weight's gradient that blocks leave is added up by a launch of its own.
+template <class Convolution>
+Work conv3x3_work(const Convolution& a, uint64_t blocks) {
+  const uint64_t pixels = uint64_t(a.shape.pixels()), in = uint64_t(a.shape.in), out = uint64_t(a.shape.out);
+  const uint64_t element = sizeof(*a.z), weight = 9 * in * out, flops = 2 * pixels * weight;
+  if constexpr (requires { a.of_batch; }) {
+    const uint64_t least = element * (pixels * (in + out) + weight) + (a.of_batch ? norm_forward_bytes(a.norm, out) : 0);
+    return {least, least + (a.of_batch ? statistics_bytes(blocks, out) : 0), flops};
+  } else {
+    const uint64_t taken = element * pixels * (in + 2 * out) + 3 * out * kFloat;
+    if constexpr (requires { a.dp; }) return {taken + element * weight, taken + element * weight, flops};
+    return {taken + (blocks > 1 ? 0 : element * weight), taken + weight * (blocks > 1 ? blocks * kFloat : element), flops};
+  }
+}
+
 // Of any other kernel nothing is known.
 template <class... Arguments>
 Work work_of(uint64_t, uint64_t, uint64_t, const Arguments&...) {
@@ -111,7 +126,9 @@ Work work_of(uint64_t, uint64_t, uint64_t, const Arguments&...) {
 // Of a kernel with all arguments in one struct; `rest`: how it lies in shared memory, or which thread has which column.
 template <class A, class Rest>
 Work work_of(uint64_t x, uint64_t y, uint64_t, const A& a, const Rest&) {
-  if constexpr (requires { a.relu; }) {
+  if constexpr (requires { a.shape.pitch(); }) {
+    return conv3x3_work(a, x);
+  } else if constexpr (requires { a.relu; }) {
     return node_forward_work(a);
   } else if constexpr (requires { a.num_sums; }) {
     return node_backward_work(a, x, y);
@@ -140,6 +157,13 @@ Work work_of(uint64_t, uint64_t, uint64_t, const T* const&, const T* const&, con
   const int pack = channels % int(16 / sizeof(T)) == 0 ? int(16 / sizeof(T)) : 1;
   const uint64_t bytes = 3 * uint64_t(packs * pack) * sizeof(T) + 3 * uint64_t(channels) * kFloat;
   return {bytes, bytes, 0};
+}
+
+// conv3x3: sum.
+template <class T>
+Work work_of(uint64_t, uint64_t, uint64_t, const float* const&, T* const&, const int& size, const int& ranges) {
+  const uint64_t least = uint64_t(size) * sizeof(T);
+  return {least, least + uint64_t(size) * uint64_t(ranges) * kFloat, 0};
 }
 
 // layout: to_channels_last.

@@ -111,5 +111,32 @@ __device__ inline float sum_column(const float* from, int stride, int num) {
   return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
 }
 
+// How the threads of a block share `width` columns of values that blocks have left: each thread has one column, and of the blocks
+// every parts-th. All of them read at once: a thread alone would wait for memory dozens of times.
+struct Shares {
+  int width, column, part, parts;
+
+  __device__ __forceinline__ explicit Shares(int width)
+      : width(width), column(int(threadIdx.x) % width), part(int(threadIdx.x) / width), parts(int(blockDim.x) / width) {}
+
+  __device__ __forceinline__ bool active() const { return part < parts; }
+
+  // The sum over the threads of a column, in a fixed order; memory: a float for each thread.
+  __device__ __forceinline__ float add(float value, float* memory) const {
+    __syncthreads();  // memory is free
+    memory[threadIdx.x] = value;
+    __syncthreads();  // the values of the parts are complete
+    float sum = 0;
+    for (int p = 0; p < parts; ++p) sum += memory[p * width + column];
+    return sum;
+  }
+
+  // As sum_column, of this thread's column.
+  __device__ __forceinline__ float add_column(const float* from, int stride, int num, float* memory) const {
+    const int mine = active() && part < num ? (num - part + parts - 1) / parts : 0;
+    return add(sum_column(from + int64_t(part) * stride, parts * stride, mine), memory);
+  }
+};
+
 }  // namespace
 }  // namespace advnas::cuda

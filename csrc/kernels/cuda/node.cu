@@ -165,11 +165,15 @@ __device__ __forceinline__ void backward(const NodeBackward<T>& a, const Columns
   if (!is_last_block(a.counter)) return;
 
   const int size = partial_size(a), blocks = int(gridDim.x);
-  for (int k = int(threadIdx.x); k < a.num; k += int(blockDim.x)) {
-    if (a.source[k].gate_grad == nullptr) continue;
-    *a.source[k].gate_grad += sum_column(a.partial + k, size, blocks * int(gridDim.y));
+  float* const free = reinterpret_cast<float*>(memory);
+  if (a.num > 0) {
+    const Shares shares(a.num);
+    float* const gate_grad = a.source[shares.column].gate_grad;
+    const int num = gate_grad != nullptr ? blocks * int(gridDim.y) : 0;
+    const float sum = shares.add_column(a.partial + shares.column, size, num, free);
+    if (shares.part == 0 && gate_grad != nullptr) *gate_grad += sum;
   }
-  if (sums > 0) finish_sums(a.sum, a.num_sums, a.partial + a.num, size, blocks, shape, a.total);
+  if (sums > 0) finish_sums(a.sum, a.num_sums, a.partial + a.num, size, blocks, shape, a.total, free);
 }
 
 template <class T, int kPack>
@@ -181,8 +185,8 @@ __global__ void __launch_bounds__(kBlock, 2)
     node_forward_maxima_kernel(const __grid_constant__ NodeForward<T> a, Columns<kPack> columns) {
   forward<true>(a, columns);
 }
-template <class T, int kPack>
-__global__ void __launch_bounds__(kBlock)
+template <class T, int kPack>  // two here too, on the newest GPUs
+__global__ void __launch_bounds__(kBlock, 2)
     node_backward_kernel(const __grid_constant__ NodeBackward<T> a, Columns<kPack> columns) {
   backward<false>(a, columns);
 }

@@ -8,7 +8,7 @@ constexpr int kMaxBlocks = 256, kMinPixels = 8;  // of a thread, if there are as
 
 // A thread sums one pack of channels over its pixels, about the values of the block's first pixel.
 template <class T, int kPack>
-__global__ void __launch_bounds__(kBlock)
+__global__ void __launch_bounds__(kBlock, 4)
     statistics_kernel(const T* z, Images shape, Lanes lanes, const __grid_constant__ NormForward norm, float* partial,
                       unsigned* counter) {
   ADVNAS_DYNAMIC_SHARED(memory);
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kBlock)
       row[1 + channels + pack * kPack + i] = fmaxf(total_squares - total * distance, 0);
     }
   }
-  if (is_last_block(counter)) finish_statistics(norm, partial, int(gridDim.x), channels);
+  if (is_last_block(counter)) finish_statistics(norm, partial, int(gridDim.x), channels, sums);
 }
 
 __global__ void __launch_bounds__(kBlock) fixed_kernel(int channels, const __grid_constant__ NormForward norm) {

@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(kBlock, 3)
     row[1 + thread] = origin + distance;
     row[1 + out + thread] = fmaxf(squares - sum * distance, 0);
   }
-  if (is_last_block(a.counter)) finish_statistics(a.norm, a.partial, int(gridDim.x), out);
+  if (is_last_block(a.counter)) finish_statistics(a.norm, a.partial, int(gridDim.x), out, result);
 }
 
 template <class T, int kPack>
