@@ -155,8 +155,8 @@ def test_a_search_within_a_limit(advnas, tmp_path):
 
 
 def test_a_front(advnas, tmp_path, monkeypatch):
-    monkeypatch.setattr(front, "PATHS", 40)
-    monkeypatch.setattr(front, "ENTRANTS", (2, 1))
+    monkeypatch.setattr(front, "DRAWN", 6)
+    monkeypatch.setattr(front, "FINALISTS", 2)
     (tmp_path / "my.yaml").write_text("max_params: 150k\n")
     flags = ["--config=my.yaml", "--front", "--halving-cells=1", "--halving-steps=1"]
     code, out, err = advnas("search", *TINY, *flags, "--out=run")

@@ -9,7 +9,7 @@ import torch
 
 from advnas import front, halving
 from advnas.data import images as data
-from advnas.front import Field, Pool, Scouts, main_effects
+from advnas.front import Field, Pool
 from advnas.limits import Limit, every_cell, limits_of, sums
 from advnas.report.console import Progress
 from advnas.run import search as run
@@ -35,9 +35,7 @@ TINY = {
 
 @pytest.fixture
 def few(monkeypatch):
-    monkeypatch.setattr(front, "PATHS", 60)
-    monkeypatch.setattr(front, "BATCHES", 1)
-    monkeypatch.setattr(front, "ENTRANTS", (4, 2))
+    monkeypatch.setattr(front, "DRAWN", 8)
     monkeypatch.setattr(front, "FINALISTS", 4)
 
 
@@ -53,22 +51,10 @@ def rows_of(file):
         return list(csv.DictReader(opened))
 
 
-def test_main_effects_are_those_of_an_additive_loss(searched, monkeypatch):
-    task, state, _ = searched
-    true = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    monkeypatch.setattr(front, "PATHS", 200)
-    monkeypatch.setattr(task, "measure", lambda network, path, batches: {"loss": 3 + sums(true, path.ops[:, 0]).item()})
-    found = main_effects(task, state)
-    torch.testing.assert_close(
-        found - found.mean(1, keepdim=True), true - true.mean(1, keepdim=True), atol=1e-5, rtol=0
-    )
-
-
 @pytest.fixture
 def field(searched):
     task, _, limits = searched
-    effects = torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return Field(task, limits, effects, seed=0)
+    return Field(task, limits, seed=0)
 
 
 def test_a_field_has_every_network_once_as_its_cheapest_cell(field):
@@ -78,12 +64,16 @@ def test_a_field_has_every_network_once_as_its_cheapest_cell(field):
     for ops, cost in zip(cells, costs, strict=True):
         name = field.task.identity(ops)
         cheapest[name] = min(cost, cheapest.get(name, cost))
-    own = {name: field.limits[0].costs.of(torch.tensor(ops)).item() for name, ops in field.cheapest.items()}
+    own = {
+        field.task.identity(torch.tensor(ops)): field.limits[0].costs.of(torch.tensor(ops)).item()
+        for ops in field.networks
+    }
+    assert len(own) == len(field.networks)
     assert own == cheapest
 
 
 def test_near_a_limit_is_the_dearest_quarter_within_it(field):
-    networks = list(field.cheapest.values())
+    networks = field.networks
     for number, limit in enumerate(field.limits):
         costs = limit.costs.of(torch.tensor(networks))
         within = costs <= limit.value
@@ -95,43 +85,26 @@ def test_near_a_limit_is_the_dearest_quarter_within_it(field):
         assert not rest or limit.costs.of(torch.tensor(rest)).max() < dearest.min()
 
 
-def test_the_first_wave_is_drawn_from_the_better_half(field, few):
-    cells = field.entrants(0)
-    assert len(cells.unique(dim=0)) == len(cells) == 4 * len(field.limits)
+def test_what_is_looked_at_is_near_a_limit(field, searched, few):
+    field.look(searched[1])
+    looked = list(field.promises)
+    assert len(set(looked)) == len(looked) <= 8 * len(field.limits)
     for number in range(len(field.limits)):
-        networks = field.near(number, field.cheapest.values())
-        median = sums(field.effects, torch.tensor(networks)).median()
-        near = torch.tensor(field.near(number, [tuple(ops) for ops in cells.tolist()]))
-        assert (sums(field.effects, near) <= median).sum() >= 4
+        assert len(field.near(number, looked)) >= 8
+    assert all(len(values) == 2 for values in field.promises.values())
 
 
-def test_later_waves_are_new_neighbours_of_the_best_ones(field, few):
-    first = field.entrants(0)
-    for place, ops in enumerate(first.tolist()):
-        field.losses[tuple(ops)] = float(place % 7)
-    second = field.entrants(1)
-    parents = [ops for number in range(len(field.limits)) for ops in field.best(number)[: front.PARENTS]]
-    around = {
-        field.task.identity(ops)
-        for parent in parents
-        for ops in halving.neighbourhood(torch.tensor(parent), 5, field.limits[-1])
-    }
-    assert 0 < len(second) <= 2 * len(field.limits)
-    for ops in second:
-        assert tuple(ops.tolist()) not in field.losses
-        assert field.task.identity(ops) in around
-        assert any(field.near(number, [tuple(ops.tolist())]) for number in range(len(field.limits)))
-
-
-def test_the_finalists_are_the_best_scouts_of_each_limit(field, few):
-    for place, ops in enumerate(field.entrants(0).tolist()):
-        field.losses[tuple(ops)] = float(-place % 7)
+def test_the_finalists_promise_most_within_each_limit(field, few):
+    g = torch.Generator().manual_seed(0)
+    field.promises = {ops: tuple(torch.randn(2, generator=g).tolist()) for ops in field.drawn()}
     cells, contenders = field.finalists()
     assert len(cells.unique(dim=0)) == len(cells)
     for number, places in enumerate(contenders):
-        losses = [field.losses[tuple(cells[place].tolist())] for place in places]
-        every = sorted(field.losses[ops] for ops in field.near(number, field.losses))
-        assert losses == every[: front.FINALISTS]
+        near = field.near(number, field.promises)
+        by_kind = [sorted(field.promises[ops][kind] for ops in near) for kind in (0, 1)]
+        total = {ops: sum(by_kind[kind].index(field.promises[ops][kind]) for kind in (0, 1)) for ops in near}
+        chosen = [total[tuple(cells[place].tolist())] for place in places]
+        assert chosen == sorted(total.values(), reverse=True)[:4]
 
 
 def test_each_limit_gets_the_cell_of_the_smallest_loss_among_its_own(searched, field, few, monkeypatch):
@@ -140,23 +113,19 @@ def test_each_limit_gets_the_cell_of_the_smallest_loss_among_its_own(searched, f
     monkeypatch.setattr(task, "measure", lambda network, path, batches: {"loss": sums(values, path.ops[:, 0]).item()})
     trained = []
     monkeypatch.setattr(halving, "train", lambda task, state, watch: trained.append((set(state.left), state.steps)))
-    scouts = Scouts(state, task, field.entrants(0), 0)
-    with Watch(scouts, Progress("scouting", scouts.rounds, {})) as watch:
-        halving.halve(task, scouts, watch)
-    assert trained == [(set(range(scouts.size)), max(1, state.config.halving_steps // 2))]
-    cells = [scouts.cells[place] for place in scouts.losses]
-    assert list(scouts.losses.values()) == [sums(values, ops).item() for ops in cells]
-    field.losses = {tuple(ops.tolist()): loss for ops, loss in zip(cells, scouts.losses.values(), strict=True)}
-    trained.clear()
-    pool = Pool(state, task, *field.finalists())
+    g = torch.Generator().manual_seed(0)
+    field.promises = {ops: tuple(torch.randn(2, generator=g).tolist()) for ops in field.drawn()}
+    cells, contenders = field.finalists()
+    pool = Pool(state, task, cells, contenders)
     with Watch(pool, Progress("comparing", pool.rounds, {})) as watch:
         halving.halve(task, pool, watch)
-    for number, found in enumerate(pool.front()):
-        best = field.best(number)[0]
-        assert found["arch"] == task.arch(torch.tensor(best))
-        assert found["valid_loss"] == pytest.approx(field.losses[best])
-        assert limits[number].allows(torch.tensor(best))
-    assert trained[0] == (set(range(pool.size)), state.config.halving_steps)
+    for limit, places, found in zip(limits, contenders, pool.front(), strict=True):
+        losses = sums(values, cells[places])
+        best = cells[places][losses.argmin()]
+        assert found["arch"] == task.arch(best)
+        assert found["valid_loss"] == pytest.approx(losses.min().item())
+        assert limit.allows(best)
+    assert trained[0] == (set(range(pool.size)), front.STEPS * state.config.halving_steps)
     for (earlier, steps), (later, more) in itertools.pairwise(trained):
         assert later <= earlier
         assert more == 2 * steps
@@ -176,17 +145,15 @@ def test_a_search_for_several_limits(tmp_path, few):
     assert result["arch"] == rows[-1]["arch"]
     assert result["flops"] == float(rows[-1]["flops"])
     assert (folder / "front.svg").read_bytes().startswith(b"<?xml")
-    assert (folder / "config.yaml").read_text().count("estimator: random") == 1
 
 
-@pytest.mark.parametrize("where", [Scouts, Pool])
-@pytest.mark.parametrize("stop_after", [2, 4])
-def test_an_interrupted_front_goes_on_as_if_it_had_not_stopped(tmp_path, monkeypatch, few, where, stop_after):
+@pytest.mark.parametrize("stop_after", [1, 3])  # in the first round, in the second
+def test_an_interrupted_pool_goes_on_as_if_it_had_not_stopped(tmp_path, monkeypatch, few, stop_after):
     run.start(ImageSearchConfig(**TINY, out=tmp_path / "whole"))
     real, count = Watch.after_step, iter(range(1, 1000))
 
     def after_step(watch):
-        watch.stop = isinstance(watch.state, where) and next(count) == stop_after
+        watch.stop = isinstance(watch.state, Pool) and next(count) == stop_after
         real(watch)
 
     monkeypatch.setattr(Watch, "after_step", after_step)

@@ -35,8 +35,9 @@ def test_the_referee_by_hand():
 
 
 def test_a_small_experiment_from_end_to_end(table, tmp_path, monkeypatch, capsys, kept_threads):
-    monkeypatch.setattr(front, "PATHS", 50)
-    monkeypatch.setattr(front, "ENTRANTS", (3, 1))
+    monkeypatch.setattr(budgets, "PATHS", 50)
+    monkeypatch.setattr(front, "DRAWN", 6)
+    monkeypatch.setattr(front, "FINALISTS", 3)
     monkeypatch.setattr(Job, "start", lambda job: cli.main(list(job.command)))  # in this process, which has few of them
     settings = budgets.Settings(
         table=table,

@@ -6,8 +6,8 @@ cell found. Beside it stand
 
 - largest: the cell that costs most within the limit, the mean where several cost the same: what a front finds if it takes size for
   quality;
-- random search: of random cells within the limit, as many as the search measured, the one of the least loss with the weights of the
-  same supernet.
+- random search: of 1,500 random cells those within the limit, and of them the one of the least loss with the weights of a supernet,
+  which the recipe's epochs have trained on uniform paths.
 
 Every search is a folder of ``--out``; what is there already is not run again, and an interrupted one goes on. Writes
 paper-budgets.csv and .md to ``--results``. The table is the referee; of it the searches see the latencies alone.
@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from advnas import front
 from advnas.checkpoint import write_atomic
 from advnas.data import images
 from advnas.report.console import Rounds, console
@@ -40,6 +39,7 @@ from benchmarks.paper import jobs
 from benchmarks.paper.jobs import Job, parsed
 
 ACCURACY = NASBENCH201.columns[0]
+PATHS, BATCHES = 1500, 4  # of the random search, and held-out batches for each
 COSTS = {"flops": ("flops_m", 1e6), "latency": ("latency_s", 1.0)}  # columns of the table, and what a unit of them is
 
 
@@ -115,36 +115,38 @@ class Experiment:
                 limited["latencies"] = settings.table
             recipe = preset.with_settings({**own, **limited}, "recipe")
             write_atomic(settings.out / f"{kind}.yaml", recipe.to_yaml())
+        supernet = preset.with_settings({**own, "estimator": "random", "halving_cells": 0}, "recipe")
+        write_atomic(settings.out / "supernet.yaml", supernet.to_yaml())
 
     def go(self) -> None:
-        searches = {
-            (kind, seed): self.search(kind, seed) for kind in self.settings.kinds for seed in self.settings.seeds
-        }
-        jobs.run("searching", list(searches.values()), self.settings.workers)
-        for job in searches.values():
-            self.compare(job.run)
+        settings = self.settings
+        searches = {(kind, seed): self.search(kind, seed) for kind in settings.kinds for seed in settings.seeds}
+        supernets = {seed: self.search("supernet", seed) for seed in settings.seeds}
+        jobs.run("searching", [*searches.values(), *supernets.values()], settings.workers)
+        for (_, seed), job in searches.items():
+            self.compare(job.run, supernets[seed].run)
         rows = [row for (kind, seed), job in searches.items() for row in self.rows(kind, seed, job.run)]
-        report(self.settings, rows)
+        report(settings, rows)
 
     def search(self, kind: str, seed: int) -> Job:
         recipe = str(self.settings.out / f"{kind}.yaml")
         return Job.search(self.settings.out / f"{kind}-seed-{seed}", "--config", recipe, "--seed", str(seed))
 
-    def compare(self, folder: RunFolder) -> None:
-        """Measure random cells with the weights of a search, and write the best one of each limit to random.json."""
+    def compare(self, folder: RunFolder, supernet: RunFolder) -> None:
+        """Measure random cells with the weights of a supernet, and write the best one of each limit of a search to random.json."""
         if (folder / "random.json").exists():
             return
-        run = restore(folder)
+        limits, run = restore(folder).limits, restore(supernet)
         torch.set_num_threads(self.settings.threads)
         generator = torch.Generator().manual_seed(run.config.seed)
-        cells = torch.randint(len(run.task.ops), (front.PATHS, run.task.space.num_edges), generator=generator)
+        cells = torch.randint(len(run.task.ops), (PATHS, run.task.space.num_edges), generator=generator)
         with Rounds("random search", len(cells), console()) as rounds:
             losses = []
             for ops in cells:
-                losses.append(evaluate(run.task, run.state, ops, front.BATCHES)["loss"])
+                losses.append(evaluate(run.task, run.state, ops, BATCHES)["loss"])
                 rounds.advance()
         found = {}
-        for limit in run.limits:
+        for limit in limits:
             within = torch.where(limit.allows(cells), torch.tensor(losses), torch.inf)
             found[repr(limit.value)] = run.task.arch(cells[within.argmin()])
         write_atomic(folder / "random.json", json.dumps(found, indent=2) + "\n")

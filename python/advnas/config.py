@@ -228,7 +228,7 @@ class SearchConfig(Settings):
     latencies: OptionalFile = None
     """Measured latencies in seconds, CSV: columns edge, op, latency_s, or arch_str, latency_s for whole cells (docs/budgets.md)."""
     front: bool = False
-    """A cell for each of five limits up to the one that is given (of FLOPs if none is): all from one supernet."""
+    """A cell for each of five limits up to the one that is given (of FLOPs if none is), all from one search."""
     table: OptionalFile = None
     """Table of the space's cells (CSV or Parquet): looks up the current best cell after each epoch. It never steers."""
     tensorboard: bool = False

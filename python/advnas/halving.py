@@ -235,7 +235,7 @@ class Contest(Training):
             self.contestants[place].load_state_dict(saved)
 
     def _contestant(self, place: int) -> Contestant:
-        cell, last = self.cells[place], self.config.halving_steps << (self.rounds - 1)
+        cell, last = self.cells[place], self.steps_after(self.rounds - 1)
         return Contestant(self.task, self.config, cell, self.search.arch(cell), last)
 
 

@@ -104,8 +104,6 @@ class Search:
         device = str(self.task.placement.device)
         self.config = replace(config, threads=torch.get_num_threads(), device=device)
         self.limits = limits_of(self.config, self.task)
-        if len(self.limits) > 1:  # a supernet for all of them: uniform paths, and nothing is learned about logits
-            self.config = replace(self.config, estimator="random", estimator_settings={})
         self.state = SearchState(self.config, self.task, self.limits[0] if len(self.limits) == 1 else None)
 
     def decisive(self) -> dict[str, Any]:
@@ -126,6 +124,12 @@ class Search:
 
     def go(self, folder: RunFolder, console: Console) -> Path:
         """From wherever the state is to the end, with all files."""
+        arch, seconds = (self._front if len(self.limits) > 1 else self._search)(folder, console)
+        self._finish(folder, arch, seconds, console)
+        return folder.path
+
+    def _search(self, folder: RunFolder, console: Console) -> tuple[str, float]:
+        """The best cell, and the seconds of the search."""
         if self.config.warmup_epochs >= self.config.epochs:
             console.print("note: every epoch is a warm-up epoch, so that the logits stay at 0 and no cell is found")
         progress = Progress("searching", self.config.epochs, self._shown(), console)
@@ -134,34 +138,23 @@ class Search:
         ) as watch:
             search(self.task, self.state, watch)
         arch, seconds = self.state.history[-1]["arch"], self.state.history[-1]["seconds"]
-        if len(self.limits) > 1:
-            arch, seconds = self._front(folder, console)
-        elif self.config.halving_cells:
-            halving = Halving(self.state, self.task)
-            console.print(f"comparing the best cell with {halving.size - 1} neighbours")
-            self._halve(halving, folder, console)
-            arch, seconds = halving.found, seconds + halving.seconds
-        self._finish(folder, arch, seconds, console)
-        return folder.path
+        if not self.config.halving_cells:
+            return arch, seconds
+        halving = Halving(self.state, self.task)
+        console.print(f"comparing the best cell with {halving.size - 1} neighbours")
+        self._halve(halving, folder, console)
+        return halving.found, seconds + halving.seconds
 
     def _front(self, folder: RunFolder, console: Console) -> tuple[str, float]:
         """A cell for each limit; the one of the largest, and the seconds of the search."""
-        console.print(f"{len(self.limits)} limits: {', '.join(map(str, self.limits))}")
-        with Rounds("measuring operations", front.PATHS, console) as rounds:
-            effects = front.main_effects(self.task, self.state, rounds.advance)
-        field = front.Field(self.task, self.limits, effects, self.config.seed)
-        seconds = self.state.seconds
-        for wave in range(len(front.ENTRANTS)):
-            cells = field.entrants(wave)
-            if not len(cells):
-                break
-            console.print(f"scouting {len(cells)} cells")
-            scouts = front.Scouts(self.state, self.task, cells, wave)
-            self._halve(scouts, folder, console)
-            field.losses |= {tuple(cells[place].tolist()): loss for place, loss in scouts.losses.items()}
-            seconds += scouts.seconds
+        folder.save(self.state, self.decisive())  # untrained: what a resumption asks for
+        field = front.Field(self.task, self.limits, self.config.seed)
+        with Rounds("looking at networks", len(self.limits) * front.DRAWN, console) as rounds:
+            field.look(self.state, rounds.advance)
         pool = front.Pool(self.state, self.task, *field.finalists())
-        console.print(f"comparing {pool.size} cells")
+        limits = ", ".join(map(str, self.limits))
+        console.print(f"comparing {pool.size} of {len(field.promises)} cells for the limits {limits}")
+        seconds = self.state.seconds
         self._halve(pool, folder, console)
         self._write_front(folder, pool, console)
         return pool.front()[-1]["arch"], seconds + pool.seconds
@@ -221,7 +214,7 @@ class Search:
                 "estimator": self.config.estimator,
                 "seed": self.config.seed,
                 "seconds": round(seconds, 3),
-                "steps": self.config.epochs * self.state.steps_per_epoch,
+                "steps": self.state.epoch * self.state.steps_per_epoch,
                 **self._costs(arch),
                 "table": None if self.table is None else self.table.lookup(arch),
             }
@@ -229,6 +222,8 @@ class Search:
         space, metric = self.task.space, f"valid_{self.task.result}"
         column = space.columns[0] if space.columns else None
         draw(folder, "cell.svg", lambda: cell_svg(space, arch), console)
+        if not self.state.history:  # of a front
+            return
         draw(folder, "curves.png", lambda: curves(folder.history(), folder.logits(), metric, column), console)
 
 

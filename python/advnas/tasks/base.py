@@ -220,6 +220,14 @@ class Task(ABC):
         """
         raise ValueError(f"max_flops and max_params: the task {self.name} has no such costs; leave them out")
 
+    def promises(self, network: nn.Module, batch: Any) -> tuple[float, ...]:
+        """What an untrained network promises, by several measures, each the larger the better; see :mod:`advnas.untrained`.
+
+        Raises:
+            ValueError: the task has no such measures.
+        """
+        raise ValueError(f"front: the task {self.name} has no measures of untrained networks; give one limit at a time")
+
     def facts(self) -> dict[str, Any]:
         """What a checkpoint depends on beside the settings, such as the size of the data, in plain types."""
         return {}

@@ -32,6 +32,7 @@ from advnas.data.images import DATA, Batches, Evaluation, ImageData, load, split
 from advnas.networks.nasbench201 import REDUCTIONS
 from advnas.report.numbers import wilson
 from advnas.tasks.base import Recipe, Score, Task, fingerprint
+from advnas.untrained import promises
 from advnas_ext import Path, PathCost
 
 Reduction = Annotated[str, AfterValidator(one_of(REDUCTIONS)), tyro.conf.arg(metavar="|".join(REDUCTIONS))]
@@ -223,6 +224,9 @@ class ImageTask(Task):
             "params": (first.params, [(one.params - first.params) / edges for one in found]),
         }
         return {kind: PathCost([by_op] * edges, constant) for kind, (constant, by_op) in costs.items()}
+
+    def promises(self, network: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[float, ...]:
+        return promises(network, batch[0])
 
     def facts(self) -> dict[str, Any]:
         return {"images": len(self.images.train), "classes": list(self.images.classes), "content": self.content}
