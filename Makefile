@@ -204,7 +204,7 @@ paper-credit: $(VENV)/.built  ## variants of the estimators on the paths of a se
 	$(BIN)/python -m benchmarks.paper.credit --run $(RUN) --epochs $(EPOCHS)
 
 # DATA_DIR and TABLE as for paper-nb201.
-paper-budgets: $(VENV)/.built  ## cells within limits of FLOPs and of latency on CIFAR-10, five seeds (2 hours; DATA_DIR=, TABLE=); resumable, writes benchmarks/results
+paper-budgets: $(VENV)/.built  ## cells within limits of FLOPs and of latency on CIFAR-10, five seeds (hours; DATA_DIR=, TABLE=); resumable, writes benchmarks/results
 	$(BIN)/python -m benchmarks.paper.budgets --data-dir $(DATA_DIR) --table $(TABLE)
 
 # DATA_DIR holds train.txt, valid.txt and test.txt of Penn Treebank.

@@ -26,8 +26,7 @@ from advnas.untrained import ranks
 KNOWN = 20_000  # cells among which networks are looked for; all of a space that has no more
 NEAR = 0.25  # of the networks within a limit, the dearest
 DRAWN = 150  # networks near each limit that are ranked
-FINALISTS = 12  # of each limit, that are trained
-STEPS = 2  # times those of a search that has trained a supernet before
+FINALISTS = 24  # of each limit, that are trained
 
 
 class Field:
@@ -130,9 +129,6 @@ class Pool(Contest):
     @property
     def rounds(self) -> int:
         return max(1, max(len(places) for places in self.contenders).bit_length() - 1)
-
-    def steps_after(self, round: int) -> int:
-        return STEPS * super().steps_after(round)
 
     def staying(self, ranked: list[int], losses: dict[int, float]) -> list[int]:
         self.losses |= losses
