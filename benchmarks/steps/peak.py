@@ -34,7 +34,8 @@ def peak_mib() -> float:
 def in_own_process(module: str, function: str | None, threads: int, **arguments: object) -> float:
     """Peak MiB of a process that calls a function of a module with ``arguments`` that JSON knows; None: that only imports it."""
     command = [sys.executable, "-m", "benchmarks.steps.peak", json.dumps([module, function, threads, arguments])]
-    return float(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, cwd=ROOT).stdout)
+    printed = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, cwd=ROOT).stdout
+    return float(printed.split()[-1])  # imports may print too
 
 
 def main(module: str, function: str | None, threads: int, arguments: dict) -> None:

@@ -186,6 +186,7 @@ def main() -> None:
     parser.add_argument("peer", choices=PEERS)
     parser.add_argument("--turns", type=int, default=21)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--skip", help="leave out the sides whose name contains this, such as compile")
     settings = parser.parse_args()
     torch.set_num_threads(settings.threads)
     make_sides, spaces = PEERS[settings.peer]
@@ -194,7 +195,8 @@ def main() -> None:
     for space in spaces:
         torch.manual_seed(0)
         sides = make_sides(space)
-        found = medians({name: make() for name, make in sides.items()}, settings.turns)
+        wanted = [name for name in sides if settings.skip is None or settings.skip not in name]
+        found = medians({name: sides[name]() for name in wanted}, settings.turns)
         ours = next(ms for name, ms in found.items() if name.startswith("Advantage"))
         imports = in_own_process(MODULE, "once", settings.threads, peer=settings.peer, space=space, side=None)
         for name, ms in found.items():
