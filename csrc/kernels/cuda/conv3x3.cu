@@ -165,7 +165,7 @@ struct WeightLayout {
     const int tile = l.x + TileRows(positions, s.pitch()).rows * kWeightStride * int(sizeof(T));
     const int sums = kGroups / 2 * kGroupSums * int(sizeof(float));
     l.bytes = tile > sums ? tile : sums;
-    l.tiles = round_up(s.positions(), positions);
+    l.tiles = ceil_div(s.positions(), positions);
     const int slices = (s.in / kWeightSlice) * (s.out / kWeightSlice), most = kWeightBlocks / slices;
     const int ranges = l.tiles / kWeightTiles;
     l.ranges = ranges < 1 ? 1 : ranges < most ? ranges : most;
@@ -314,7 +314,7 @@ void conv3x3_weight(const Conv3x3Weight<T>& a, void* stream) {
   ADVNAS_LAUNCH((conv3x3_weight_kernel<T>), grid, kBlock, l.bytes, stream)(a, l);
   if (l.ranges == 1) return;
   const int size = kTaps * a.shape.in * a.shape.out;
-  ADVNAS_LAUNCH((conv3x3_sum_kernel<T>), unsigned(round_up(size, kBlock / kSharers)), kBlock, 0, stream)
+  ADVNAS_LAUNCH((conv3x3_sum_kernel<T>), unsigned(ceil_div(size, kBlock / kSharers)), kBlock, 0, stream)
   (a.partial, a.dweight, size, l.ranges);
 }
 

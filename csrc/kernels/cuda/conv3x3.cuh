@@ -20,7 +20,7 @@ template <class T>
 inline constexpr int kPadding = 16 / sizeof(T);
 inline constexpr int kPaddingAcross = 8;
 
-inline int round_up(int64_t number, int64_t to) { return int((number + to - 1) / to); }
+inline int ceil_div(int64_t number, int64_t to) { return int((number + to - 1) / to); }
 
 // A tile of `count` positions, and the rows of shared memory that it takes.
 struct TileRows {

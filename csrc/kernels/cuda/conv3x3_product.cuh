@@ -33,7 +33,7 @@ struct Layout {
     l.stride = l.part + kPadding<T>;
     l.weight = TileRows(positions, s.pitch()).rows * l.stride * int(sizeof(T));
     l.bytes = l.weight + kTaps * l.slice * l.stride * int(sizeof(T));
-    l.tiles = round_up(s.positions(), positions);
+    l.tiles = ceil_div(s.positions(), positions);
     return l;
   }
 
@@ -46,7 +46,7 @@ struct Layout {
   }
 
   // Every block has as many tiles as another, or one less.
-  int blocks() const { return round_up(tiles, round_up(tiles, kMaxBlocks)); }
+  int blocks() const { return ceil_div(tiles, ceil_div(tiles, kMaxBlocks)); }
 };
 
 // Column n of a slice in the order of the fragments: lane t of four has columns 2t and 2t + 1 of each tile of 8, which are its
