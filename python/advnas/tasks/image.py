@@ -60,8 +60,7 @@ class ImageSearchConfig(SearchConfig):
     reduction: Reduction = "residual"
     """Block between the stages: NAS-Bench-201's residual one, or a light one (mean, 1x1 convolution): cells have more to do."""
     gate_baseline: Annotated[Literal["input"] | None, tyro.conf.arg(metavar="input")] = None
-    """What an operation is compared with in its advantage; None: no output at all. input: the node that it takes, see
-    advnas_ext.OnePathCell."""
+    """What an operation is compared with in its advantage. input: the node that it takes; None: no output at all."""
     image_size: OptionalCount = None
     """Images with more pixels a side are shrunk to that many; None: they stay as they are."""
     batch_size: Count = 64
