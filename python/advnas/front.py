@@ -111,27 +111,27 @@ class Pool(Contest):
 
     Attributes:
         contenders: for each limit the places in ``archs`` that are still in for it, best first.
-        losses: of the last comparison of each cell, by its place.
+        last: losses of the last comparison of each cell, by its place.
     """
 
     kind = "front"
-    values = (*Contest.values, "contenders", "losses")
+    values = (*Contest.values, "contenders", "last")
 
     def __init__(self, search: SearchState, task: Task, cells: Tensor, contenders: list[list[int]]) -> None:
         self.contenders = contenders
-        self.losses: dict[int, float] = {}
+        self.last: dict[int, float] = {}
         super().__init__(search, task, cells)
 
     @property
     def finished(self) -> bool:
-        return all(len(places) == 1 for places in self.contenders) and bool(self.losses)
+        return all(len(places) == 1 for places in self.contenders) and bool(self.last)
 
     @property
     def rounds(self) -> int:
         return max(1, max(len(places) for places in self.contenders).bit_length() - 1)
 
     def staying(self, ranked: list[int], losses: dict[int, float]) -> list[int]:
-        self.losses |= losses
+        self.last |= losses
         by_limit = [sorted(places, key=lambda place: losses[place]) for places in self.contenders]
         self.contenders = [places[: max(1, len(places) // 2)] for places in by_limit]
         still_in = {place for places in self.contenders for place in places}
@@ -139,4 +139,4 @@ class Pool(Contest):
 
     def front(self) -> list[dict[str, Any]]:
         """The cell of each limit, with its loss in the last comparison that it was in."""
-        return [{"arch": self.archs[places[0]], "valid_loss": self.losses[places[0]]} for places in self.contenders]
+        return [{"arch": self.archs[places[0]], "valid_loss": self.last[places[0]]} for places in self.contenders]

@@ -6,8 +6,8 @@ a skip connection from the input to the output of every cell. So the cells that 
 trained beside it, in deeper networks, on the same batches from the same initial weights, by successive halving (Jamieson &
 Talwalkar, AISTATS 2016): each comparison on held-out data leaves the better half, which trains until it has twice the steps.
 
-The neighbourhood moves. Where another cell than the first one wins a comparison, the most promising of its own neighbours join,
-from the first step on, if they would be in the better half were it that the effects of changes add up:
+The neighbourhood moves. A cell that is the first one to win a comparison brings the most promising of its own neighbours, once.
+They are trained from the first step on, and are those that would be in the better half were it that the effects of changes add up:
 
     promise(cell) = loss(best) + sum_e effect[e, cell_e] - effect[e, best_e]
     effect[e, k] = loss(first cell with k on edge e) - loss(first cell), in the first comparison
@@ -60,9 +60,12 @@ def train(task: Task, state: Contest, watch: Watch) -> None:
 
 
 def compare(task: Task, state: Contest) -> dict[int, float]:
-    """The loss of every cell that is left, on the same held-out data."""
-    batches = state.config.valid_batches
-    return {place: state.contestants[place].loss(task, state.held_out(batches)) for place in state.left}
+    """The loss of every cell that is left, on the same held-out data. Those of cells that did not just join are known."""
+    for place in state.left:
+        if place not in state.losses:
+            batches = state.held_out(state.config.valid_batches)
+            state.losses[place] = state.contestants[place].loss(task, batches)
+    return state.losses
 
 
 def neighbourhood(ops: Tensor, num_ops: int, limit: Limit | None = None) -> Tensor:
@@ -144,6 +147,7 @@ class Contest(Training):
         cells: int64 [num_edges] each.
         contestants: by places in ``cells``, of those that are left.
         left: places in ``cells`` that are still in, best first.
+        losses: by places in ``cells``, of this round's comparison so far.
         epoch: rounds that are over.
     """
 
@@ -160,6 +164,7 @@ class Contest(Training):
         more = [after - before for before, after in itertools.pairwise(steps)]
         super().__init__(total_work=sum(max(1, self.size >> done) * count for done, count in enumerate(more)))
         self.left = list(range(self.size))
+        self.losses: dict[int, float] = {}
         self.contestants = {place: self._contestant(place) for place in self.left}
 
     @property
@@ -209,6 +214,7 @@ class Contest(Training):
             }
         )
         self.left = self.staying(ranked, losses)
+        self.losses = {}
         self.contestants = {place: self.contestants[place] for place in self.left}
 
     def staying(self, ranked: list[int], losses: dict[int, float]) -> list[int]:
@@ -245,19 +251,24 @@ class Halving(Contest):
     Attributes:
         effects: float64 [num_edges, num_ops], what one change to the first cell did to its loss in the first comparison, 0 where it
             was not tried; None before it.
+        winners: places in ``cells`` of those whose neighbours were asked for.
     """
 
-    values = (*Contest.values, "effects")
+    values = (*Contest.values, "effects", "winners")
 
     def __init__(self, search: SearchState, task: Task) -> None:
         super().__init__(search, task, neighbourhood(search.best[0], len(search.ops), search.limit))
         self.effects: Tensor | None = None
+        self.winners = [0]
 
     def join(self, losses: dict[int, float]) -> bool:
-        """Take in the most promising new neighbours of the best cell; whether there were any."""
+        """Take in the most promising neighbours of a new best cell; whether there were any."""
         if self.effects is None:
             self.effects = self._effects(losses)
         ranked = sorted(losses, key=lambda place: losses[place])
+        if ranked[0] in self.winners:
+            return False
+        self.winners.append(ranked[0])
         best, least = self.cells[ranked[0]], losses[ranked[0]]
         bar = losses[ranked[(self.size >> self.epoch + 1) - 1]]
         known = {tuple(cell.tolist()) for cell in self.cells}
