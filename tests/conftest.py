@@ -110,3 +110,23 @@ def made_up_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [f"{i},{NASBENCH201.format(ops)},{i / 200},{i / 300},{i / 400}" for i, ops in enumerate(cells)]
     path.write_text("\n".join([f"index,arch_str,{columns}", *rows]) + "\n")
     return path
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[type, int, int], None]:
+    """Someone asks a training of some kind to stop, the first time that it is at an epoch and a step."""
+    from advnas.run.watch import Watch
+
+    def ask(kind: type, epoch: int, step: int) -> None:
+        real, asked = Watch.after_step, False
+
+        def after_step(watch: Watch) -> None:
+            nonlocal asked
+            state = watch.state
+            if not asked and isinstance(state, kind) and (state.epoch, state.step) == (epoch, step):
+                watch.stop = asked = True
+            real(watch)
+
+        monkeypatch.setattr(Watch, "after_step", after_step)
+
+    return ask

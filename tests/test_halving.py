@@ -170,16 +170,12 @@ def test_a_search_ends_with_it(tmp_path):
     assert result["seconds"] > float(last["seconds"])
 
 
-@pytest.mark.parametrize("stop_after", [1, 2, 3])  # in the first round, at its end, in the second
-def test_an_interrupted_comparison_goes_on_as_if_it_had_not_stopped(tmp_path, monkeypatch, stop_after):
+@pytest.mark.parametrize(
+    "where", [(0, 1), (0, 2), (1, 3)]
+)  # round and step: the first cell's first and last one, in the second
+def test_an_interrupted_comparison_goes_on_as_if_it_had_not_stopped(tmp_path, interrupt, where):
     run.start(ImageSearchConfig(**TINY, out=tmp_path / "whole"))
-    real, count = Watch.after_step, iter(range(1, 1000))
-
-    def after_step(watch):
-        watch.stop = isinstance(watch.state, Halving) and next(count) == stop_after
-        real(watch)
-
-    monkeypatch.setattr(Watch, "after_step", after_step)
+    interrupt(Halving, *where)
     with pytest.raises(Interrupted, match=r"advnas search --resume .*part"):
         run.start(ImageSearchConfig(**TINY, out=tmp_path / "part"))
     assert not (tmp_path / "part" / "result.json").exists()

@@ -29,9 +29,8 @@ from advnas.spaces.nasbench201 import NASBENCH201
 from advnas.tables import Table
 from advnas.tasks.image import ImageSearchConfig
 from benchmarks.paper import jobs
-from benchmarks.paper.jobs import Job, parsed
+from benchmarks.paper.jobs import Job, WarmStarted, parsed
 
-SETTINGS = {"gdas": {"unpicked": "sum"}}  # as the authors' code has it
 HALVES = 2  # rows of the history for each of the paper's epochs
 RECIPE = {
     "without": ("none",),
@@ -72,36 +71,26 @@ class Settings:
     """Settings to change, such as --set epochs 3 warmup_epochs 1, for a trial."""
 
 
-class Experiment:
+class Experiment(WarmStarted):
     """The runs; see the module."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         data = {"data": settings.data, "data_dir": settings.data_dir, "table": settings.table, "threads": 1}
-        self.recipe = ImageSearchConfig().with_settings({**RECIPE, **parsed(settings.set), **data}, "recipe")
-        settings.out.mkdir(parents=True, exist_ok=True)
-        write_atomic(settings.out / "recipe.yaml", self.recipe.to_yaml())
+        recipe = ImageSearchConfig().with_settings({**RECIPE, **parsed(settings.set), **data}, "recipe")
+        super().__init__(settings.out, recipe)
 
     def go(self) -> dict[str, list[Job]]:
         """The finished searches of every estimator, a seed each."""
         settings = self.settings
         jobs.run("warm-up", [self.warm_up(seed) for seed in settings.seeds], settings.workers)
-        searches = {(name, seed): self.search(name, seed) for seed in settings.seeds for name in settings.estimators}
+        searches = {
+            (name, seed): self.search(seed, name, name, self.recipe.epochs)
+            for seed in settings.seeds
+            for name in settings.estimators
+        }
         jobs.run("searching", list(searches.values()), settings.workers)
         return {name: [searches[name, seed] for seed in settings.seeds] for name in settings.estimators}
-
-    def warm_up(self, seed: int) -> Job:
-        flags = "--epochs", str(self.recipe.warmup_epochs)
-        return Job.search(self.settings.out / f"seed-{seed}" / "warm-up", *self.flags(seed), *flags)
-
-    def search(self, name: str, seed: int) -> Job:
-        flags = (*self.flags(seed), "--estimator", name, "--warm-start", str(self.warm_up(seed).folder))
-        for setting, value in SETTINGS.get(name, {}).items():
-            flags += ("--estimator-settings", setting, value)
-        return Job.search(self.settings.out / f"seed-{seed}" / name, *flags)
-
-    def flags(self, seed: int) -> tuple[str, ...]:
-        return "--config", str(self.settings.out / "recipe.yaml"), "--seed", str(seed)
 
 
 def trial(job: Job, warmup: int, steps: int) -> list[dict[str, float]]:

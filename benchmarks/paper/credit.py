@@ -28,6 +28,7 @@ from advnas.run.folder import read_csv, write_csv
 from advnas.run.search import Search
 from advnas_ext import OnePathCell
 from advnas_ext import Path as OnePath
+from advnas_ext.estimators.base import through_softmax
 from benchmarks.paper.jobs import main
 
 BASELINES = (None, "input")
@@ -113,7 +114,7 @@ def variants(measured: Measured) -> Iterator[tuple[str, Tensor, float]]:
 
     def known(values: Tensor) -> Tensor:
         """The gradient of the expected sum of values [batches, num_edges, num_ops]."""
-        return (p * (values - (p * values).sum(-1, keepdim=True)))[:, None]
+        return through_softmax(p.expand_as(values), values)[:, None]
 
     def left(values: Tensor) -> Tensor:
         """Those of the picks: [batches, paths, num_edges]."""

@@ -19,11 +19,15 @@ import tyro
 import yaml
 
 from advnas.checkpoint import write_atomic
+from advnas.config import SearchConfig
 from advnas.report.console import Rounds, console
 from advnas.run.folder import RunFolder
 from advnas.search import architecture_step, weight_step
 from advnas.state import SearchState
 from benchmarks.steps.sides import host_clock
+
+# Of estimators, as the paper's code has them.
+SETTINGS: Mapping[str, Mapping[str, str]] = {"gdas": {"unpicked": "sum"}}
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,34 @@ class Job:
         with self.folder.with_name(f"{self.folder.name}.log").open("a") as log:
             command = [sys.executable, "-m", "advnas", *self.command]
             subprocess.run(command, stdout=log, stderr=log, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+class WarmStarted:
+    """Searches of one recipe that go on from a warm-up for each seed, as if it had been their own.
+
+    Args:
+        out: folder of the runs; gets recipe.yaml.
+    """
+
+    def __init__(self, out: Path, recipe: SearchConfig) -> None:
+        self.out, self.recipe = out, recipe
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(out / "recipe.yaml", recipe.to_yaml())
+
+    def warm_up(self, seed: int) -> Job:
+        folder = self.out / f"seed-{seed}" / "warm-up"
+        return Job.search(folder, *self._flags(seed, self.recipe.warmup_epochs))
+
+    def search(self, seed: int, name: str, folder: str, epochs: int, *flags: str) -> Job:
+        """That of an estimator, given by its name, in a folder of the seed's."""
+        flags = (*self._flags(seed, epochs), "--estimator", name, *flags)
+        flags += ("--warm-start", str(self.warm_up(seed).folder))
+        for setting, value in SETTINGS.get(name, {}).items():
+            flags += ("--estimator-settings", setting, value)
+        return Job.search(self.out / f"seed-{seed}" / folder, *flags)
+
+    def _flags(self, seed: int, epochs: int) -> tuple[str, ...]:
+        return "--config", str(self.out / "recipe.yaml"), "--seed", str(seed), "--epochs", str(epochs)
 
 
 def run(label: str, jobs: Sequence[Job], workers: int) -> None:

@@ -34,11 +34,10 @@ from advnas.tables import Table
 from advnas.tasks.image import ImageSearchConfig, ImageTask
 from advnas_ext import ESTIMATORS
 from benchmarks.paper import jobs
-from benchmarks.paper.jobs import Job, equal_time, parsed, step_seconds
+from benchmarks.paper.jobs import SETTINGS, Job, WarmStarted, equal_time, parsed, step_seconds
 
 OTHERS = ("cifar100_test_200", "imagenet16_120_test_200")  # columns beside CIFAR-10
 OPPONENT = "advantage"  # of the paired tests
-SETTINGS = {"gdas": {"unpicked": "sum"}}  # as the paper's code has it
 TIMED = 40  # pairs of steps
 
 
@@ -89,7 +88,7 @@ class Searches:
         return [values[-1] for values in self.accuracies()]
 
 
-class Experiment:
+class Experiment(WarmStarted):
     """The runs of one experiment; see the module."""
 
     def __init__(self, settings: Settings) -> None:
@@ -97,9 +96,7 @@ class Experiment:
         preset = ImageSearchConfig().with_settings(ImageTask.presets["fast"], "preset fast")
         data = {"data": settings.data, "data_dir": settings.data_dir, "table": settings.table}
         own = {**parsed(settings.set), **data, "threads": 1, "halving_cells": 0}
-        self.recipe = preset.with_settings(own, "recipe")
-        settings.out.mkdir(parents=True, exist_ok=True)
-        write_atomic(settings.out / "recipe.yaml", self.recipe.to_yaml())
+        super().__init__(settings.out, preset.with_settings(own, "recipe"))
 
     def go(self) -> None:
         settings, names = self.settings, self.settings.estimators
@@ -108,7 +105,7 @@ class Experiment:
         file = settings.out / "epochs.json"
         epochs = equal_time(file, self.recipe, self.recipe.estimator, partial(self.cost, every_seed[0]))
         tuning = {
-            (name, lr): [self.search(seed, name, lr, epochs[name]) for seed in settings.tuning_seeds]
+            (name, lr): [self.tried(seed, name, lr, epochs[name]) for seed in settings.tuning_seeds]
             for name in names
             for lr in (settings.arch_lrs[:1] if name == "random" else settings.arch_lrs)
         }
@@ -118,7 +115,7 @@ class Experiment:
         done = {}
         for name in names:
             lr = min((lr for other, lr in tuning if other == name), key=lambda lr: losses[name, lr])
-            searches = [self.search(seed, name, lr, epochs[name]) for seed in settings.seeds]
+            searches = [self.tried(seed, name, lr, epochs[name]) for seed in settings.seeds]
             done[name] = Searches(lr, searches, epochs[name], self.recipe.warmup_epochs, cost[name])
         self.run(
             "comparing", [job for same in zip(*(each.jobs for each in done.values()), strict=True) for job in same]
@@ -128,20 +125,8 @@ class Experiment:
     def run(self, label: str, searches: Sequence[Job]) -> None:
         jobs.run(label, searches, self.settings.workers)
 
-    def flags(self, seed: int, epochs: int) -> tuple[str, ...]:
-        recipe = str(self.settings.out / "recipe.yaml")
-        return "--config", recipe, "--seed", str(seed), "--epochs", str(epochs)
-
-    def warm_up(self, seed: int) -> Job:
-        folder = self.settings.out / f"seed-{seed}" / "warm-up"
-        return Job.search(folder, *self.flags(seed, self.recipe.warmup_epochs))
-
-    def search(self, seed: int, name: str, lr: float, epochs: int) -> Job:
-        start = str(self.warm_up(seed).folder)
-        flags = (*self.flags(seed, epochs), "--estimator", name, "--arch-lr", str(lr), "--warm-start", start)
-        for setting, value in SETTINGS.get(name, {}).items():
-            flags += ("--estimator-settings", setting, value)
-        return Job.search(self.settings.out / f"seed-{seed}" / f"{name}-{lr:g}", *flags)
+    def tried(self, seed: int, name: str, lr: float, epochs: int) -> Job:
+        return self.search(seed, name, f"{name}-{lr:g}", epochs, "--arch-lr", str(lr))
 
     def cost(self, seed: int) -> dict[str, float]:
         """Seconds of a weight step and an architecture step together at uniform logits, of every estimator."""

@@ -110,7 +110,7 @@ class Pool(Contest):
     """The networks of all limits.
 
     Attributes:
-        contenders: for each limit the places in ``archs`` that are still in for it, best first.
+        contenders: for each limit the places in ``cells`` that are still in for it, best first.
         last: losses of the last comparison of each cell, by its place.
     """
 
@@ -139,4 +139,4 @@ class Pool(Contest):
 
     def front(self) -> list[dict[str, Any]]:
         """The cell of each limit, with its loss in the last comparison that it was in."""
-        return [{"arch": self.archs[places[0]], "valid_loss": self.last[places[0]]} for places in self.contenders]
+        return [{"arch": self.arch(places[0]), "valid_loss": self.last[places[0]]} for places in self.contenders]

@@ -185,15 +185,14 @@ class Contest(Training):
         """Of each contestant at the comparison of a round: twice as many as in the one before."""
         return self.config.halving_steps << round
 
-    @property
-    def archs(self) -> list[str]:
-        """The cells' strings."""
-        return [self.search.arch(ops) for ops in self.cells]
+    def arch(self, place: int) -> str:
+        """The string of a cell."""
+        return self.search.arch(self.cells[place])
 
     @property
     def found(self) -> str:
         """The string of the best cell."""
-        return self.search.arch(self.cells[self.left[0]])
+        return self.arch(self.left[0])
 
     def join(self, losses: dict[int, float]) -> bool:
         """Take in further cells before this comparison counts; whether there were any."""
@@ -210,7 +209,7 @@ class Contest(Training):
                 "seconds": round(self.seconds, 3),
                 "cells": len(ranked),
                 "valid_loss": losses[ranked[0]],
-                "arch": self.search.arch(self.cells[ranked[0]]),
+                "arch": self.arch(ranked[0]),
             }
         )
         self.left = self.staying(ranked, losses)
@@ -241,8 +240,8 @@ class Contest(Training):
             self.contestants[place].load_state_dict(saved)
 
     def _contestant(self, place: int) -> Contestant:
-        cell, last = self.cells[place], self.steps_after(self.rounds - 1)
-        return Contestant(self.task, self.config, cell, self.search.arch(cell), last)
+        last = self.steps_after(self.rounds - 1)
+        return Contestant(self.task, self.config, self.cells[place], self.arch(place), last)
 
 
 class Halving(Contest):

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from advnas_ext.estimators import Estimator
+from advnas_ext.estimators.base import through_softmax
 from advnas_ext.knapsack import best_paths
 
 # nu is looked for on a grid, which becomes finer between the last value that is too small and the first that is not.
@@ -87,8 +88,7 @@ class PathCost:
 
     def gradient(self, probabilities: Tensor) -> Tensor:
         """dE[cost]/dlogits for ``probabilities`` = softmax(logits), in closed form: [num_edges, num_ops]."""
-        costs = self.costs.to(probabilities)
-        return probabilities * (costs - (probabilities * costs).sum(1, keepdim=True))
+        return through_softmax(probabilities, self.costs.to(probabilities))
 
     def ordered(self, names: Sequence[str]) -> PathCost:
         """The same costs with the edges in another order, where they have names.

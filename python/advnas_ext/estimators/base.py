@@ -383,6 +383,11 @@ class Estimator(nn.Module, ABC):
         self.logits.grad = sum(known[1:], start=known[0]) if known else None
 
 
+def through_softmax(p: Tensor, values: Tensor) -> Tensor:
+    """d<p, values>/dlogits for p = softmax(logits) over the last dimension: p (values - <p, values>), of the shape of both."""
+    return p * (values - (p * values).sum(-1, keepdim=True))
+
+
 def require_finite(what: str, value: Tensor) -> None:
     if not value.isfinite().all():
         found = f"is {value.item()}" if value.dim() == 0 else "has infinite or NaN entries"

@@ -25,6 +25,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from advnas_ext.estimators.base import through_softmax
 from advnas_ext.estimators.collecting import CollectingEstimator
 from advnas_ext.path import Path
 
@@ -84,7 +85,7 @@ class CriticEstimator(CollectingEstimator):
         picked = nn.functional.one_hot(ops, self.num_ops).flatten(1).double()
         features = torch.cat([picked.new_ones(self.num_samples, 1), picked], 1)
         critic = self._critic()
-        known = self._known_part(critic[1:].reshape(self.logits.shape).to(self.logits.dtype))
+        known = through_softmax(self.probabilities(), critic[1:].reshape(self.logits.shape).to(self.logits.dtype))
         unexplained = (losses - features @ critic).to(self.logits.dtype)
         by_path = known / self.num_samples + self._weights(unexplained)[:, None, None] * self._score(ops)
         kept = math.exp(-self.num_samples / self.window)
@@ -102,8 +103,3 @@ class CriticEstimator(CollectingEstimator):
         penalty[0] = 0
         factor = torch.linalg.cholesky(self.gram + penalty.diag())
         return torch.cholesky_solve(self.moment[:, None], factor)[:, 0]
-
-    def _known_part(self, values: Tensor) -> Tensor:
-        """The gradient of E[V], [num_edges, num_ops], from the critic's values q of the same shape."""
-        p = self.probabilities()
-        return p * (values - (p * values).sum(1, keepdim=True))

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from advnas_ext.estimators.base import Estimator
+from advnas_ext.estimators.base import Estimator, through_softmax
 from advnas_ext.path import Path
 
 
@@ -56,8 +56,7 @@ class ProxylessEstimator(Estimator):
 
     def _estimate(self, path: Path, gate_grad: Tensor, loss: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
         share = torch.softmax(self._known_logits().gather(1, path.ops), 1)
-        pair_grad = share * (gate_grad - (share * gate_grad).sum(1, keepdim=True))
-        return self._by_op(path, pair_grad), {"logits_before": self.logits}
+        return self._by_op(path, through_softmax(share, gate_grad)), {"logits_before": self.logits}
 
     def _after_step(self, path: Path) -> None:
         before = self.logits_before
