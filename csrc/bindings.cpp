@@ -29,10 +29,20 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .value("MEAN_2X2", Prologue::kMean2);
   // A piece that gives nothing; an operation without weights; a convolution.
   py::class_<Piece>(m, "Piece", py::module_local())
-      .def(py::init<>())
+      .def_static(
+          "zero",
+          [](int64_t stride) {
+            TORCH_CHECK_VALUE(stride > 0, "advnas_ext: stride must be positive, got ", stride);
+            Piece nothing;
+            nothing.stride = stride;
+            return nothing;
+          },
+          py::arg("stride") = 1)
       .def(py::init([](Arrival arrival) { return Piece{Kind::kArrival, arrival}; }), py::arg("arrival"))
       .def_static("baseline", [] { return Piece{Kind::kBaseline}; })
       .def(py::init([](Prologue prologue, bool normalise, int64_t stride, int64_t dilation, double eps, double momentum) {
+             TORCH_CHECK_VALUE(stride > 0 && dilation > 0, "advnas_ext: stride and dilation must be positive, got ", stride, " and ",
+                               dilation);
              return Piece{Kind::kConvolution, Arrival::kIdentity, prologue, normalise, stride, dilation, eps, momentum};
            }),
            py::arg("prologue"), py::arg("normalise") = false, py::arg("stride") = 1, py::arg("dilation") = 1,

@@ -39,7 +39,7 @@ using LinkedStep = std::tuple<const Step*, int64_t, int64_t, int64_t>;
 // images: [batch, channels, height, width], float32 or float64 on the host, float32, float16 or bfloat16 on the device. gates:
 // any shape; Link::gate is a place in it, flattened; their gradient goes to the device where they are. gate_values: the same
 // values, on the host, so that nobody waits for a device. offsets: zeros, or none; offset k modulo their number is added to node
-// offset_targets[k]. steps: in the order that make_plan() wants.
+// offset_targets[k], to none if that is -1. steps: in the order that make_plan() wants.
 at::Tensor cell(const at::Tensor& images, const at::Tensor& gates, const at::Tensor& gate_values,
                 const std::optional<at::Tensor>& offsets, const std::vector<int64_t>& offset_targets,
                 const std::vector<LinkedStep>& steps, int64_t num_nodes);

@@ -15,8 +15,7 @@ namespace {
 
 using at::Tensor;
 
-void check(const Term& term, const Convolution& convolution, const ImageShape& source, const ImageShape& target,
-           const Tensor& x) {
+void check(const Convolution& convolution, const ImageShape& source, const ImageShape& target, const Tensor& x) {
   const int64_t in = convolution.depthwise.defined() ? convolution.depthwise.size(0) : convolution.weight.size(1);
   TORCH_CHECK_VALUE(source.channels == in, "advnas_ext: a convolution takes ", in, " channels, got ", source.channels);
   TORCH_CHECK_VALUE(convolution.weight.device() == x.device(), "advnas_ext: the images are on ", x.device(),
@@ -25,7 +24,7 @@ void check(const Term& term, const Convolution& convolution, const ImageShape& s
   TORCH_CHECK_VALUE(convolution.statistics != Statistics::kBatch || x.size(0) * target.height * target.width != 1,
                     "OnePathCell: batch statistics need more than one value per channel, got one image of ", source.height, "x",
                     source.width, "; use more or larger images, or running statistics and eval()");
-  TORCH_CHECK_VALUE(!convolution.depthwise.defined() || (term.piece.stride == 1 && convolution.weight.size(2) == 1),
+  TORCH_CHECK_VALUE(!convolution.depthwise.defined() || convolution.weight.size(2) == 1,
                     "advnas_ext: after a depthwise convolution comes one with size 1 and stride 1");
 }
 
@@ -33,7 +32,8 @@ void check(const Term& term, const Convolution& convolution, const ImageShape& s
 void find_shapes(Pass& pass) {
   const auto shape_after = [&](const Term& term) {
     const ImageShape& source = pass.shapes[term.source];
-    return term.convolution < 0 ? source : output_shape(source, term.piece, pass.convolutions[term.convolution].weight.size(0));
+    const int64_t channels = term.convolution < 0 ? source.channels : pass.convolutions[term.convolution].weight.size(0);
+    return output_shape(source, term.piece, channels);
   };
   pass.shapes.assign(pass.plan.num_nodes, shape_of(pass.nodes[0]));
   TORCH_CHECK_VALUE(pass.shapes[0].height > 0 && pass.shapes[0].width > 0, "advnas_ext: images must have pixels, got ",
@@ -45,7 +45,7 @@ void find_shapes(Pass& pass) {
     for (const Term& term : terms) {
       const ImageShape shape = shape_after(term);
       if (term.convolution >= 0) {
-        check(term, pass.convolutions[term.convolution], pass.shapes[term.source], shape, pass.nodes[0]);
+        check(pass.convolutions[term.convolution], pass.shapes[term.source], shape, pass.nodes[0]);
       }
       TORCH_CHECK_VALUE(shape.height == expected.height && shape.width == expected.width && shape.channels == expected.channels,
                         "advnas_ext: operations into one node differ in the shapes of their outputs, ", shape.channels, "x",
@@ -143,7 +143,9 @@ void forget_read_backward(Pass& pass, int64_t node) {
 Needs::Needs(const Pass& pass, const Wanted& wanted)
     : pass_(pass), wanted_(wanted), nodes_(pass.plan.num_nodes), offsets_(pass.plan.num_nodes) {
   nodes_[0] = wanted.x;
-  for (const int64_t target : pass.offset_targets) offsets_[target] = wanted.offsets;
+  for (const int64_t target : pass.offset_targets) {
+    if (target >= 0) offsets_[target] = wanted.offsets;
+  }
   for (int64_t node = 1; node < pass.plan.num_nodes; ++node) {
     const auto& into = pass.plan.into[node];
     nodes_[node] = offsets_[node] || std::any_of(into.begin(), into.end(), [&](const Term& term) { return of(term); });

@@ -37,7 +37,7 @@ struct Pass {
   Plan plan;
   Row gates;
   int64_t num_offsets = 0;
-  std::vector<int64_t> offset_targets;  // offset k % num_offsets is added to node offset_targets[k]
+  std::vector<int64_t> offset_targets;  // offset k % num_offsets is added to node offset_targets[k]; to none if that is -1
   std::vector<Convolution> convolutions;
   // Whether a backward pass may follow, and whether to the gates.
   bool save = false, save_for_gates = false;

@@ -155,13 +155,13 @@ class Separable final : public Convolver<T> {
       : prologue_(piece.prologue),
         weight_(convolution.weight),
         depthwise_weight_(convolution.depthwise),
-        depthwise_{x, depthwise_weight_.size(2), piece.dilation},
-        pointwise_{x.height, x.width, x.channels, weight_.size(0), 1, 1},
+        depthwise_{x, depthwise_weight_.size(2), piece.dilation, piece.stride},
+        pointwise_{depthwise_.output().height, depthwise_.output().width, x.channels, weight_.size(0), 1, 1},
         frame_(frame_elements(x, depthwise_.extent())) {}
 
   int64_t group() const override { return 1; }
   int64_t workspace(int64_t images) const override {
-    return images * (2 * frame_ + 2 * elements(pointwise_.input()) + elements(pointwise_.output()));
+    return images * (2 * frame_ + elements(pointwise_.input()) + elements(depthwise_.image) + elements(pointwise_.output()));
   }
 
   int64_t sum_elements() const override { return weight_.numel() + depthwise_weight_.numel(); }
@@ -194,7 +194,7 @@ class Separable final : public Convolver<T> {
     const T* const between = run_depthwise(x, images, frames);
     T* const gradient_frames = frames + images * (frame_ + elements(pointwise_.input()));
     T* const dbetween = gradient_frames + images * frame_;
-    T* const dz_images = dbetween + images * elements(pointwise_.input());
+    T* const dz_images = dbetween + images * elements(depthwise_.image);  // dbetween becomes the gradient of the input
     kernels.frame_gradient(dz[0], dz_images, pointwise_.output(), images, 1);
     kernels.convolve_input_gradient(dz_images, transposed_.const_data_ptr<T>(), dbetween, pointwise_, images);
     if (sums_.wanted()) {
@@ -202,8 +202,8 @@ class Separable final : public Convolver<T> {
       kernels.depthwise_weight_gradient(frames, dbetween, depthwise_sums_.of(share), depthwise_, images, add_weight);
     }
     if (rotated_.defined()) {
-      kernels.frame_input(dbetween, gradient_frames, depthwise_.image, images, Prologue::kNothing, depthwise_.extent());
-      kernels.depthwise(gradient_frames, rotated_.const_data_ptr<T>(), dbetween, depthwise_, images);
+      kernels.depthwise_spread(dbetween, gradient_frames, depthwise_, images);
+      kernels.depthwise(gradient_frames, rotated_.const_data_ptr<T>(), dbetween, depthwise_.dense(), images);
       kernels.input_gradient(dbetween, x, dx, depthwise_.image, images, prologue_, add);
     }
   }

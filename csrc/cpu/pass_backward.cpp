@@ -90,7 +90,8 @@ class CpuBackward {
     const bool gather = node < last_ && (needs_.of(node) || needs_.gates_out_of(node));
     std::vector<int64_t> gates;
     const Gathered<T> sources = gather ? gather_gradient(node, gates) : Gathered<T>();
-    Row gate_partial(wanted_.gates ? batch_ * sources.num() : 0);
+    const bool sums_gates = needs_.gates_out_of(node);
+    Row gate_partial(sums_gates ? batch_ * sources.num() : 0);
     Arriving arriving = convolutions_that_arrive(node);
     if (gather) gradient_[node] = empty_images(batch_, shape, pass_.type);
     const bool recomputed = state_.recomputed[node] && (!leaving.siblings.empty() || needs_.value_of(node));
@@ -130,9 +131,11 @@ class CpuBackward {
     };
     for_groups<T>(leaving.shares, leaving.group, values + workspace, tasks_, run);
 
-    const Row sums = sum_images(gate_partial, int64_t(gates.size()));
-    for (size_t k = 0; k < gates.size() && wanted_.gates; ++k) {
-      if (gates[k] >= 0) gates_[gates[k]] += sums[k];
+    if (sums_gates) {
+      const Row sums = sum_images(gate_partial, int64_t(gates.size()));
+      for (size_t k = 0; k < gates.size(); ++k) {
+        if (gates[k] >= 0) gates_[gates[k]] += sums[k];
+      }
     }
     for (const Siblings<T>& siblings : leaving.siblings) {
       for (size_t k = 0; k < siblings.terms.size(); ++k) {

@@ -39,7 +39,9 @@ class CudaBackward {
     if (wanted_.x) result_.x = gradient_[0];
     if (wanted_.offsets) {
       std::vector<Tensor> offsets;
-      for (const int64_t target : pass_.offset_targets) offsets.push_back(totals_[target].defined() ? totals_[target] : none_);
+      for (const int64_t target : pass_.offset_targets) {
+        offsets.push_back(target >= 0 && totals_[target].defined() ? totals_[target] : none_);
+      }
       result_.offsets = at::cat(offsets).view({-1, pass_.num_offsets}).sum(0);
     }
     return result_;

@@ -158,9 +158,7 @@ def search(args: Sequence[str]) -> None:
         moved = {name: value for name, value in flags.items() if value is not None}
         folder = run.resume(given.resume, console(), moved)
     else:
-        settings = task.search_defaults().with_settings(task.presets[given.preset], f"preset {given.preset}")
-        if given.config is not None:
-            settings = settings.with_file(given.config)
+        settings = preset(task, given, option(args, "--space"))
         given = parse(kind, args, "advnas search", replace(given, settings=settings))
         folder = run.start(given.settings, console())
     result, config = RunFolder(folder).result(), RunFolder(folder).config()
@@ -169,6 +167,7 @@ def search(args: Sequence[str]) -> None:
     facts(
         {
             "cell": result["arch"],
+            **SPACES[config.space].facts(result["arch"]),
             **{name: written(result[name], name) for name in SUFFIXES if name in result},
             **looked_up,
             "search time": duration(result["seconds"]),
@@ -176,6 +175,19 @@ def search(args: Sequence[str]) -> None:
             "go on with": f"advnas retrain {shlex.quote(str(folder))}",
         }
     )
+
+
+def preset(task: type[Task], given: SearchArguments[SearchConfig], space: str | None) -> SearchConfig:
+    """The settings of a preset, of the space that is asked for, and of the YAML file, if one is given."""
+
+    def with_file(settings: SearchConfig) -> SearchConfig:
+        return settings if given.config is None else settings.with_file(given.config)
+
+    name = f"preset {given.preset}"
+    settings = task.search_defaults().with_settings(task.presets[given.preset], name)
+    asked = space or with_file(settings).space
+    own = SPACES[asked].presets.get(given.preset, {}) if asked in SPACES else {}
+    return with_file(settings.with_settings(own, name))
 
 
 def retrain(args: Sequence[str]) -> None:

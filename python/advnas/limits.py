@@ -135,6 +135,11 @@ def limits_of(config: SearchConfig, task: Task) -> list[Limit]:
         raise ValueError("max_latency: needs latencies, a file with measured ones, and that needs max_latency")
     if not given and not config.front:
         return []
+    if not task.space.has_every_path:
+        raise ValueError(
+            f"max_flops, max_params, max_latency, front: are for spaces in which every path is a cell, not for "
+            f"{task.space.name}; leave them out"
+        )
     kind, values = next(iter(given.items()), ("flops", ()))
     costs = (
         latencies(config.latencies, task) if config.latencies is not None else AdditiveCosts(task.path_costs()[kind])

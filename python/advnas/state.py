@@ -48,6 +48,8 @@ class SearchState(Training):
         self.arch = task.arch
         self.config = config
         self.space, self.ops, self.shown = task.space, task.ops, task.shown
+        zero = self.space.zero_op
+        self.zero_op = self.ops.index(zero) if zero in self.ops else None
         init, self.path_generator, weight_order, arch_order, held_out_order, noise = generators(config.seed, 6)
 
         self.weight_stream, self.arch_stream = task.weight_stream(weight_order), task.arch_stream(arch_order)
@@ -115,7 +117,7 @@ class SearchState(Training):
         if not self.estimator.learns:
             return [*self.best, *self._drawn()]
         if self.limit is None:
-            return [self.estimator.argmax()]
+            return [self.space.derive(self.estimator, self.zero_op)]
         return list(self.limit.best(self.estimator.probabilities().double().log().clamp(min=LEAST_LOG)))
 
     def keep_within_limit(self) -> None:
@@ -126,7 +128,8 @@ class SearchState(Training):
     def _drawn(self) -> list[Tensor]:
         """Cells within the limit, the cheapest one among them where it is tight."""
         if self.limit is None:
-            return [self.uniform_ops() for _ in range(DRAWN)]
+            paths = [self.uniform_ops() for _ in range(DRAWN)]
+            return [self.space.completed(path, len(self.ops), self.zero_op, self.path_generator) for path in paths]
         drawn = torch.stack([self.uniform_ops() for _ in range(TRIES * DRAWN)])
         within = drawn[self.limit.allows(drawn)][:DRAWN]
         return list(within) if len(within) else list(self.limit.best(-self.limit.costs.path.costs))
@@ -151,12 +154,12 @@ class SearchState(Training):
         self.scores = Scores()
 
     def _estimator(self, kind: type[Estimator], steps: int) -> Estimator:
-        zero, settings = self.space.zero_op, self.config.estimator_settings
+        settings = self.config.estimator_settings
         accepted = inspect.signature(kind).parameters.keys() - {"num_edges", "num_ops", "dtype"}
         if unknown := [name for name in settings if name not in accepted]:
             name, choices = self.config.estimator, ", ".join(sorted(accepted))
             raise ValueError(f"estimator_settings: must be settings of {name}, {choices}, got {unknown[0]!r}")
-        known: dict[str, Any] = {"zero_op": self.ops.index(zero) if zero in self.ops else None, "total_steps": steps}
+        known: dict[str, Any] = {"zero_op": self.zero_op, "total_steps": steps}
         try:
             return kind(self.space.num_edges, len(self.ops), **{**known, **settings})
         except TypeError as error:

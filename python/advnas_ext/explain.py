@@ -6,6 +6,7 @@ from torch import nn
 
 from advnas_ext import native
 from advnas_ext.cell import OnePathCell
+from advnas_ext.darts import DartsCell, operation_obstacle
 from advnas_ext.fidelity import Obstacle
 from advnas_ext.head import NormReluMean
 from advnas_ext.operations import Discarded
@@ -35,6 +36,8 @@ def _obstacles_of(module: nn.Module) -> dict[str, Obstacle]:
             for number, op in candidates.named_children()
         ]
         return {part: native.operation_obstacle(op) for part, op in operations if not isinstance(op, Discarded)}
+    if isinstance(module, DartsCell):
+        return {part: operation_obstacle(op) for part, op in module.operations()}
     if isinstance(module, native.Block):
         return {"": module.obstacle(None)}
     if isinstance(module, (NormReluMean, _RecurrentCell)):

@@ -87,6 +87,7 @@ def _norm_obstacle(own: Settings) -> Obstacle:
 _POOL = {"kernel_size": 3, "stride": 1, "padding": 1, "ceil_mode": False}
 _AVG_POOL = {**_POOL, "count_include_pad": False, "divisor_override": None}
 _MAX_POOL = {**_POOL, "dilation": 1, "return_indices": False}
+_HALF = {"stride": 2}
 _MEAN_2X2 = {**_AVG_POOL, "kernel_size": 2, "stride": 2, "padding": 0, "ceil_mode": True, "count_include_pad": True}
 
 
@@ -122,6 +123,8 @@ RELU = Layer(nn.ReLU, _only({"inplace": False}))
 BATCH_NORM = Layer(nn.BatchNorm2d, _norm_obstacle)
 AVG_POOL = Layer(nn.AvgPool2d, _only(_AVG_POOL))
 MAX_POOL = Layer(nn.MaxPool2d, _only(_MAX_POOL))
+HALVING_AVG_POOL = Layer(nn.AvgPool2d, _only({**_AVG_POOL, **_HALF}))
+HALVING_MAX_POOL = Layer(nn.MaxPool2d, _only({**_MAX_POOL, **_HALF}))
 MEAN_2X2 = Layer(nn.AvgPool2d, _only(_MEAN_2X2))
 
 
@@ -135,20 +138,38 @@ CONVOLUTION = convolution(1)
 
 
 @remembered
-def depthwise(channels_and_dilation: tuple[int, int]) -> Layer:
-    """A convolution of each channel by itself, with stride 1."""
-    channels, dilation = channels_and_dilation
-    return Layer(nn.Conv2d, functools.partial(_convolution_obstacle, dilation=dilation, groups=channels))
+def depthwise(settings: tuple[int, int, int]) -> Layer:
+    """A convolution of each channel by itself, of so many channels, a dilation and a stride."""
+    channels, dilation, stride = settings
+    return Layer(nn.Conv2d, functools.partial(_convolution_obstacle, wanted=stride, dilation=dilation, groups=channels))
 
 
-def _pointwise_obstacle(own: Settings) -> Obstacle:
-    obstacle = _convolution_obstacle(own)
+def _pointwise_obstacle(own: Settings, wanted: int = 1) -> Obstacle:
+    obstacle = _convolution_obstacle(own, wanted)
     if obstacle is None and own["_parameters"]["weight"].size(3) != 1:
         return "is not a 1x1 convolution"
     return obstacle
 
 
+def _matrix_obstacle(own: Settings, wanted: int) -> Obstacle:
+    return _pointwise_obstacle(own, wanted) or ("has a bias" if own["_parameters"]["bias"] is not None else None)
+
+
 POINTWISE = Layer(nn.Conv2d, _pointwise_obstacle)  # behind a depthwise one
+# Nothing but a matrix, of which the executor may take parts.
+MATRIX, HALVING_MATRIX = (Layer(nn.Conv2d, functools.partial(_matrix_obstacle, wanted=stride)) for stride in (1, 2))
+
+
+def _linear_obstacle(own: Settings) -> Obstacle:
+    parameters = own["_parameters"]
+    weight, bias = parameters.get("weight", ""), parameters.get("bias", "")
+    if weight is None or bias is None or _unusual(weight) or _unusual(bias):
+        return "has a weight or a bias that is computed, of a class of its own, or absent"
+    return None
+
+
+LINEAR = Layer(nn.Linear, _linear_obstacle)
+GLOBAL_MEAN = Layer(nn.AdaptiveAvgPool2d, _only({"output_size": 1}))
 
 
 def hooks_obstacle(own: Settings) -> Obstacle:
@@ -184,10 +205,11 @@ def overrides(kind: type, method: str, replaced: str) -> bool:
     return newest[method] < newest[replaced]
 
 
+_KINDS = (nn.ReLU, nn.Conv2d, nn.BatchNorm2d, nn.AvgPool2d, nn.MaxPool2d, nn.Linear, nn.AdaptiveAvgPool2d, nn.Sequential)
 _FUNCTIONS = (
-    *((kind, "forward") for kind in (nn.ReLU, nn.Conv2d, nn.BatchNorm2d, nn.AvgPool2d, nn.MaxPool2d, nn.Sequential)),
+    *((kind, "forward") for kind in _KINDS),
     *((nn.Module, name) for name in ("__call__", "_call_impl")),
-    *((F, name) for name in ("relu", "conv2d", "batch_norm", "avg_pool2d", "max_pool2d")),
+    *((F, name) for name in ("relu", "conv2d", "batch_norm", "avg_pool2d", "max_pool2d", "linear")),
 )
 _ORIGINALS = tuple((owner, name, getattr(owner, name)) for owner, name in _FUNCTIONS)
 

@@ -22,7 +22,7 @@ from advnas_ext.path import Path
 
 Result = TypeVar("Result")
 
-ZERO = Step(_C.Piece())
+ZERO, HALVED_ZERO = (Step(_C.Piece.zero(stride)) for stride in (1, 2))
 IDENTITY = Step(_C.Piece(_C.Arrival.IDENTITY))
 AVG_POOL = Step(_C.Piece(_C.Arrival.AVG_POOL))
 BASELINE = Step(_C.Piece.baseline())
@@ -34,8 +34,7 @@ def convolution(
 ) -> Step:
     """The prologue, then a depthwise convolution if there is one, a convolution, and batch norm if there is one.
 
-    The convolutions have padding for an unchanged image size at stride 1. With ``depthwise`` the other one is 1x1, and
-    both have stride 1.
+    The convolutions have padding for an unchanged image size at stride 1. With ``depthwise`` the other one is 1x1 with stride 1.
     """
     spatial = conv if depthwise is None else depthwise
     weight, bias = weight_and_bias(conv)
@@ -44,11 +43,32 @@ def convolution(
         piece = _piece_of(prologue, False, spatial.stride[0], spatial.dilation[0])
         return Step(piece, weight, depthwise_weight, bias)
     piece = _piece_of(prologue, True, spatial.stride[0], spatial.dilation[0], norm.eps, momentum_of(norm))
-    gamma, beta = weight_and_bias(norm)
-    mean, variance, tracked = running_statistics(norm)
-    use_running = mean is not None and not norm.training
     # By position: names would cost a microsecond each time, of dozens in a step.
-    return Step(piece, weight, depthwise_weight, bias, gamma, beta, mean, variance, tracked, use_running)
+    return Step(piece, weight, depthwise_weight, bias, *norm_arguments(norm))
+
+
+def linear(prologue: Prologue, weight: Tensor, stride: int = 1, depthwise: Tensor | None = None) -> Step:
+    """The same of weights alone, such as a part of a module's, without bias and batch norm."""
+    return Step(_piece_of(prologue, False, stride), weight, depthwise)
+
+
+def normalisation(norm: nn.BatchNorm2d, identity: Tensor, stride: int = 1) -> Step:
+    """Batch norm alone, of every ``stride``-th pixel: a convolution that is none, whose output is normalised.
+
+    Args:
+        identity: [channels, channels, 1, 1], 1 where both channels are the same and 0 elsewhere.
+    """
+    piece = _piece_of(Prologue.NOTHING, True, stride, 1, norm.eps, momentum_of(norm))
+    return Step(piece, identity, None, None, *norm_arguments(norm))
+
+
+NormArguments = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, bool]
+
+
+def norm_arguments(norm: nn.BatchNorm2d) -> NormArguments:
+    """Of a step with batch norm, from gamma on."""
+    mean, variance, tracked = running_statistics(norm)
+    return *weight_and_bias(norm), mean, variance, tracked, mean is not None and not norm.training
 
 
 _piece_of = functools.cache(_C.Piece)
@@ -108,6 +128,10 @@ class Graph:
         """Says that the next ``count`` edges of the path end in ``node``, where their offsets are added. A cell names all
         edges in their order, or none."""
         self._offset_targets += [node] * count
+
+    def edges_elsewhere(self, count: int) -> None:
+        """Says that the next ``count`` edges of the path are not in this cell, but in one of another kind."""
+        self._offset_targets += [-1] * count
 
     def baselines(self, sources: Sequence[int], path: Path, edge: int) -> list[tuple[Sequence[Step], int, int]]:
         """Arrivals that add nothing to a node and take <dL/dnode, source> off the gates' gradients of ``edge``, ``edge`` + 1, ...,

@@ -116,28 +116,41 @@ class ReLUConvBN(Fused):
 
 class SeparableConv(Fused):
     """ReLU, depthwise convolution, 1x1 convolution, batch norm; ``repeats`` times. DARTS (Liu et al. 2019) has it twice, and
-    once with dilation 2."""
+    once with dilation 2. The first depthwise convolution has the stride.
+
+    Args:
+        bias: of the 1x1 convolutions; None: where batch norm has none.
+    """
 
     def __init__(
-        self, channels: int, kernel_size: int, dilation: int, repeats: int, affine: bool, track_running_stats: bool
+        self,
+        channels: int,
+        kernel_size: int,
+        dilation: int,
+        repeats: int,
+        affine: bool,
+        track_running_stats: bool,
+        stride: int = 1,
+        bias: bool | None = None,
     ) -> None:
         super().__init__()
-        padding = kernel_size // 2 * dilation
-        self._channels, self._dilation, self._repeats = channels, dilation, repeats
+        padding, has_bias = kernel_size // 2 * dilation, not affine if bias is None else bias
+        self._kinds = [(channels, dilation, stride if first else 1) for first in [True] + [False] * (repeats - 1)]
         self.op = nn.Sequential()
-        for _ in range(repeats):
+        for _, _, step in self._kinds:
             self.op.append(nn.ReLU())
             self.op.append(
                 nn.Conv2d(
-                    channels, channels, kernel_size, padding=padding, dilation=dilation, groups=channels, bias=False
+                    channels, channels, kernel_size, step, padding, dilation=dilation, groups=channels, bias=False
                 )
             )
-            self.op.append(nn.Conv2d(channels, channels, 1, bias=not affine))
+            self.op.append(nn.Conv2d(channels, channels, 1, bias=has_bias))
             self.op.append(nn.BatchNorm2d(channels, affine=affine, track_running_stats=track_running_stats))
 
     def obstacle(self) -> Obstacle:
-        depthwise = fidelity.depthwise((self._channels, self._dilation))
-        layers = self._repeats * (fidelity.RELU, depthwise, fidelity.POINTWISE, fidelity.BATCH_NORM)
+        layers = []
+        for kind in self._kinds:
+            layers += [fidelity.RELU, fidelity.depthwise(kind), fidelity.POINTWISE, fidelity.BATCH_NORM]
         return fidelity.sequence_obstacle(self._modules["op"], layers)  # type: ignore[arg-type]
 
     def steps(self) -> Sequence[Step]:

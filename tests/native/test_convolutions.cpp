@@ -167,20 +167,23 @@ template <class T>
 void check_depthwise(const cpu::Kernels<T>& kernels, const DepthwiseShape& shape, int64_t images) {
   const int64_t height = shape.image.height, width = shape.image.width, channels = shape.image.channels;
   const int64_t pixels = height * width, taps = shape.size * shape.size;
-  const ConvolutionShape at{height, width, channels, channels, shape.size};
-  const auto x = random<T>(images * pixels * channels, 1), dy = random<T>(x.size(), 2), weight = random<T>(taps * channels, 3);
-  std::vector<double> y_expected(x.size()), dweight_expected(weight.size());
+  const ConvolutionShape at{height, width, channels, channels, shape.size, shape.stride};
+  const int64_t outputs = at.out_height() * at.out_width();
+  const auto x = random<T>(images * pixels * channels, 1), dy = random<T>(images * outputs * channels, 2);
+  const auto weight = random<T>(taps * channels, 3);
+  std::vector<double> y_expected(dy.size()), dx_expected(x.size()), dweight_expected(weight.size());
   for (int64_t n = 0; n < images; ++n) {
     for_taps(at, shape.dilation, [&](int64_t to, int64_t tap, int64_t from) {
       for (int64_t c = 0; c < channels; ++c) {
-        const double value = x[(n * pixels + from) * channels + c];
-        y_expected[(n * pixels + to) * channels + c] += value * weight[tap * channels + c];
-        dweight_expected[tap * channels + c] += value * dy[(n * pixels + to) * channels + c];
+        const int64_t input = (n * pixels + from) * channels + c, output = (n * outputs + to) * channels + c;
+        y_expected[output] += double(x[input]) * weight[tap * channels + c];
+        dx_expected[input] += double(dy[output]) * weight[tap * channels + c];
+        dweight_expected[tap * channels + c] += double(x[input]) * dy[output];
       }
     });
   }
-  std::vector<T> frames(images * frame_elements(shape.image, shape.extent()), T(NAN)), y(x.size(), T(NAN));
-  std::vector<T> dweight(weight.size(), T(NAN));
+  std::vector<T> frames(images * frame_elements(shape.image, shape.extent()), T(NAN)), y(dy.size(), T(NAN));
+  std::vector<T> dx(x.size(), T(NAN)), dweight(weight.size(), T(NAN)), rotated(weight.size());
   kernels.frame_input(x.data(), frames.data(), shape.image, images, Prologue::kNothing, shape.extent());
   kernels.depthwise(frames.data(), weight.data(), y.data(), shape, images);
   kernels.depthwise_weight_gradient(frames.data(), dy.data(), dweight.data(), shape, images, false);
@@ -189,6 +192,13 @@ void check_depthwise(const cpu::Kernels<T>& kernels, const DepthwiseShape& shape
   kernels.depthwise_weight_gradient(frames.data(), dy.data(), dweight.data(), shape, images, true);
   for (double& value : dweight_expected) value *= 2;
   expect("depthwise_weight_gradient, added", dweight, dweight_expected, at);
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    std::copy_n(weight.data() + tap * channels, channels, rotated.data() + (taps - 1 - tap) * channels);
+  }
+  std::fill(frames.begin(), frames.end(), T(NAN));
+  kernels.depthwise_spread(dy.data(), frames.data(), shape, images);
+  kernels.depthwise(frames.data(), rotated.data(), dx.data(), shape.dense(), images);
+  expect("depthwise_spread", dx, dx_expected, at);
 }
 
 template <class T>
@@ -207,7 +217,10 @@ void check_all() {
   }
   for (int64_t size : {3, 5}) {
     for (int64_t channels : {1, 8, 19}) {
-      for (int64_t dilation : {1, 2}) check_depthwise(kernels, {{7, 5, channels}, size, dilation}, 2);
+      for (int64_t dilation : {1, 2}) {
+        for (int64_t stride : {1, 2, 3}) check_depthwise(kernels, {{7, 5, channels}, size, dilation, stride}, 2);
+        check_depthwise(kernels, {{4, 10, channels}, size, dilation, 2}, 1);
+      }
     }
   }
 }

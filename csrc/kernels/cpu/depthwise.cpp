@@ -1,6 +1,8 @@
 // Lanes are channels; a block of lanes of one row of pixels is added to tap by tap, in the first-level cache.
 #include "../depthwise.h"
 
+#include <cstring>
+
 #include "../convolution.h"
 #include "channels.h"
 #include "isa.h"
@@ -9,13 +11,14 @@
 namespace advnas::cpu::ADVNAS_ISA {
 namespace {
 
-// Calls body(at the row's first tap in its frame, where the row begins in the images) for every row of pixels.
+// Calls body(at the row's first tap in its frame, where the row begins in the outputs) for every row of output pixels.
 template <class T, class Body>
 inline void for_rows(const T* frames, const DepthwiseShape& shape, int64_t images, const Body& body) {
-  const auto [height, width, channels] = shape.image;
-  const int64_t row = frame_side(width, shape.extent()) * channels, frame = frame_elements(shape.image, shape.extent());
+  const auto [height, width, channels] = shape.output();
+  const int64_t row = frame_side(shape.image.width, shape.extent()) * channels;
+  const int64_t frame = frame_elements(shape.image, shape.extent());
   for (int64_t n = 0; n < images; ++n) {
-    for (int64_t h = 0; h < height; ++h) body(frames + n * frame + h * row, (n * height + h) * width * channels);
+    for (int64_t h = 0; h < height; ++h) body(frames + n * frame + shape.stride * h * row, (n * height + h) * width * channels);
   }
 }
 
@@ -28,19 +31,38 @@ inline int64_t tap_offset(const DepthwiseShape& shape, int64_t r, int64_t s) {
 
 template <class T>
 void depthwise(const T* frames, const T* weight, T* y, const DepthwiseShape& shape, int64_t images) {
-  const int64_t width = shape.image.width, channels = shape.image.channels;
+  const int64_t width = shape.output().width, channels = shape.image.channels, step = shape.stride * channels;
   for_rows(frames, shape, images, [&](const T* in, int64_t begin) {
     for_channels<T>(channels, [&](int64_t c, auto zero) {
       using V = decltype(zero);
-      for (int64_t w = 0; w < width; ++w) {
+      T* const out = y + begin + c;
+      int64_t w = 0;
+      for (; w + 4 <= width; w += 4) {  // four pixels share a load of the weight
+        V a = zero, b = zero, d = zero, e = zero;
+        for (int64_t r = 0; r < shape.size; ++r) {
+          for (int64_t s = 0; s < shape.size; ++s) {
+            const T* const taps = in + tap_offset(shape, r, s) + w * step + c;
+            const V of_tap = load_as<V>(weight + (r * shape.size + s) * channels + c);
+            a += load_as<V>(taps) * of_tap;
+            b += load_as<V>(taps + step) * of_tap;
+            d += load_as<V>(taps + 2 * step) * of_tap;
+            e += load_as<V>(taps + 3 * step) * of_tap;
+          }
+        }
+        store_as(out + w * channels, a);
+        store_as(out + (w + 1) * channels, b);
+        store_as(out + (w + 2) * channels, d);
+        store_as(out + (w + 3) * channels, e);
+      }
+      for (; w < width; ++w) {
         V sum = zero;
         for (int64_t r = 0; r < shape.size; ++r) {
           for (int64_t s = 0; s < shape.size; ++s) {
-            sum += load_as<V>(in + tap_offset(shape, r, s) + w * channels + c) *
+            sum += load_as<V>(in + tap_offset(shape, r, s) + w * step + c) *
                    load_as<V>(weight + (r * shape.size + s) * channels + c);
           }
         }
-        store_as(y + begin + w * channels + c, sum);
+        store_as(out + w * channels, sum);
       }
     });
   });
@@ -48,19 +70,38 @@ void depthwise(const T* frames, const T* weight, T* y, const DepthwiseShape& sha
 
 template <class T>
 void depthwise_weight_gradient(const T* frames, const T* dy, T* dweight, const DepthwiseShape& shape, int64_t images, bool add) {
-  const int64_t width = shape.image.width, channels = shape.image.channels;
+  const int64_t width = shape.output().width, channels = shape.image.channels, step = shape.stride * channels;
   for_rows(frames, shape, images, [&](const T* in, int64_t begin) {
     for_channels<T>(channels, [&](int64_t c, auto zero) {
       using V = decltype(zero);
+      const T* const out = dy + begin + c;
+      const bool starts = !add && begin == 0;
+      const auto put = [&](T* to, V sum) { store_as(to, starts ? sum : sum + load_as<V>(to)); };
       for (int64_t r = 0; r < shape.size; ++r) {
-        for (int64_t s = 0; s < shape.size; ++s) {
-          T* const to = dweight + (r * shape.size + s) * channels + c;
-          const T* const taps = in + tap_offset(shape, r, s) + c;
-          V sum = add || begin > 0 ? load_as<V>(to) : zero;
+        T* const to = dweight + r * shape.size * channels + c;
+        const T* const taps = in + tap_offset(shape, r, 0) + c;
+        const int64_t next = shape.dilation * channels;
+        int64_t s = 0;
+        for (; s + 3 <= shape.size; s += 3) {  // three taps share a load of the gradient
+          T* const first = to + s * channels;
+          const T* const from = taps + s * next;
+          V a = zero, b = zero, d = zero;  // accumulators that begin with what was loaded would be spilled
           for (int64_t w = 0; w < width; ++w) {
-            sum += load_as<V>(taps + w * channels) * load_as<V>(dy + begin + w * channels + c);
+            const V gradient = load_as<V>(out + w * channels);
+            a += load_as<V>(from + w * step) * gradient;
+            b += load_as<V>(from + w * step + next) * gradient;
+            d += load_as<V>(from + w * step + 2 * next) * gradient;
           }
-          store_as(to, sum);
+          put(first, a);
+          put(first + channels, b);
+          put(first + 2 * channels, d);
+        }
+        for (; s < shape.size; ++s) {
+          V sum = zero;
+          for (int64_t w = 0; w < width; ++w) {
+            sum += load_as<V>(taps + s * next + w * step) * load_as<V>(out + w * channels);
+          }
+          put(to + s * channels, sum);
         }
       }
     });
@@ -68,9 +109,28 @@ void depthwise_weight_gradient(const T* frames, const T* dy, T* dweight, const D
 }
 
 template <class T>
+void depthwise_spread(const T* dy, T* frames, const DepthwiseShape& shape, int64_t images) {
+  const auto [height, width, channels] = shape.output();
+  const int64_t border = shape.extent() / 2, side = frame_side(shape.image.width, shape.extent());
+  const int64_t frame = frame_elements(shape.image, shape.extent());
+  const int64_t run = shape.stride == 1 ? width : 1;  // pixels that stay together
+  std::memset(frames, 0, size_t(images * frame) * sizeof(T));
+  for (int64_t n = 0; n < images; ++n) {
+    for (int64_t h = 0; h < height; ++h) {
+      T* const row = frames + n * frame + ((border + shape.stride * h) * side + border) * channels;
+      const T* const from = dy + (n * height + h) * width * channels;
+      for (int64_t w = 0; w < width; w += run) {
+        std::memcpy(row + shape.stride * w * channels, from + w * channels, size_t(run * channels) * sizeof(T));
+      }
+    }
+  }
+}
+
+template <class T>
 void fill_depthwise(Kernels<T>* table) {
   table->depthwise = depthwise<T>;
   table->depthwise_weight_gradient = depthwise_weight_gradient<T>;
+  table->depthwise_spread = depthwise_spread<T>;
 }
 template void fill_depthwise(Kernels<float>*);
 template void fill_depthwise(Kernels<double>*);

@@ -50,6 +50,7 @@ struct Kernels {
 
   Depthwise<T>* depthwise;
   DepthwiseWeightGradient<T>* depthwise_weight_gradient;
+  DepthwiseSpread<T>* depthwise_spread;
 
   PackMatrix<T>* pack_matrix;
   MultiplyPacked<T>* multiply_packed;

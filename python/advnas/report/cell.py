@@ -10,6 +10,7 @@ from advnas.spaces import Space
 WIDTH, HEIGHT = 780, 352
 NODE_WIDTH, NODE_HEIGHT, SPACING = 76, 44, 212
 MIDDLE = 196  # y of the nodes' centres
+LEGEND = 44  # its height, below
 NARROW = 150  # between nodes where many are drawn
 ARC = 46  # height of an arc for each node that it passes
 GREY = "#7D8590"  # contrast above 3.5 with white and with black
@@ -35,7 +36,8 @@ class _Picture:
         self.colour = {op: COLOURS[place % len(COLOURS)] for place, op in enumerate(self._in_order(space))}
         self.is_laid_out = bool(space.bends)
         self.spacing = SPACING if self.is_laid_out else NARROW
-        self.width = max(WIDTH, NODE_WIDTH + 68 + self.spacing * (space.num_nodes - 1))
+        self.legend = [64 + round(len(op) * CHARACTER) for op in space.ops]
+        self.width = max(WIDTH, NODE_WIDTH + 68 + self.spacing * (space.num_nodes - 1), sum(self.legend) + 32)
         self.middle, self.height = MIDDLE, HEIGHT
 
     @staticmethod
@@ -46,16 +48,22 @@ class _Picture:
     def svg(self, arch: str) -> str:
         space = self.space
         picked = [space.ops[op] for op in space.parse(arch).tolist()]
-        drawn = [
-            (*edge, op) for edge, op in zip(space.edges, picked, strict=True) if self.is_laid_out or op != space.zero_op
-        ]
+        drawn = {
+            name: [
+                (*edge, op)
+                for edge, op in zip(space.edges[part], picked[part], strict=True)
+                if self.is_laid_out or op != space.zero_op
+            ]
+            for name, part in space.parts.items()
+        }
         if not self.is_laid_out:
-            reach = max((target - source - 1 for target, source, _ in drawn), default=0)
+            reach = max((target - source - 1 for part in drawn.values() for target, source, _ in part), default=0)
             self.middle = ARC * reach + 2 * NODE_HEIGHT
             self.height = 2 * self.middle + NODE_HEIGHT
-        edges, nodes = (
-            "\n".join(self._edge(*edge) for edge in drawn),
-            "\n".join(map(self._node, range(space.num_nodes))),
+        cell_height = self.height - LEGEND
+        self.height = cell_height * len(drawn) + LEGEND
+        cells = "\n".join(
+            self._cell(name, edges, cell_height * place) for place, (name, edges) in enumerate(drawn.items())
         )
         return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" width="{self.width}" \
 height="{self.height}" role="img" font-family="system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif" font-size="13" \
@@ -63,11 +71,18 @@ text-anchor="middle">
 <title>{escape(arch)}</title>
 <defs>
 {"".join(map(self._arrowhead, space.ops))}</defs>
-{edges}
-{nodes}
+{cells}
 {self._legend()}
 </svg>
 """
+
+    def _cell(self, name: str, edges: list[tuple[int, int, str]], y: int) -> str:
+        """A kind of cell, ``y`` from the top."""
+        lines = [*(self._edge(*edge) for edge in edges), *map(self._node, range(self.space.num_nodes))]
+        if not name:
+            return "\n".join(lines)
+        title = f'<text x="16" y="28" font-size="15" fill="{GREY}" text-anchor="start">{name}</text>'
+        return "\n".join([f'<g transform="translate(0 {y})">', title, *lines, "</g>"])
 
     def _x(self, node: int) -> int:
         return self.width // 2 + round((node - (self.space.num_nodes - 1) / 2) * self.spacing)
@@ -121,10 +136,9 @@ text-anchor="middle">
 
     def _legend(self) -> str:
         """Every operation of the space: its line and its full name."""
-        widths = [64 + round(len(op) * CHARACTER) for op in self.space.ops]
-        x, y = (self.width - sum(widths)) // 2, self.height - 22
+        x, y = (self.width - sum(self.legend)) // 2, self.height - 22
         entries = []
-        for op, width in zip(self.space.ops, widths, strict=True):
+        for op, width in zip(self.space.ops, self.legend, strict=True):
             text = f'<text x="{x + 38}" y="{y + 4.5}" fill="{GREY}" text-anchor="start">{op}</text>'
             entries.append(self._line(f"M{x} {y} h30", op) + text)
             x += width

@@ -103,6 +103,8 @@ class Search:
         self.table = None if config.table is None else Table.load_whole(config.table, self.task.space)
         device = str(self.task.placement.device)
         self.config = replace(config, threads=torch.get_num_threads(), device=device)
+        if config.halving_cells and not self.task.space.has_every_path:
+            raise ValueError(f"halving_cells: {config.space} has no neighbours to compare a cell with; set it to 0")
         self.limits = limits_of(self.config, self.task)
         self.state = SearchState(self.config, self.task, self.limits[0] if len(self.limits) == 1 else None)
 
@@ -216,6 +218,7 @@ class Search:
                 "seconds": round(seconds, 3),
                 "steps": self.state.epoch * self.state.steps_per_epoch,
                 **self._costs(arch),
+                **self.task.space.facts(arch),
                 "table": None if self.table is None else self.table.lookup(arch),
             }
         )

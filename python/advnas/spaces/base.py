@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from advnas_ext import Estimator
+
 
 @dataclass(frozen=True, eq=False)
 class Space:
@@ -35,6 +37,7 @@ class Space:
         columns: of a benchmark table, worth showing; the first one says which cells are best. Empty: no table knows the space.
         identities: from the names of a cell's operations to a text that is the same for cells that are the same network, by what
             kind of sameness that is, the narrowest first. Empty: every cell is a network of its own.
+        presets: settings of a search that are others than those of the task's preset of that name.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Space:
     bends: Mapping[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     columns: tuple[str, ...] = ()
     identities: Mapping[str, Callable[[Sequence[str]], str]] = field(default_factory=dict)
+    presets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:
@@ -61,6 +65,35 @@ class Space:
     @property
     def edge_names(self) -> tuple[str, ...]:
         return tuple(f"{target}<-{source}" for target, source in self.edges)
+
+    @property
+    def parts(self) -> Mapping[str, slice]:
+        """The edges of each kind of cell, by its name: one kind for most."""
+        return {"": slice(self.num_edges)}
+
+    def derive(self, estimator: Estimator, zero_op: int | None) -> Tensor:
+        """The cell that an estimator has come to.
+
+        Args:
+            zero_op: place of the zero operation among those that are searched, if it is.
+
+        Returns:
+            int64 [num_edges], places among the operations that are searched.
+        """
+        return estimator.argmax()
+
+    def completed(self, path: Tensor, num_ops: int, zero_op: int | None, generator: torch.Generator) -> Tensor:
+        """A cell from a path that was drawn: the path itself, but where not every path is a cell. As :meth:`derive`."""
+        return path
+
+    def facts(self, arch: str) -> Mapping[str, str]:
+        """What else is worth saying of a cell that is found, by name."""
+        return {}
+
+    @property
+    def has_every_path(self) -> bool:
+        """Whether every path is a cell."""
+        return type(self).completed is Space.completed
 
     @property
     def num_cells(self) -> int:
@@ -92,12 +125,19 @@ class Space:
         if not isinstance(arch, str) or not re.fullmatch(re.escape(form).replace("op", "[^|~+]+"), arch):
             raise ValueError(f"architecture: must have the form {form}, got {arch!r}")
         names = re.findall(r"([^|~+]+)~", arch)
-        for op in names:
-            if op not in self.ops:
-                close = difflib.get_close_matches(op, self.ops, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"choose among {', '.join(self.ops)}"
-                raise ValueError(f"architecture: unknown operation {op!r}; {hint}")
-        return torch.tensor([self.ops.index(op) for op in names])
+        return torch.tensor([self.place(op) for op in names])
+
+    def place(self, op: str) -> int:
+        """Of an operation in ``ops``.
+
+        Raises:
+            ValueError: it is unknown.
+        """
+        if op not in self.ops:
+            close = difflib.get_close_matches(op, self.ops, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"choose among {', '.join(self.ops)}"
+            raise ValueError(f"architecture: unknown operation {op!r}; {hint}")
+        return self.ops.index(op)
 
     def format(self, ops: Tensor) -> str:
         """The string of a cell: the inverse of :meth:`parse`.
