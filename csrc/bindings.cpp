@@ -41,8 +41,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def(py::init([](Arrival arrival) { return Piece{Kind::kArrival, arrival}; }), py::arg("arrival"))
       .def_static("baseline", [] { return Piece{Kind::kBaseline}; })
       .def(py::init([](Prologue prologue, bool normalise, int64_t stride, int64_t dilation, double eps, double momentum) {
-             TORCH_CHECK_VALUE(stride > 0 && dilation > 0, "advnas_ext: stride and dilation must be positive, got ", stride, " and ",
-                               dilation);
+             TORCH_CHECK_VALUE(stride > 0 && dilation > 0, "advnas_ext: stride and dilation must be positive, got ", stride,
+                               " and ", dilation);
              return Piece{Kind::kConvolution, Arrival::kIdentity, prologue, normalise, stride, dilation, eps, momentum};
            }),
            py::arg("prologue"), py::arg("normalise") = false, py::arg("stride") = 1, py::arg("dilation") = 1,

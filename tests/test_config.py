@@ -32,7 +32,7 @@ def test_the_defaults_are_the_protocol_of_nas_bench_201():
         ("seed", 2**63, "less than"),
         ("task", "audio", "'image' or 'language'"),
         ("estimator", "adventage", "must be one of advantage"),
-        ("space", "darts", "must be one of nasbench201"),
+        ("space", "dart", "must be one of nasbench201"),
         ("data", "", "at least 1 character"),
         ("reduction", "heavy", "must be one of residual, light"),
         ("without", "none", "valid tuple"),

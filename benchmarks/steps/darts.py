@@ -1,5 +1,5 @@
-"""Steps of a DARTS supernet on one path: this package, the same path in plain PyTorch, and the step of all operations of first-order
-DARTS. All have the same weights and the same batch, in channels_last; they are timed interleaved in one process.
+"""Steps of a DARTS supernet on one path: this package, the same path in plain PyTorch, and the step of all operations of
+first-order DARTS. All have the same weights and the same batch, in channels_last; they are timed interleaved in one process.
 
     python -m benchmarks.steps.darts
 
@@ -22,11 +22,10 @@ from advnas.networks.darts import DartsNetwork
 from advnas.report.console import Rounds
 from advnas.spaces.darts import DARTS
 from advnas_ext import Path
-from benchmarks.sheet import RESULTS, Page, count, machine
+from benchmarks.sheet import RESULTS, Page, Sheet, count, machine
 from benchmarks.steps.measure import KEY, interleave, times
 from benchmarks.steps.peak import in_own_process
 from benchmarks.steps.sides import OURS, PLAIN, STEPS, Batch, NetworkSide, Ours, Outcome
-from benchmarks.sheet import Sheet
 
 MODULE = "benchmarks.steps.darts"  # also where it is run as a script
 ALL = "DARTS, all operations"
@@ -94,7 +93,8 @@ def require_equal(network: DartsNetwork, batch: Batch, ops: Tensor) -> None:
     """In float64, where rounding changes no ReLU."""
     exact, few = copy.deepcopy(network).double(), batch.first(8).double()
     ours, plain = (side(exact, few).step(ops, True) for side in (Ours, Plain))
-    assert ours.gate_grads is not None and plain.gate_grads is not None
+    assert ours.gate_grads is not None
+    assert plain.gate_grads is not None
     torch.testing.assert_close(ours.loss, plain.loss)
     torch.testing.assert_close(ours.gate_grads, plain.gate_grads.flatten())
 

@@ -2,8 +2,8 @@
 //
 //   y[h, w, c] = sum_{r, s} frame[stride h + dilation r, stride w + dilation s, c] weight[r, s, c]
 //
-// over frames of extent(size, dilation), see convolution.h. The input gradient is the same sum with stride 1 and the weight rotated
-// by 180 degrees, over the gradient spread out: the pixels that a stride passes over are 0. The weight gradient is
+// over frames of extent(size, dilation), see convolution.h. The input gradient is the same sum with stride 1 and the weight
+// rotated by 180 degrees, over the gradient spread out: the pixels that a stride passes over are 0. The weight gradient is
 //
 //   dweight[r, s, c] = sum_{h, w} frame[stride h + dilation r, stride w + dilation s, c] dy[h, w, c],    or += with `add`.
 #pragma once

@@ -128,7 +128,8 @@ class ReLUConvBN(Joining):
         return self.op[2]  # type: ignore[return-value]
 
     def sums(self, part: slice) -> list[Step]:
-        return [native.linear(Prologue.RELU, self.op[1].weight[:, part])]
+        conv: nn.Conv2d = self.op[1]  # type: ignore[assignment]
+        return [native.linear(Prologue.RELU, conv.weight[:, part])]
 
     def add_to(self, graph: Graph, state: State) -> int:
         conv: nn.Conv2d = self.op[1]  # type: ignore[assignment]
@@ -141,8 +142,8 @@ class ReLUConvBN(Joining):
 
 
 class FactorizedReduce(Joining):
-    """Halves the image: half of the channels are of the pixels with even places, the others of those with odd ones. Pixels beyond an
-    image of odd size are 0."""
+    """Halves the image: half of the channels are of the pixels with even places, the others of those with odd ones. Pixels beyond
+    an image of odd size are 0."""
 
     shift: Tensor
 
@@ -312,7 +313,7 @@ class DartsCell(nn.Module):
         graph.edges_elsewhere(edge)
         nodes = [self.preprocess0.add_to(graph, s0), self.preprocess1.add_to(graph, s1)]
         for _ in range(NUM_INNER):
-            arrivals = []
+            arrivals: list[tuple[Sequence[Step], int, int]] = []
             for place, source in enumerate(nodes):
                 for pick, op in enumerate(next(candidates)):
                     gate = (edge + place) * picks + pick

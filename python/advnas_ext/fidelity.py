@@ -205,7 +205,16 @@ def overrides(kind: type, method: str, replaced: str) -> bool:
     return newest[method] < newest[replaced]
 
 
-_KINDS = (nn.ReLU, nn.Conv2d, nn.BatchNorm2d, nn.AvgPool2d, nn.MaxPool2d, nn.Linear, nn.AdaptiveAvgPool2d, nn.Sequential)
+_KINDS = (
+    nn.ReLU,
+    nn.Conv2d,
+    nn.BatchNorm2d,
+    nn.AvgPool2d,
+    nn.MaxPool2d,
+    nn.Linear,
+    nn.AdaptiveAvgPool2d,
+    nn.Sequential,
+)
 _FUNCTIONS = (
     *((kind, "forward") for kind in _KINDS),
     *((nn.Module, name) for name in ("__call__", "_call_impl")),

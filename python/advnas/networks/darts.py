@@ -1,19 +1,19 @@
-"""The networks of DARTS for images (Liu, Simonyan & Yang, ICLR 2019): normal cells in three stages, and between them reduction cells,
-which halve the image and double the channels.
+"""The networks of DARTS for images (Liu, Simonyan & Yang, ICLR 2019): normal cells in three stages, and between them reduction
+cells, which halve the image and double the channels.
 
 Parameter names are those of the authors' supernet, so that its checkpoints load.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from advnas.networks.nasbench201 import NUM_STAGES
 from advnas_ext import Path, fidelity
-from advnas_ext.darts import DARTS, NUM_EDGES, NUM_INNER, DartsCell
+from advnas_ext.darts import DARTS, NUM_EDGES, NUM_INNER, DartsCell, State
 from advnas_ext.fidelity import Obstacle
 from advnas_ext.native import Block, Graph, Prologue, convolution, eagerly, linear, run_if_native
 
@@ -94,7 +94,7 @@ class DartsNetwork(Block):
         """The same in plain PyTorch."""
         assert path is not None
         before = last = self.stem(x)
-        for cell in self.cells:
+        for cell in self._cells():
             before, last = last, cell(before, last, path)
         return self.classifier(self.global_pooling(last).flatten(1))
 
@@ -103,7 +103,7 @@ class DartsNetwork(Block):
         head = fidelity.GLOBAL_MEAN.obstacle(self.global_pooling) or fidelity.LINEAR.obstacle(self.classifier)
         if stem or head:
             return stem or head
-        for place, cell in enumerate(self.cells):
+        for place, cell in enumerate(self._cells()):
             if obstacle := cell.obstacle(path):
                 return f"cells.{place}: {obstacle}"
         return None
@@ -112,9 +112,9 @@ class DartsNetwork(Block):
         """The output are scores of pixels, whose mean, with the bias, is the network's."""
         assert path is not None
         conv, norm = self.stem
-        state = [graph.node([([convolution(Prologue.NOTHING, conv, norm)], source, -1)])]  # type: ignore[arg-type]
+        state: State = [graph.node([([convolution(Prologue.NOTHING, conv, norm)], source, -1)])]  # type: ignore[arg-type]
         before = state
-        for cell in self.cells:
+        for cell in self._cells():
             before, state = state, cell.add_to(graph, before, state, path)
         weight = self.classifier.weight[:, :, None, None].chunk(len(state), 1)
         return graph.node(
@@ -128,7 +128,10 @@ class DartsNetwork(Block):
             ops: int64 [28], places among the candidates.
         """
         places = ops.tolist()
-        for cell in self.cells:
+        for cell in self._cells():
             cell.keep_only(places[cell.first_edge : cell.first_edge + NUM_EDGES])
         self.path = Path.from_ops(ops, requires_grad=False)
         return self
+
+    def _cells(self) -> Iterable[DartsCell]:
+        return self.cells  # type: ignore[return-value]

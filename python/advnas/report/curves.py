@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from advnas.report.figures import COLOURS, plain, png
 from advnas.run.folder import History, Logits
 
+IN_A_ROW = 7  # edges, of which each has a panel
+
 
 def curves(history: History, logits: Logits, metric: str, table_column: str | None = None) -> bytes:
     """Losses, a metric, entropy, and the probability of every operation on every edge, as PNG.
@@ -21,8 +23,10 @@ def curves(history: History, logits: Logits, metric: str, table_column: str | No
     from matplotlib.figure import Figure
 
     epochs = [row["epoch"] for row in history]
-    figure = Figure(figsize=(12, 6.4), dpi=130, layout="constrained")
-    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.15, 1)).flat
+    columns = min(len(logits.edges), IN_A_ROW)
+    rows = math.ceil(len(logits.edges) / columns)
+    figure = Figure(figsize=(12, 3.6 + 1.8 * rows + 1), dpi=130, layout="constrained")
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(3.45, 1.95 * rows + 1)).flat
     loss, quality, entropy = top.subplots(1, 3)
     loss.plot(epochs, [row["train_loss"] for row in history], color="#0072B2", label="training, sampled paths")
     loss.plot(epochs, [row["valid_loss"] for row in history], color="#D55E00", label="validation, best cell")
@@ -41,7 +45,10 @@ def curves(history: History, logits: Logits, metric: str, table_column: str | No
     entropy.set_ylim(0, 1.08 * math.log(len(logits.ops)))
     entropy.set_title("Entropy, nats")
     entropy.legend(frameon=False, fontsize=9, loc="lower left")
-    panels = bottom.subplots(1, len(logits.edges), sharey=True, squeeze=False)[0]
+    grid = bottom.subplots(rows, columns, sharey=True, squeeze=False)
+    panels, spare = grid.flat[: len(logits.edges)], grid.flat[len(logits.edges) :]
+    for panel in spare:
+        panel.set_axis_off()
     for edge, panel in enumerate(panels):
         for op, name in enumerate(logits.ops):
             probability = [softmax(epoch[edge])[op] for epoch in logits.values]
@@ -50,7 +57,8 @@ def curves(history: History, logits: Logits, metric: str, table_column: str | No
             )
         panel.set_title(logits.edges[edge], fontsize=10)
         panel.set_ylim(0, 1)
-    panels[0].set_ylabel("probability")
+    for panel in grid[:, 0]:
+        panel.set_ylabel("probability")
     handles, names = panels[0].get_legend_handles_labels()
     bottom.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=9)
     for panel in (loss, quality, entropy, *panels):

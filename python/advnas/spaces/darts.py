@@ -21,8 +21,8 @@ CONCATENATED = re.compile(r"range\(2,6\)|\[2,3,4,5\]|\(2,3,4,5\)")
 
 
 class DartsSpace(Space):
-    """A path has an operation on each of the 28 edges, first of the normal, then of the reduction cell. Of these a cell that is found
-    keeps two for each node, as DARTS derives them; the others are ``none``.
+    """A path has an operation on each of the 28 edges, first of the normal, then of the reduction cell. A cell that is found keeps
+    two of them for each node, as DARTS derives it; the others are ``none``.
 
     As a string, each of the two cells has for each inner node the operations on its edges from all earlier ones, the inputs 0 and 1
     first: ``normal:|op~0|op~1|+|op~0|op~1|op~2|+...;reduce:...``. :meth:`parse` reads genotypes as well.
@@ -155,12 +155,15 @@ class DartsSpace(Space):
 
 
 def network(
-    *sizes: int,
+    channels: int,
+    cells: int,
+    in_channels: int,
+    num_classes: int,
     ops: tuple[str, ...],
     reduction: str = "",
     num_nodes: int = 0,
     baseline: str | None = None,
-    **settings: bool,
+    **batch_norm: bool,
 ) -> DartsNetwork:
     """The supernet. It takes no block between stages, for its reduction cells halve the image, and no number of nodes.
 
@@ -169,7 +172,7 @@ def network(
     """
     if baseline is not None:
         raise ValueError(f"gate_baseline: cells of darts have none, got {baseline!r}; leave it out")
-    return DartsNetwork(*sizes, ops=ops, **settings)
+    return DartsNetwork(channels, cells, in_channels, num_classes, ops=ops, **batch_norm)
 
 
 DARTS = DartsSpace(
@@ -179,6 +182,12 @@ DARTS = DartsSpace(
     num_nodes=NUM_INPUTS + NUM_INNER,
     network=network,
     zero_op="none",
+    labels={
+        "max_pool_3x3": "max pool",
+        "avg_pool_3x3": "avg pool",
+        "skip_connect": "skip",
+        **{f"{kind}_conv_{size}x{size}": f"{kind} {size}×{size}" for kind in ("sep", "dil") for size in (3, 5)},
+    },
     node_names=("c(k-2)", "c(k-1)", "0", "1", "2", "3"),
     presets={
         "paper": {"epochs": 50, "cells": 2, "weight_decay": 3e-4, "nesterov": False},
