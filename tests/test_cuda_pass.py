@@ -4,12 +4,14 @@ It is built for tests only, beside the extension, and takes tensors of the host 
 """
 
 import copy
+import functools
 
 import pytest
 import torch
 from comparison import compare, in_plain_pytorch
 
 from advnas.networks import nasbench201
+from advnas.networks.darts import DartsNetwork
 from advnas_ext import (
     NAS_BENCH_201,
     DartsRecurrentCell,
@@ -176,21 +178,28 @@ def test_errors_are_those_of_the_host(shim):
         OnePathCell(4)(torch.randn(1, 4, 1, 1), Path.from_ops([3, 2, 1, 4, 3, 2]))
 
 
-@pytest.mark.parametrize("reduction", sorted(nasbench201.REDUCTIONS))
-def test_a_supernet(extension, monkeypatch, close, reduction):
-    """Stem, reduction blocks and head included, beside the engine of the host."""
+SUPERNETS = {
+    **{name: functools.partial(nasbench201.Network, reduction=name) for name in nasbench201.REDUCTIONS},
+    "darts": DartsNetwork,
+}
+
+
+@pytest.mark.parametrize("kind", SUPERNETS)
+def test_a_supernet(extension, monkeypatch, close, kind):
+    """Stem, reductions and head included, beside the engine of the host."""
     torch.manual_seed(0)
-    net = nasbench201.Network(4, 1, reduction=reduction)
+    net = SUPERNETS[kind](4, 1)
     x, target = torch.randn(2, 3, 16, 16), torch.tensor([1, 7])
+    ops = torch.arange(28) % 8 if kind == "darts" else torch.tensor([3, 2, 1, 4, 3, 2])
     results = []
     for device in (False, True):
-        path = Path.from_ops([3, 2, 1, 4, 3, 2])
+        path = Path.from_ops(ops).with_offsets()
         if device:
             monkeypatch.setattr(native, "_run", extension.cell)
         net.zero_grad()
         loss = torch.nn.functional.cross_entropy(net(x, path), target)
         loss.backward()
-        results.append([loss.detach(), path.gates.grad, *(p.grad for p in net.parameters() if p.grad is not None)])
+        results.append([loss.detach(), path.gates.grad, path.offsets.grad, *(p.grad for p in net.parameters() if p.grad is not None)])
     for one, other in zip(*results, strict=True):
         close(one, other, at_least=1e-2)
 
