@@ -191,7 +191,7 @@ class Separable final : public Convolver<T> {
                 T* workspace) override {
     const auto& kernels = cpu::kernels<T>();
     T* const frames = workspace;
-    const T* const between = run_depthwise(x, images, frames);
+    const T* const between = sums_.wanted() ? run_depthwise(x, images, frames) : nullptr;
     T* const gradient_frames = frames + images * (frame_ + elements(pointwise_.input()));
     T* const dbetween = gradient_frames + images * frame_;
     T* const dz_images = dbetween + images * elements(depthwise_.image);  // dbetween becomes the gradient of the input

@@ -27,6 +27,53 @@ inline int64_t tap_offset(const DepthwiseShape& shape, int64_t r, int64_t s) {
   return shape.dilation * (r * frame_side(shape.image.width, shape.extent()) + s) * shape.image.channels;
 }
 
+// Of four pixels of a row. Named, since an array of accumulators would be spilled.
+template <class V>
+struct Four {
+  V a, b, c, d;
+};
+
+// They share the loads of the weight.
+template <class V, class T>
+[[gnu::always_inline]] inline Four<V> four_pixels(const T* taps, const T* weight, const DepthwiseShape& shape, int64_t step,
+                                                  V zero) {
+  V a = zero, b = zero, c = zero, d = zero;
+  for (int64_t r = 0; r < shape.size; ++r) {
+    for (int64_t s = 0; s < shape.size; ++s) {
+      const T* const at = taps + tap_offset(shape, r, s);
+      const V of_tap = load_as<V>(weight + (r * shape.size + s) * shape.image.channels);
+      a += load_as<V>(at) * of_tap;
+      b += load_as<V>(at + step) * of_tap;
+      c += load_as<V>(at + 2 * step) * of_tap;
+      d += load_as<V>(at + 3 * step) * of_tap;
+    }
+  }
+  return {a, b, c, d};
+}
+
+// Where the pixels are as far apart as the taps they share the loads of both: what is the second tap of one is the first of the
+// next.
+template <class V, class T>
+[[gnu::always_inline]] inline Four<V> four_neighbours(const T* taps, const T* weight, const DepthwiseShape& shape, V zero) {
+  const int64_t step = tap_offset(shape, 0, 1), channels = shape.image.channels;
+  V a = zero, b = zero, c = zero, d = zero;
+  for (int64_t r = 0; r < shape.size; ++r) {
+    const T* const row = taps + tap_offset(shape, r, 0);
+    V first = load_as<V>(row), second = load_as<V>(row + step), third = load_as<V>(row + 2 * step);
+    for (int64_t s = 0; s < shape.size; ++s) {
+      const V of_tap = load_as<V>(weight + (r * shape.size + s) * channels), fourth = load_as<V>(row + (s + 3) * step);
+      a += first * of_tap;
+      b += second * of_tap;
+      c += third * of_tap;
+      d += fourth * of_tap;
+      first = second;
+      second = third;
+      third = fourth;
+    }
+  }
+  return {a, b, c, d};
+}
+
 }  // namespace
 
 template <class T>
@@ -37,23 +84,20 @@ void depthwise(const T* frames, const T* weight, T* y, const DepthwiseShape& sha
       using V = decltype(zero);
       T* const out = y + begin + c;
       int64_t w = 0;
-      for (; w + 4 <= width; w += 4) {  // four pixels share a load of the weight
-        V a = zero, b = zero, d = zero, e = zero;
-        for (int64_t r = 0; r < shape.size; ++r) {
-          for (int64_t s = 0; s < shape.size; ++s) {
-            const T* const taps = in + tap_offset(shape, r, s) + w * step + c;
-            const V of_tap = load_as<V>(weight + (r * shape.size + s) * channels + c);
-            a += load_as<V>(taps) * of_tap;
-            b += load_as<V>(taps + step) * of_tap;
-            d += load_as<V>(taps + 2 * step) * of_tap;
-            e += load_as<V>(taps + 3 * step) * of_tap;
-          }
+      const auto put = [&](const Four<V>& sums, int64_t first, int64_t apart) {
+        store_as(out + first * channels, sums.a);
+        store_as(out + (first + apart) * channels, sums.b);
+        store_as(out + (first + 2 * apart) * channels, sums.c);
+        store_as(out + (first + 3 * apart) * channels, sums.d);
+      };
+      // Pixels that are as far apart as taps, if there are such.
+      const int64_t apart = shape.dilation % shape.stride == 0 ? shape.dilation / shape.stride : 0;
+      for (; apart > 0 && w + 4 * apart <= width; w += 4 * apart) {
+        for (int64_t first = w; first < w + apart; ++first) {
+          put(four_neighbours(in + first * step + c, weight + c, shape, zero), first, apart);
         }
-        store_as(out + w * channels, a);
-        store_as(out + (w + 1) * channels, b);
-        store_as(out + (w + 2) * channels, d);
-        store_as(out + (w + 3) * channels, e);
       }
+      for (; w + 4 <= width; w += 4) put(four_pixels(in + w * step + c, weight + c, shape, step, zero), w, 1);
       for (; w < width; ++w) {
         V sum = zero;
         for (int64_t r = 0; r < shape.size; ++r) {
