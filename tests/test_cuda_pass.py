@@ -199,7 +199,14 @@ def test_a_supernet(extension, monkeypatch, close, kind):
         net.zero_grad()
         loss = torch.nn.functional.cross_entropy(net(x, path), target)
         loss.backward()
-        results.append([loss.detach(), path.gates.grad, path.offsets.grad, *(p.grad for p in net.parameters() if p.grad is not None)])
+        results.append(
+            [
+                loss.detach(),
+                path.gates.grad,
+                path.offsets.grad,
+                *(p.grad for p in net.parameters() if p.grad is not None),
+            ]
+        )
     for one, other in zip(*results, strict=True):
         close(one, other, at_least=1e-2)
 

@@ -8,8 +8,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import advnas_ext
+from advnas.cli import SearchArguments, preset
 from advnas.networks.darts import DartsNetwork
+from advnas.run.folder import RunFolder
+from advnas.run.search import Search, start
 from advnas.spaces.darts import DARTS
+from advnas.tasks.image import ImageRetrainConfig, ImageSearchConfig, ImageTask
 from advnas_ext import ESTIMATORS, Path
 from advnas_ext.darts import NUM_EDGES, DartsCell, FactorizedReduce
 
@@ -269,3 +273,45 @@ def test_what_is_derived_has_two_inputs_a_node(name):
         DARTS.genotype(DARTS.format(drawn_cell))
         agrees = (drawn_cell == path) | (drawn_cell == 0) | (path == 0)
         assert agrees.all()
+
+
+SMALL = {"space": "darts", "channels": 2, "cells": 1, "epochs": 1, "valid_batches": 1, "device": "cpu", "threads": 1}
+
+
+@pytest.mark.parametrize("estimator", ["advantage", "random"])
+def test_a_search_finds_a_genotype(tmp_path, estimator):
+    config = ImageSearchConfig(**SMALL, estimator=estimator, steps_per_epoch=2, out=tmp_path / "run")
+    folder = RunFolder(start(config))
+    result = folder.result()
+    assert torch.equal(DARTS.parse(result["genotype"]), DARTS.parse(result["arch"]))
+    assert set(folder.logits().edges) == set(DARTS.edge_names)
+    assert (folder / "cell.svg").read_text().count("<g transform") == 2
+    assert (folder / "curves.png").is_file()
+    network = ImageTask(ImageRetrainConfig(**{name: SMALL[name] for name in ("space", "channels", "cells", "device")}))
+    assert isinstance(network.network(result["genotype"]), DartsNetwork)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"halving_cells": 1}, "halving_cells: darts has no neighbours to compare a cell with; set it to 0"),
+        ({"max_flops": (10**9,)}, "are for spaces in which every path is a cell, not for darts"),
+        ({"without": ("none",)}, "darts needs none, which stands for the edges that a cell leaves out"),
+        ({"gate_baseline": "input"}, "gate_baseline: cells of darts have none, got 'input'"),
+    ],
+)
+def test_settings_that_do_not_suit_the_space(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Search(ImageSearchConfig(**SMALL, **settings))
+
+
+def test_a_preset_is_that_of_the_space(tmp_path):
+    given = SearchArguments(settings=ImageTask.search_defaults(), preset="fast")
+    ours, others = preset(ImageTask, given, "darts"), preset(ImageTask, given, None)
+    assert (ours.halving_cells, ours.without, ours.estimator) == (0, (), "advantage")
+    assert (others.halving_cells, others.without, others.estimator) == (3, ("none",), "rloo")
+    assert ours.epochs == others.epochs
+    file = tmp_path / "settings.yaml"
+    file.write_text("space: darts\nestimator: gdas\n")
+    of_file = preset(ImageTask, SearchArguments(settings=given.settings, preset="fast", config=file), None)
+    assert (of_file.halving_cells, of_file.estimator) == (0, "gdas")
