@@ -1,5 +1,6 @@
 // Python module advnas_ext._C: every native entry point, a line each. The operators of torch.ops.advnas_ext are registered where
 // they are defined (gate.cpp, recurrent.cpp).
+#include <c10/util/Exception.h>
 #include <torch/csrc/utils/pybind.h>
 #ifdef ADVNAS_SHIM
 #include <shim.h>
@@ -12,8 +13,22 @@
 #include "kernels/cpu/isa.h"
 #include "kernels/recurrent_node.h"
 
+namespace {
+
+// torch 2.6 leaves it to pybind11, for which a c10::ValueError is any error.
+void translate(std::exception_ptr error) {
+  try {
+    if (error) std::rethrow_exception(error);
+  } catch (const c10::ValueError& found) {
+    PyErr_SetString(PyExc_ValueError, found.what_without_backtrace());
+  }
+}
+
+}  // namespace
+
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   namespace py = pybind11;
+  py::register_local_exception_translator(translate);
   using advnas::Arrival;
   using advnas::Kind;
   using advnas::Piece;

@@ -38,7 +38,10 @@ def make_head(channels, dtype=torch.float32, **norm):
     """Its parameters and statistics are random."""
     torch.manual_seed(0)
     head = NormReluMean(channels)
+    has_bias = norm.pop("bias", True)  # an argument of new releases of torch
     head[0] = nn.BatchNorm2d(channels, **norm)
+    if not has_bias:
+        head[0].register_parameter("bias", None)
     for name, tensor in head.state_dict().items():
         if name.endswith("var"):
             tensor.uniform_(0.5, 2)
