@@ -242,6 +242,7 @@ def test_genotypes():
     [
         ("sep_conv_3x3", "conv_3x3", "unknown operation 'conv_3x3'; did you mean"),
         ("('dil_conv_3x3', 2)", "('dil_conv_3x3', 5)", "node 5 of normal cannot take node 5"),
+        ("('dil_conv_3x3', 2)", "('dil_conv_3x3', 0)", "node 5 of normal must have two inputs, got node 0 twice"),
         (", ('dil_conv_3x3', 2)", "", "normal must have 8 pairs"),
         ("normal_concat=[2, 3, 4, 5]", "normal_concat=[2, 3, 4]", "nodes 2 to 5 as its output"),
         ("Genotype(", "Genotype(__import__('os'), ", "a genotype must have the form"),

@@ -15,6 +15,7 @@ from advnas_ext import Estimator
 from advnas_ext.darts import DARTS as DARTS_OPS
 from advnas_ext.darts import NUM_EDGES, NUM_INNER, NUM_INPUTS
 
+INNER = range(NUM_INPUTS, NUM_INPUTS + NUM_INNER)  # the nodes that have inputs
 KEPT = 2  # inputs of a node in a cell that is found
 CELLS = ("normal", "reduce")
 CONCATENATED = re.compile(r"range\(2,6\)|\[2,3,4,5\]|\(2,3,4,5\)")
@@ -30,8 +31,7 @@ class DartsSpace(Space):
 
     @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:
-        cell = [(t, s) for t in range(NUM_INPUTS, NUM_INPUTS + NUM_INNER) for s in range(t)]
-        return tuple(len(CELLS) * cell)
+        return tuple(len(CELLS) * [(t, s) for t in INNER for s in range(t)])
 
     @property
     def parts(self) -> dict[str, slice]:
@@ -44,12 +44,9 @@ class DartsSpace(Space):
     @property
     def inputs(self) -> list[list[int]]:
         """The edges into each node."""
-        nodes = [
-            (part.start, node) for part in self.parts.values() for node in range(NUM_INPUTS, NUM_INPUTS + NUM_INNER)
-        ]
-        return [
-            [first + place for place, edge in enumerate(self.edges[:NUM_EDGES]) if edge[0] == n] for first, n in nodes
-        ]
+        cell = self.edges[:NUM_EDGES]
+        into = [[place for place, edge in enumerate(cell) if edge[0] == node] for node in INNER]
+        return [[part.start + place for place in places] for part in self.parts.values() for places in into]
 
     def kept(self, without: tuple[str, ...]) -> tuple[str, ...]:  # type: ignore[override]
         if self.zero_op in without:
@@ -101,7 +98,7 @@ class DartsSpace(Space):
         ops, cells = self.parse(arch).tolist(), []
         for name, part in self.parts.items():
             pairs = []
-            for node in range(NUM_INPUTS, NUM_INPUTS + NUM_INNER):
+            for node in INNER:
                 into = zip(self.edges[part], ops[part], strict=True)
                 found = [(self.ops[op], s) for (t, s), op in into if t == node and self.ops[op] != self.zero_op]
                 if len(found) != KEPT:
@@ -133,23 +130,27 @@ class DartsSpace(Space):
                     f"architecture: {name} must have {KEPT * NUM_INNER} pairs, and nodes 2 to 5 as its output, got "
                     f"{len(inputs)} and {nodes}"
                 )
+            seen = set[tuple[int, int]]()
             for place, (op, source) in enumerate(inputs):
                 edge = (NUM_INPUTS + place // KEPT, int(source))
                 if edge not in self.edges:
                     raise ValueError(f"architecture: node {edge[0]} of {name} cannot take node {source}")
+                if edge in seen:
+                    raise ValueError(
+                        f"architecture: node {edge[0]} of {name} must have two inputs, got node {source} twice"
+                    )
+                seen.add(edge)
                 ops[part.start + self.edges.index(edge)] = self.place(op)
         return torch.tensor(ops)
 
     def _form(self) -> str:
-        return "+".join("|" + "".join(f"op~{s}|" for s in range(t)) for t in range(NUM_INPUTS, NUM_INPUTS + NUM_INNER))
+        return "+".join("|" + "".join(f"op~{s}|" for s in range(t)) for t in INNER)
 
     def _text(self, names: list[str]) -> str:  # type: ignore[override]
         cells = []
         for name, part in self.parts.items():
             picked = dict(zip(self.edges[part], names[part], strict=True))
-            nodes = [
-                "".join(f"{picked[t, s]}~{s}|" for s in range(t)) for t in range(NUM_INPUTS, NUM_INPUTS + NUM_INNER)
-            ]
+            nodes = ["".join(f"{picked[t, s]}~{s}|" for s in range(t)) for t in INNER]
             cells.append(f"{name}:" + "+".join(f"|{node}" for node in nodes))
         return ";".join(cells)
 
