@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import torch
@@ -139,6 +139,13 @@ class OnePathCell(native.Block):
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, ops={self.ops}, num_nodes={self.num_nodes}"
+
+    def operations(self) -> Iterator[tuple[str, nn.Module]]:
+        """All candidates that are left, by name."""
+        for edge, candidates in self.edges.items():
+            for number, op in candidates.named_children():
+                if not isinstance(op, Discarded):
+                    yield f"edges.{edge}.{number}", op
 
     def _candidates(self) -> list[nn.ModuleList]:
         return list(self.edges.values())  # type: ignore[arg-type]

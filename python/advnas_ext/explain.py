@@ -9,7 +9,6 @@ from advnas_ext.cell import OnePathCell
 from advnas_ext.darts import DartsCell, operation_obstacle
 from advnas_ext.fidelity import Obstacle
 from advnas_ext.head import NormReluMean
-from advnas_ext.operations import Discarded
 from advnas_ext.recurrent import _RecurrentCell
 
 
@@ -29,14 +28,7 @@ def explain(model: nn.Module) -> dict[str, Obstacle]:
 
 def _obstacles_of(module: nn.Module) -> dict[str, Obstacle]:
     """By the name of the part; "" is the module itself."""
-    if isinstance(module, OnePathCell):
-        operations = [
-            (f"edges.{edge}.{number}", op)
-            for edge, candidates in module.edges.items()
-            for number, op in candidates.named_children()
-        ]
-        return {part: native.operation_obstacle(op) for part, op in operations if not isinstance(op, Discarded)}
-    if isinstance(module, DartsCell):
+    if isinstance(module, (OnePathCell, DartsCell)):
         return {part: operation_obstacle(op) for part, op in module.operations()}
     if isinstance(module, native.Block):
         return {"": module.obstacle(None)}

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from advnas.networks.nasbench201 import NUM_STAGES
+from advnas.networks.nasbench201 import NUM_STAGES, checked
 from advnas_ext import Path, fidelity
 from advnas_ext.darts import DARTS, NUM_EDGES, NUM_INNER, DartsCell, State
 from advnas_ext.fidelity import Obstacle
@@ -75,16 +75,7 @@ class DartsNetwork(Block):
         Raises:
             ValueError: ``x`` has another shape, ``path`` does not fit the cells, or there is none.
         """
-        path = self.path if path is None else path
-        if path is None:
-            raise ValueError(
-                "DartsNetwork: path is missing; give one, or fix the network to an architecture with .fix(ops)"
-            )
-        in_channels = self.stem[0].in_channels
-        if x.dim() != 4 or x.shape[1] != in_channels:
-            raise ValueError(
-                f"DartsNetwork: x must have shape [batch, {in_channels}, height, width], got {list(x.shape)}"
-            )
+        path = checked("DartsNetwork", x, self.stem, self.path if path is None else path)
         if path.num_edges != 2 * NUM_EDGES:
             raise ValueError(f"DartsNetwork: path must have {2 * NUM_EDGES} edges, got {path.num_edges}")
         scores = eagerly(run_if_native, [self], x, path)

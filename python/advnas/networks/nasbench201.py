@@ -84,6 +84,20 @@ class Stem(Block, nn.Sequential):
         return graph.node([([convolution(Prologue.NOTHING, conv, norm)], source, -1)])  # type: ignore[arg-type]
 
 
+def checked(network: str, x: Tensor, stem: nn.Sequential, path: Path | None) -> Path:
+    """The path, if there is one and ``x`` are images for the stem.
+
+    Raises:
+        ValueError: they are not; it names the network.
+    """
+    if path is None:
+        raise ValueError(f"{network}: path is missing; give one, or fix the network to an architecture with .fix(ops)")
+    in_channels = stem[0].in_channels
+    if x.dim() != 4 or x.shape[1] != in_channels:
+        raise ValueError(f"{network}: x must have shape [batch, {in_channels}, height, width], got {list(x.shape)}")
+    return path
+
+
 class Network(nn.Module):
     """The supernet: a stem, three stages of cells with a reduction block between them, and a linear classifier.
 
@@ -138,12 +152,7 @@ class Network(nn.Module):
         Raises:
             ValueError: ``x`` has another shape, ``path`` does not fit the cells, or there is none.
         """
-        path = self.path if path is None else path
-        if path is None:
-            raise ValueError("Network: path is missing; give one, or fix the network to an architecture with .fix(ops)")
-        in_channels = self.stem[0].in_channels
-        if x.dim() != 4 or x.shape[1] != in_channels:
-            raise ValueError(f"Network: x must have shape [batch, {in_channels}, height, width], got {list(x.shape)}")
+        path = checked("Network", x, self.stem, self.path if path is None else path)
         x = run_blocks([self.stem, *self.cells], x, path)
         return self.classifier(self.lastact(x))
 

@@ -121,7 +121,7 @@ class Space:
         Raises:
             ValueError: the string is malformed or names an unknown operation.
         """
-        form = "+".join("|" + "".join(f"op~{s}|" for s in range(t)) for t in range(1, self.num_nodes))
+        form = self._text(["op"] * self.num_edges)
         if not isinstance(arch, str) or not re.fullmatch(re.escape(form).replace("op", "[^|~+]+"), arch):
             raise ValueError(f"architecture: must have the form {form}, got {arch!r}")
         names = re.findall(r"([^|~+]+)~", arch)
@@ -173,6 +173,10 @@ class Space:
         return found
 
     def _text(self, names: Sequence[str]) -> str:
-        picked = dict(zip(self.edges, names, strict=True))
-        nodes = ["".join(f"{picked[t, s]}~{s}|" for s in range(t)) for t in range(1, self.num_nodes)]
-        return "+".join(f"|{node}" for node in nodes)
+        cells = []
+        for name, part in self.parts.items():
+            nodes: dict[int, str] = {}
+            for (target, source), op in zip(self.edges[part], names[part], strict=True):
+                nodes[target] = nodes.get(target, "|") + f"{op}~{source}|"
+            cells.append((f"{name}:" if name else "") + "+".join(nodes.values()))
+        return ";".join(cells)

@@ -84,7 +84,7 @@ class DartsSpace(Space):
         """
         if isinstance(arch, str) and arch.startswith("Genotype("):
             return self._from_genotype(arch)
-        form = ";".join(f"{name}:{self._form()}" for name in CELLS)
+        form = self._text(["op"] * self.num_edges)
         if not isinstance(arch, str) or not re.fullmatch(re.escape(form).replace("op", "[^|~+;:]+"), arch):
             raise ValueError(f"architecture: must have the form {form}, or be a genotype, got {arch!r}")
         return torch.tensor([self.place(op) for op in re.findall(r"([^|~+;:]+)~", arch)])
@@ -142,17 +142,6 @@ class DartsSpace(Space):
                 seen.add(edge)
                 ops[part.start + self.edges.index(edge)] = self.place(op)
         return torch.tensor(ops)
-
-    def _form(self) -> str:
-        return "+".join("|" + "".join(f"op~{s}|" for s in range(t)) for t in INNER)
-
-    def _text(self, names: list[str]) -> str:  # type: ignore[override]
-        cells = []
-        for name, part in self.parts.items():
-            picked = dict(zip(self.edges[part], names[part], strict=True))
-            nodes = ["".join(f"{picked[t, s]}~{s}|" for s in range(t)) for t in INNER]
-            cells.append(f"{name}:" + "+".join(f"|{node}" for node in nodes))
-        return ";".join(cells)
 
 
 def network(
