@@ -281,7 +281,7 @@ def test_measuring_gradients(folder, uniform, names):
     seen = []
     state.network.register_forward_pre_hook(lambda module, args: seen.append(args[1].ops[:, 0]))
     logits = torch.zeros(6, 4) if uniform else state.estimator.logits.detach()
-    exact, signals = signal.measure(searched, logits, 4, 5, names, lambda: rounds.append(1))
+    exact, signals = signal.measure(signal.Problem.of(searched), logits, 4, 5, names, lambda: rounds.append(1))
     assert len(rounds) == signal.rounds(4, 5) == 10
     assert {found.name for found in signals} == set(names or set(ESTIMATORS) - {"random"})
     assert exact.samples.shape == (5, 6, 4)
@@ -313,7 +313,7 @@ def test_measured_gradients_are_those_of_the_estimator(folder):
     state.network = known
     state.path_generator = torch.Generator().manual_seed(1)
     state.arch_batches = itertools.repeat((torch.zeros(16, 1, 8, 8), torch.zeros(16, dtype=torch.int64)))
-    drawn = [signal._sample(searched, truth) for _ in range(600)]
+    drawn = [signal._sample(signal.Problem.of(searched), truth) for _ in range(600)]
     ops = torch.cartesian_prod(*[torch.arange(4)] * 6)
     totals = values[torch.arange(6), ops].sum(1)
     losses = -torch.cat([-totals[:, None], torch.zeros(len(ops), 9)], 1).log_softmax(1)[:, 0]
@@ -329,18 +329,18 @@ def test_gradients_have_rows_of_mean_0(folder):
     """Those of NASP have a constant in each row, which changes no probability."""
     _, searched = analysis.searched(folder)
     for name in ("nasp", "advantage"):
-        gradient = signal._sample(searched, signal._halfway(searched, name))
+        gradient = signal._sample(signal.Problem.of(searched), signal._halfway(signal.Problem.of(searched), name))
         assert gradient.abs().max() > 1e-6
         assert gradient.sum(1).abs().max() < 1e-6 * gradient.abs().max()
 
 
 def test_estimators_are_measured_halfway_and_that_of_the_search_with_its_settings(folder):
     _, searched = analysis.searched(folder)
-    assert signal._halfway(searched, "gdas").temperature == pytest.approx(5.05, rel=0.01)
-    assert signal._halfway(searched, "advantage").coefficient == 0.05
+    assert signal._halfway(signal.Problem.of(searched), "gdas").temperature == pytest.approx(5.05, rel=0.01)
+    assert signal._halfway(signal.Problem.of(searched), "advantage").coefficient == 0.05
     object.__setattr__(searched.config, "estimator_settings", {"coefficient": 0.5})
-    assert signal._halfway(searched, "advantage").coefficient == 0.5
-    signal._halfway(searched, "reinforce")
+    assert signal._halfway(signal.Problem.of(searched), "advantage").coefficient == 0.5
+    signal._halfway(signal.Problem.of(searched), "reinforce")
 
 
 def test_lab_signal(lab, folder):

@@ -266,7 +266,8 @@ def signal(args: Sequence[str]) -> None:
     logits = torch.zeros_like(found) if given.epoch is None else found
     counts = given.samples, given.exact_samples
     with Rounds("measuring gradients", measurement.rounds(*counts), console()) as rounds:
-        exact, signals = measurement.measure(run, logits, *counts, given.estimators, rounds.advance)
+        problem = measurement.Problem.of(run)
+        exact, signals = measurement.measure(problem, logits, *counts, given.estimators, rounds.advance)
     write_csv(folder / "signal.csv", measurement.records(signals, edges))
     write_atomic(folder / "signal.svg", measurement.figure(signals))
     where = "uniform logits" if given.epoch is None else f"the logits after epoch {given.epoch}"

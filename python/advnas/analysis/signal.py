@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -53,8 +53,8 @@ class Signal:
         snr_by_edge: the same for each edge. Adam scales the gradient of every logit by its size, so that this decides how soon an
             edge is settled, whatever its share of the whole.
         cost: seconds for one sample.
-        after, after_low, after_high: correlation of the mean of as many samples as ``AFTER`` seconds allow, and its 95%
-            bootstrap interval.
+        after, after_low, after_high: correlation of the mean of as many samples as some seconds allow, ``AFTER`` if no others are
+            given, and its 95% bootstrap interval.
     """
 
     name: str
@@ -89,21 +89,67 @@ class Exact:
     reliability: float
 
 
+@dataclass(frozen=True)
+class Problem:
+    """What estimators are measured on: paths that have losses.
+
+    Attributes:
+        num_edges, num_ops: of the logits.
+        estimate: measures an estimator's paths on one batch, which fills ``logits.grad``; it stays None while the estimator wants
+            more batches.
+        zero_op: place of the zero operation, if there is one.
+        settings: of estimators, by their names, that are others than the defaults.
+    """
+
+    num_edges: int
+    num_ops: int
+    estimate: Callable[[Estimator], object]
+    zero_op: int | None = None
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, run: Search) -> Problem:
+        """The architecture half of a search's data, with the weights that it has."""
+        state, config = run.state, run.config
+        return cls(
+            *state.estimator.logits.shape,
+            lambda each: estimate(run.task, state.network, each, next(state.arch_batches), state.path_generator),
+            state.estimator.zero_op,
+            {config.estimator: config.estimator_settings},
+        )
+
+
 def measure(
-    run: Search,
+    problem: Problem,
     logits: Tensor,
     samples: int,
     exact_samples: int,
     names: Sequence[str] = (),
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[Exact, list[Signal]]:
-    """Estimators beside the exact gradient; that which is fastest to a correlation of ``REACHED[0]`` comes first.
+    """Estimators beside the exact gradient, with the arguments of :func:`draw`; the fastest to a correlation of ``REACHED[0]``
+    comes first."""
+    exact, drawn = draw(problem, logits, samples, exact_samples, names, advance)
+    signals = [compare(name, gradients, exact, cost) for name, (gradients, cost) in drawn.items()]
+    by_time = sorted(signals, key=lambda signal: (signal.time_to(REACHED[0]), -_known(signal.correlation)))
+    return Exact(exact, _reliability(exact)), by_time
 
-    Estimators have their default settings, that of the search its own ones. What some of them remember, such as averages, has
-    settled in :func:`rounds` minus ``samples + exact_samples`` rounds before anything is kept.
+
+def draw(
+    problem: Problem,
+    logits: Tensor,
+    samples: int,
+    exact_samples: int,
+    names: Sequence[str] = (),
+    advance: Callable[[], None] = lambda: None,
+) -> tuple[Tensor, dict[str, tuple[Tensor, float]]]:
+    """Samples of the exact gradient, and of every estimator its samples and the seconds for one, a median.
+
+    What some estimators remember, such as averages, has settled in :func:`rounds` minus ``samples + exact_samples`` rounds before
+    anything is kept.
 
     Args:
-        run: a search, whose weights and logits are not changed; batches are taken from its architecture half.
+        problem: is not changed, but for batches that it uses up.
         logits: [num_edges, num_ops], where to measure.
         samples: gradients of each estimator, at least 4. They are drawn in turns, so that slow moments of the machine hit
             all alike.
@@ -114,26 +160,22 @@ def measure(
     truth = _at(logits, RlooEstimator(*logits.shape, num_samples=PATHS, stratified=False))
     exact = []
     for _ in range(exact_samples):
-        exact.append(_sample(run, truth))
+        exact.append(_sample(problem, truth))
         advance()
     names = names or LEARNING
-    estimators = [_at(logits, _halfway(run, name)) for name in names]
+    estimators = [_at(logits, _halfway(problem, name)) for name in names]
     gradients: list[list[Tensor]] = [[] for _ in names]
     seconds: list[list[float]] = [[] for _ in names]
     settling = _settling(samples)
     for _ in range(settling + samples):
         for estimator, drawn, took in zip(estimators, gradients, seconds, strict=True):
             started = time.perf_counter()
-            drawn.append(_sample(run, estimator))
+            drawn.append(_sample(problem, estimator))
             took.append(time.perf_counter() - started)
         advance()
-    known = Exact(torch.stack(exact), _reliability(torch.stack(exact)))
     costs = [torch.tensor(took[settling:]).median().item() for took in seconds]
-    signals = [
-        compare(name, torch.stack(drawn[settling:]), known.samples, cost)
-        for name, drawn, cost in zip(names, gradients, costs, strict=True)
-    ]
-    return known, sorted(signals, key=lambda signal: (signal.time_to(REACHED[0]), -_known(signal.correlation)))
+    kept = [torch.stack(drawn[settling:]) for drawn in gradients]
+    return torch.stack(exact), dict(zip(names, zip(kept, costs, strict=True), strict=True))
 
 
 def rounds(samples: int, exact_samples: int) -> int:
@@ -141,16 +183,22 @@ def rounds(samples: int, exact_samples: int) -> int:
     return _settling(samples) + samples + exact_samples
 
 
-def compare(name: str, samples: Tensor, exact: Tensor, cost: float) -> Signal:
-    """Gradient samples [count, num_edges, num_ops] of an estimator beside unbiased samples of the exact gradient."""
+def compare(name: str, samples: Tensor, exact: Tensor, cost: float, after: float = AFTER) -> Signal:
+    """Gradient samples [count, num_edges, num_ops] of an estimator beside unbiased samples of the exact gradient.
+
+    Args:
+        cost: seconds for a sample.
+        after: seconds of averaging, of :attr:`Signal.after`.
+    """
     generator = torch.Generator().manual_seed(0)
     halves, exact_halves = _halves(samples), _halves(exact)
     drawn, exact_drawn = _resampled(samples, generator).flatten(2), _resampled(exact, generator).flatten(2)
     resampled = _correlation(drawn, exact_drawn)
     noise_by_edge = samples.var(0).sum(-1)
     noise = noise_by_edge.sum().item()
-    after = _correlation(halves.flatten(1), exact_halves.flatten(1), noise * cost / AFTER).item()
-    after_drawn = _correlation(drawn, exact_drawn, noise * cost / AFTER)
+    left = noise * cost / after
+    averaged = _correlation(halves.flatten(1), exact_halves.flatten(1), left).item()
+    averaged_drawn = _correlation(drawn, exact_drawn, left)
     return Signal(
         name,
         _correlation(halves.flatten(1), exact_halves.flatten(1)).item(),
@@ -161,9 +209,9 @@ def compare(name: str, samples: Tensor, exact: Tensor, cost: float) -> Signal:
         _ratio(_square_of_mean(halves.flatten(1)), noise_by_edge.sum()).item(),
         tuple(_ratio(_square_of_mean(halves), noise_by_edge).tolist()),
         cost,
-        after,
-        after_drawn.nan_to_num(nan=-1).quantile(0.025).item(),
-        after_drawn.nan_to_num(nan=1).quantile(0.975).item(),
+        averaged,
+        averaged_drawn.nan_to_num(nan=-1).quantile(0.025).item(),
+        averaged_drawn.nan_to_num(nan=1).quantile(0.975).item(),
     )
 
 
@@ -243,22 +291,19 @@ def _at(logits: Tensor, estimator: Estimator) -> Estimator:
     return estimator
 
 
-def _halfway(run: Search, name: str) -> Estimator:
+def _halfway(problem: Problem, name: str) -> Estimator:
     """A new estimator, with its temperature, if it has one, as in the middle of a search."""
-    num_edges, num_ops = run.state.estimator.logits.shape
-    own = run.config.estimator_settings if name == run.config.estimator else {}
-    settings: dict[str, Any] = {"zero_op": run.state.estimator.zero_op, "total_steps": 1000, **own}
-    estimator = ESTIMATORS[name](num_edges, num_ops, **settings)
+    settings: dict[str, Any] = {"zero_op": problem.zero_op, "total_steps": 1000, **problem.settings.get(name, {})}
+    estimator = ESTIMATORS[name](problem.num_edges, problem.num_ops, **settings)
     estimator.advance_to(settings["total_steps"] // 2)
     return estimator
 
 
-def _sample(run: Search, estimator: Estimator) -> Tensor:
+def _sample(problem: Problem, estimator: Estimator) -> Tensor:
     """One gradient of the logits, [num_edges, num_ops], without the means of its rows."""
-    state = run.state
     estimator.logits.grad = None
     while estimator.logits.grad is None:
-        estimate(run.task, state.network, estimator, next(state.arch_batches), state.path_generator)
+        problem.estimate(estimator)
     gradient = estimator.logits.grad.double()
     return gradient - gradient.mean(1, keepdim=True)
 
