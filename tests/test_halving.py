@@ -47,11 +47,11 @@ def halving_of(state, loss_of, monkeypatch):
     """The halving of a search where the loss of every cell is known, and the cells that were measured."""
     measured = []
 
-    def known(network, path, batches):
-        measured.append(path.ops[:, 0].tolist())
-        return {"loss": loss_of(path.ops[:, 0]), "accuracy": 0.0}
+    def known(contestant, task, batches):
+        measured.append(contestant.path.ops[:, 0].tolist())
+        return loss_of(contestant.path.ops[:, 0])
 
-    monkeypatch.setattr(state.task, "measure", known)
+    monkeypatch.setattr(Contestant, "loss", known)
     return Halving(state, state.task), measured
 
 
@@ -147,9 +147,24 @@ def test_compared_cells_train_on_the_same_batches_from_the_same_weights(searched
     assert all(torch.equal(known[name], again[name]) for name in known)
 
 
-def test_a_comparison_of_an_earlier_version_says_so(searched):
+def test_what_is_compared_is_the_mean_of_the_loss_on_held_out_data_and_of_the_later_half_of_training(searched):
+    contestant = Halving(searched, searched.task).contestants[0]
+    training = []
+    for _ in range(5):
+        contestant.train_step(searched.task)
+        training.append(contestant.losses[-1].item())
+    batches = list(searched.held_out(2))
+    held_out = searched.task.measure(contestant.network, contestant.path, batches)["loss"]
+    on_the_way = sum(training[2:]) / 3
+    assert len(set(training)) == 5
+    assert contestant.loss(searched.task, batches) == pytest.approx((held_out + on_the_way) / 2)
+
+
+@pytest.mark.parametrize("lacking", ["contestants", "losses"])
+def test_a_comparison_of_an_earlier_version_says_so(searched, lacking):
     state = Halving(searched, searched.task).state_dict()
-    del state["contestants"]
+    for saved in (state, *state["contestants"].values()):
+        saved.pop(lacking, None)
     with pytest.raises(ValueError, match="begun by an earlier version; remove"):
         Halving(searched, searched.task).load_state_dict(state)
 

@@ -3,8 +3,10 @@
 Shared weights know the good half of all cells, and little of the order of those that cost alike, which is what a limit asks for
 (docs/budgets.md has figures). So a front trains no supernet. For each limit it draws networks near it, ranks them by what they
 promise at their initial weights (:mod:`advnas.untrained`), and trains the first ones from scratch, on the same batches from the
-same initial weights, by successive halving (:mod:`advnas.halving`), in one pool for all limits. Near a limit is the dearest quarter
-of the networks within it: a short training ranks networks of like size well, and large ones too low among small ones.
+same initial weights, by successive halving (:mod:`advnas.halving`), in one pool for all limits. There are many and their
+trainings are short, so that each is ranked by what the losses of all of them tell of it (:mod:`advnas.surrogate`). Near a limit is
+the dearest quarter of the networks within it: a short training ranks networks of like size well, and large ones too low among
+small ones.
 """
 
 from __future__ import annotations
@@ -19,14 +21,17 @@ from torch import Tensor
 from advnas.halving import Contest
 from advnas.limits import Limit, every_cell
 from advnas.state import SearchState
+from advnas.surrogate import smoothed
 from advnas.tasks.base import Task
 from advnas.training import generators, seeded
 from advnas.untrained import ranks
+from advnas_ext import Path
 
 KNOWN = 20_000  # cells among which networks are looked for; all of a space that has no more
 NEAR = 0.25  # of the networks within a limit, the dearest
 DRAWN = 150  # networks near each limit that are ranked
-FINALISTS = 24  # of each limit, that are trained
+FINALISTS = 48  # of each limit, that are trained
+FIRST = 4  # the first comparison leaves one in so many; later ones leave half
 
 
 class Field:
@@ -82,10 +87,11 @@ class Field:
             advance: called after each of them.
         """
         batch = next(iter(self.task.weight_stream(torch.Generator().manual_seed(self.init.initial_seed()))))
+        supernet = seeded(self.init, lambda: self.task.supernet(search.config.halving_cells))
+        supernet = self.task.placement.place(supernet)
         for ops in self.drawn():
-            network = seeded(self.init, lambda: self.task.supernet(search.config.halving_cells))
-            network = self.task.placement.place(network.fix(torch.tensor(ops)))  # type: ignore[operator]
-            self.promises[ops] = self.task.promises(network, batch)
+            path = Path.from_ops(torch.tensor(ops), requires_grad=False)
+            self.promises[ops] = self.task.promises(supernet, batch, path)
             advance()
 
     def finalists(self) -> tuple[Tensor, list[list[int]]]:
@@ -111,6 +117,7 @@ class Pool(Contest):
 
     Attributes:
         contenders: for each limit the places in ``cells`` that are still in for it, best first.
+        most: contenders that a limit has at the start.
         last: losses of the last comparison of each cell, by its place.
     """
 
@@ -119,6 +126,7 @@ class Pool(Contest):
 
     def __init__(self, search: SearchState, task: Task, cells: Tensor, contenders: list[list[int]]) -> None:
         self.contenders = contenders
+        self.most = max(map(len, contenders))
         self.last: dict[int, float] = {}
         super().__init__(search, task, cells)
 
@@ -128,15 +136,23 @@ class Pool(Contest):
 
     @property
     def rounds(self) -> int:
-        return max(1, max(len(places) for places in self.contenders).bit_length() - 1)
+        return max(1, (self.most // FIRST).bit_length())
+
+    def left_after(self, rounds: int) -> int:
+        return self.size if rounds == 0 else self.size // FIRST >> rounds - 1
 
     def staying(self, ranked: list[int], losses: dict[int, float]) -> list[int]:
         self.last |= losses
-        by_limit = [sorted(places, key=lambda place: losses[place]) for places in self.contenders]
-        self.contenders = [places[: max(1, len(places) // 2)] for places in by_limit]
+        known = smoothed(
+            torch.stack([self.cells[place] for place in ranked]), torch.tensor([losses[p] for p in ranked])
+        )
+        told = dict(zip(ranked, known.tolist(), strict=True))
+        by_limit = [sorted(places, key=lambda place: told[place]) for places in self.contenders]
+        share = FIRST if self.epoch == 1 else 2
+        self.contenders = [places[: max(1, len(places) // share)] for places in by_limit]
         still_in = {place for places in self.contenders for place in places}
         return [place for place in ranked if place in still_in]
 
     def front(self) -> list[dict[str, Any]]:
         """The cell of each limit, with its loss in the last comparison that it was in."""
-        return [{"arch": self.arch(places[0]), "valid_loss": self.last[places[0]]} for places in self.contenders]
+        return [{"arch": self.arch(places[0]), "loss": self.last[places[0]]} for places in self.contenders]

@@ -60,7 +60,7 @@ def train(task: Task, state: Contest, watch: Watch) -> None:
 
 
 def compare(task: Task, state: Contest) -> dict[int, float]:
-    """The loss of every cell that is left, on the same held-out data. Those of cells that did not just join are known."""
+    """The loss of every cell that is left. Those of cells that did not just join are known."""
     for place in state.left:
         if place not in state.losses:
             batches = state.held_out(state.config.valid_batches)
@@ -96,6 +96,7 @@ class Contestant:
     Attributes:
         steps: done.
         arch: the cell's string.
+        losses: of the training steps.
     """
 
     parts: ClassVar = ("network", "optimizer", "schedule", "scaler", "stream")
@@ -104,6 +105,7 @@ class Contestant:
         init, order = generators(config.seed + 1, 2)
         self.arch = arch
         self.steps = 0
+        self.losses: list[Tensor] = []
         self.grad_clip = config.grad_clip
         self.path = Path.from_ops(ops, requires_grad=False)
         self.network = task.placement.place(seeded(init, lambda: task.supernet(config.halving_cells)).fix(ops))  # type: ignore[operator]
@@ -123,19 +125,23 @@ class Contestant:
         self.scaler.update()
         self.optimizer.zero_grad()
         self.schedule.step()
+        self.losses.append(loss.detach())
         self.steps += 1
 
     def loss(self, task: Task, batches: Any) -> float:
-        """The mean loss of batches."""
-        loss = task.measure(self.network, self.path, batches)["loss"]
+        """The mean of two: the loss of batches, and that of the later half of the training steps."""
+        held_out = task.measure(self.network, self.path, batches)["loss"]
+        on_the_way = torch.stack(self.losses[self.steps // 2 :]).mean().item()
+        loss = (held_out + on_the_way) / 2
         check_finite(f"loss of {self.arch}", loss)
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "parts": {name: getattr(self, name).state_dict() for name in self.parts}}
+        parts = {name: getattr(self, name).state_dict() for name in self.parts}
+        return {"steps": self.steps, "losses": self.losses, "parts": parts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.steps = state["steps"]
+        self.steps, self.losses = state["steps"], state["losses"]
         for name in self.parts:
             getattr(self, name).load_state_dict(state["parts"][name])
 
@@ -162,7 +168,7 @@ class Contest(Training):
         self.size = len(cells)
         steps = [0, *(self.steps_after(round) for round in range(self.rounds))]
         more = [after - before for before, after in itertools.pairwise(steps)]
-        super().__init__(total_work=sum(max(1, self.size >> done) * count for done, count in enumerate(more)))
+        super().__init__(total_work=sum(max(1, self.left_after(done)) * count for done, count in enumerate(more)))
         self.left = list(range(self.size))
         self.losses: dict[int, float] = {}
         self.contestants = {place: self._contestant(place) for place in self.left}
@@ -175,6 +181,10 @@ class Contest(Training):
     def rounds(self) -> int:
         """Comparisons until one cell is left."""
         return self.size.bit_length() - 1
+
+    def left_after(self, rounds: int) -> int:
+        """Cells after so many comparisons, for the time left: where they join or have several limits, about so many."""
+        return self.size >> rounds
 
     @property
     def steps(self) -> int:
@@ -208,7 +218,7 @@ class Contest(Training):
                 "epoch": self.epoch,
                 "seconds": round(self.seconds, 3),
                 "cells": len(ranked),
-                "valid_loss": losses[ranked[0]],
+                "loss": losses[ranked[0]],
                 "arch": self.arch(ranked[0]),
             }
         )
@@ -218,7 +228,7 @@ class Contest(Training):
 
     def staying(self, ranked: list[int], losses: dict[int, float]) -> list[int]:
         """Those that are in the next round, best first."""
-        return ranked[: self.size >> self.epoch]
+        return ranked[: self.left_after(self.epoch)]
 
     def state_dict(self) -> dict[str, Any]:
         saved = {place: contestant.state_dict() for place, contestant in self.contestants.items()}
@@ -228,9 +238,9 @@ class Contest(Training):
         """Go on from a saved state.
 
         Raises:
-            ValueError: an earlier version has made it, whose contestants were trained together.
+            ValueError: an earlier version has made it, which compared in another way.
         """
-        if "contestants" not in state:
+        if not all("losses" in saved for saved in state.get("contestants", {0: {}}).values()):
             raise ValueError(
                 "the comparison was begun by an earlier version; remove checkpoint/halving.pt to begin it anew"
             )
@@ -269,7 +279,7 @@ class Halving(Contest):
             return False
         self.winners.append(ranked[0])
         best, least = self.cells[ranked[0]], losses[ranked[0]]
-        bar = losses[ranked[(self.size >> self.epoch + 1) - 1]]
+        bar = losses[ranked[self.left_after(self.epoch + 1) - 1]]
         known = {tuple(cell.tolist()) for cell in self.cells}
         promises = [
             (least + self._sum_of_effects(cell) - self._sum_of_effects(best), cell)

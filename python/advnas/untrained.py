@@ -13,15 +13,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from advnas_ext import Path
+
 RIDGE = 1e-5
 
 
-def promises(network: nn.Module, x: Tensor) -> tuple[float, float]:
+def promises(network: nn.Module, x: Tensor, path: Path | None = None) -> tuple[float, float]:
     """Of codes and of jacobians, for a network whose ReLUs are modules.
 
     Args:
-        network: at its initial weights, called with ``x``.
+        network: at its initial weights.
         x: different inputs, [batch, ...], at least 2.
+        path: of a supernet; None: the network takes ``x`` alone.
     """
     kernel = torch.zeros(len(x), len(x), dtype=torch.float64, device=x.device)
 
@@ -33,7 +36,8 @@ def promises(network: nn.Module, x: Tensor) -> tuple[float, float]:
     try:
         with torch.enable_grad():
             inputs = x.detach().clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(network(inputs).sum(), inputs)
+            output = network(inputs) if path is None else network(inputs, path)
+            (gradient,) = torch.autograd.grad(output.sum(), inputs)
     finally:
         for hook in hooks:
             hook.remove()

@@ -23,14 +23,14 @@ def front(rows: Sequence[Mapping[str, Any]], kind: str, column: str | None = Non
     from matplotlib.figure import Figure
 
     scale = SCALES[kind]
-    shown = ["valid_loss", *(name for name in rows[0] if name == column)]
+    shown = ["loss", *(name for name in rows[0] if name == column)]
     figure = Figure(figsize=(5 * len(shown), 3.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         for row in rows:
             axes.axvline(scale * row["limit"], color="#999999", linewidth=0.8, linestyle=":")
         axes.plot([scale * row[kind] for row in rows], [row[name] for row in rows], "o-", color="#D55E00")
         axes.set_xlabel(NAMES[kind] + UNITS[kind])
-        axes.set_ylabel({"valid_loss": "loss on held-out data"}.get(name, name))
+        axes.set_ylabel({"loss": "loss after a short training"}.get(name, name))
         plain(axes)
     return svg(figure, "front")
 

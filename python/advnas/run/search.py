@@ -168,14 +168,14 @@ class Search:
             rows.append({"limit": limit.value, **self._costs(found["arch"]), **found})
         rows = self._looked_up(rows)
         folder.write_front(rows)
-        shown = {"valid_loss": ".3f", **{name: ".2f" for name in space.columns[:1] if self.table}}
+        shown = {"loss": ".3f", **{name: ".2f" for name in space.columns[:1] if self.table}}
         draw(folder, "front.svg", lambda: report.front(rows, kind, *space.columns[:1]), console)
         console.print(table("the front", report.columns(kind, shown), report.lines(rows, kind, shown)))
 
     def _halve(self, halving: Contest, folder: RunFolder, console: Console) -> None:
         if folder.checkpoint(halving.kind).exists():
             halving.load_state_dict(folder.load(halving.kind, self.decisive()))
-        progress = Progress("comparing", halving.rounds, self._shown(), console)
+        progress = Progress("comparing", halving.rounds, {"loss": ".3f", **self._shown()}, console)
 
         def record() -> Mapping[str, Any]:
             rows = self._looked_up(halving.history)

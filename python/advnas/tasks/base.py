@@ -220,8 +220,9 @@ class Task(ABC):
         """
         raise ValueError(f"max_flops and max_params: the task {self.name} has no such costs; leave them out")
 
-    def promises(self, network: nn.Module, batch: Any) -> tuple[float, ...]:
-        """What an untrained network promises, by several measures, each the larger the better; see :mod:`advnas.untrained`.
+    def promises(self, network: nn.Module, batch: Any, path: Path) -> tuple[float, ...]:
+        """What a cell of an untrained supernet promises, by several measures, each the larger the better; see
+        :mod:`advnas.untrained`.
 
         Raises:
             ValueError: the task has no such measures.

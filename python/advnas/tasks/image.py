@@ -35,6 +35,7 @@ from advnas.tasks.base import Recipe, Score, Task, fingerprint
 from advnas.untrained import promises
 from advnas_ext import Path, PathCost
 
+LOOKED = 32  # images of a batch by which untrained networks are measured
 Reduction = Annotated[str, AfterValidator(one_of(REDUCTIONS)), tyro.conf.arg(metavar="|".join(REDUCTIONS))]
 Data = Annotated[Name, AfterValidator(located(DATA)), tyro.conf.arg(metavar="|".join([*DATA, "FOLDER"]))]
 
@@ -156,8 +157,8 @@ class ImageTask(Task):
         "fast": {
             "estimator": "rloo",
             "without": ("none",),
-            "epochs": 14,
-            "warmup_epochs": 8,
+            "epochs": 9,
+            "warmup_epochs": 6,
             "channels": 8,
             "cells": 1,
             "reduction": "light",
@@ -167,7 +168,7 @@ class ImageTask(Task):
             "arch_weight_decay": 0.0,
             "valid_batches": 32,
             "halving_cells": 3,
-            "halving_steps": 120,
+            "halving_steps": 30,
         },
     }
     shown: ClassVar[Mapping[str, str]] = {"loss": ".3f", "accuracy": ".1%"}
@@ -224,8 +225,8 @@ class ImageTask(Task):
         }
         return {kind: PathCost([by_op] * edges, constant) for kind, (constant, by_op) in costs.items()}
 
-    def promises(self, network: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[float, ...]:
-        return promises(network, batch[0])
+    def promises(self, network: nn.Module, batch: tuple[Tensor, Tensor], path: Path) -> tuple[float, ...]:
+        return promises(network, batch[0][:LOOKED], path)
 
     def facts(self) -> dict[str, Any]:
         return {"images": len(self.images.train), "classes": list(self.images.classes), "content": self.content}

@@ -1,0 +1,222 @@
+"""What a search adds: the comparison that ends ``--preset fast`` (successive halving), begun from what costs nothing to find.
+
+    python -m benchmarks.paper.nulls --data-dir DIR --table TABLE.csv       # or make paper-nulls
+
+For each seed the same recipe ends with cells from
+
+- rloo, critic: the search with this estimator, whose best cell and its neighbours are compared;
+- largest: the cell of most parameters and its neighbours, without any search;
+- random: cells that are drawn;
+- naswot, synflow, zico: the best by a score of an untrained network (:mod:`benchmarks.paper.scores`) among more that are drawn.
+
+The number of drawn cells is such that comparing them takes about as long as the whole recipe. Every cell found is a file of
+``--out``; what is there already is not run again. Writes nulls.csv and .md to ``--results``. The table is the referee.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advnas.checkpoint import write_atomic
+from advnas.data import images
+from advnas.halving import Contest, Halving, halve
+from advnas.report.console import Progress, Rounds, console
+from advnas.report.numbers import duration
+from advnas.run.folder import RunFolder, write_csv
+from advnas.run.search import start as search
+from advnas.run.watch import Watch
+from advnas.spaces.nasbench201 import NASBENCH201
+from advnas.state import SearchState
+from advnas.tables import Table
+from advnas.tasks.image import ImageSearchConfig, ImageTask
+from advnas.training import seeded
+from advnas.untrained import promises
+from benchmarks.paper import jobs
+from benchmarks.paper.jobs import parsed
+from benchmarks.paper.scores import synflow, zico
+
+ACCURACY = NASBENCH201.columns[0]
+SEARCHES = ("rloo", "critic")
+
+
+@dataclass
+class Settings:
+    table: Path
+    """NAS-Bench-201 table, the referee."""
+    data_dir: Path | None = None
+    """Folder that holds cifar-10-batches-py."""
+    data: str = "cifar10"
+    """Data set, as for advnas search."""
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    starts: tuple[str, ...] = (*SEARCHES, "largest", "random", "naswot", "synflow", "zico")
+    cells: int = 32
+    """That are compared where cells are drawn."""
+    scored: int = 200
+    """Drawn cells that get a score."""
+    workers: int = 2
+    """At a time, each with one thread."""
+    out: Path = Path("runs/paper-nulls")
+    results: Path = Path("benchmarks/results")
+    set: dict[str, str] = field(default_factory=dict)
+    """Settings of the recipe to change, such as --set halving_steps 30, for a trial."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A comparison to be made.
+
+    Attributes:
+        start: where it begins.
+        config: the recipe's, with the seed.
+        file: for its result.
+    """
+
+    start: str
+    config: ImageSearchConfig
+    cells: int
+    scored: int
+    file: Path
+
+    def go(self) -> None:
+        torch.set_num_threads(1)
+        found, seconds = self._searched() if self.start in SEARCHES else self._compared()
+        result = {"start": self.start, "seed": self.config.seed, "arch": found, "seconds": round(seconds, 1)}
+        write_atomic(self.file, json.dumps(result, indent=2) + "\n")
+
+    def _searched(self) -> tuple[str, float]:
+        config = self.config.with_settings({"estimator": self.start, "out": self.file.with_suffix("")}, self.start)
+        result = RunFolder(search(config, quiet())).result()
+        return result["arch"], result["seconds"]
+
+    def _compared(self) -> tuple[str, float]:
+        task = ImageTask(self.config)
+        began = time.perf_counter()
+        state = SearchState(self.config, task)
+        contest = self._contest(task, state)
+        with Watch(contest, Progress(self.start, contest.rounds, {}, quiet())) as watch:
+            halve(task, contest, watch)
+        return contest.found, time.perf_counter() - began
+
+    def _contest(self, task: ImageTask, state: SearchState) -> Contest:
+        if self.start == "largest":
+            by_op = task.path_costs()["params"].costs
+            state.best = [by_op.argmax(1)]
+            return Halving(state, task)
+        generator = torch.Generator().manual_seed(self.config.seed)
+        shape = self.scored if self.start in SCORES else self.cells, task.space.num_edges
+        drawn = torch.randint(len(task.ops), shape, generator=generator).unique(dim=0)
+        drawn = drawn[torch.randperm(len(drawn), generator=generator)]
+        if self.start in SCORES:
+            score = SCORES[self.start]
+            scores = torch.tensor([score(task, network) for network in untrained(task, drawn, generator)])
+            drawn = drawn[scores.argsort(descending=True, stable=True)][: self.cells]
+        return Contest(state, task, drawn)
+
+
+def untrained(task: ImageTask, cells: Tensor, generator: torch.Generator) -> Iterator[nn.Module]:
+    """The network of each cell, all from the same initial weights."""
+    config = task.config
+    assert isinstance(config, ImageSearchConfig)
+    for ops in cells:
+        yield seeded(generator, lambda: task.supernet(config.halving_cells)).fix(ops)  # type: ignore[operator]
+
+
+def batches(task: ImageTask, count: int) -> list[tuple[Tensor, Tensor]]:
+    """The first ones of the training half, in an order that is the same for all cells."""
+    stream = iter(task.weight_stream(torch.Generator().manual_seed(0)))
+    return [next(stream) for _ in range(count)]
+
+
+def naswot(task: ImageTask, network: nn.Module) -> float:
+    return promises(network, batches(task, 1)[0][0])[0]
+
+
+def synflow_of(task: ImageTask, network: nn.Module) -> float:
+    return synflow(network, tuple(batches(task, 1)[0][0].shape[1:]))
+
+
+def zico_of(task: ImageTask, network: nn.Module) -> float:
+    return zico(network, lambda batch: task.score(network, batch, None).loss, batches(task, 2))
+
+
+SCORES: Mapping[str, Callable[[ImageTask, nn.Module], float]] = {
+    "naswot": naswot,
+    "synflow": synflow_of,
+    "zico": zico_of,
+}
+
+
+def quiet() -> Any:
+    """A console that shows nothing: several runs share the terminal."""
+    shown = console()
+    shown.quiet = True
+    return shown
+
+
+def runs(settings: Settings) -> list[Run]:
+    preset = ImageSearchConfig().with_settings(ImageTask.presets["fast"], "preset fast")
+    data = {"data": settings.data, "data_dir": settings.data_dir, "threads": 1}
+    recipe = preset.with_settings({**data, **parsed(settings.set)}, "recipe")
+    made = []
+    for seed in settings.seeds:
+        folder = settings.out / f"seed-{seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        config = recipe.with_settings({"seed": seed}, "seed")
+        made += [
+            Run(start, config, settings.cells, settings.scored, folder / f"{start}.json") for start in settings.starts
+        ]
+    return made
+
+
+def report(settings: Settings, rows: Sequence[dict[str, Any]]) -> None:
+    settings.results.mkdir(parents=True, exist_ok=True)
+    write_csv(settings.results / "nulls.csv", rows)
+    text = table(settings, rows)
+    write_atomic(settings.results / "nulls.md", text)
+    print(text)
+
+
+def table(settings: Settings, rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown: a start a line, the best mean first."""
+    lines = ["| begun with | CIFAR-10, mean | least | by seed | time |", "|---|---:|---:|---|---|"]
+    found = {start: [row for row in rows if row["start"] == start] for start in settings.starts}
+    accuracies = {start: [row["accuracy"] for row in same] for start, same in found.items()}
+    for start in sorted(found, key=lambda start: -statistics.mean(accuracies[start])):
+        values = accuracies[start]
+        took = statistics.mean(row["seconds"] for row in found[start])
+        by_seed = ", ".join(f"{value:.2f}" for value in values)
+        lines.append(f"| {start} | {statistics.mean(values):.2f} | {min(values):.2f} | {by_seed} | {duration(took)} |")
+    seeds = ", ".join(map(str, settings.seeds))
+    return (
+        f"Test accuracy after 200 epochs by the table (%), seeds {seeds}, {settings.workers} runs at a time with one thread each; "
+        f"{settings.cells} cells where cells are drawn, for scores the best of {settings.scored}. `make paper-nulls`, torch "
+        f"{torch.__version__}.\n\n" + "\n".join(lines) + "\n"
+    )
+
+
+def main(settings: Settings) -> None:
+    images.load(settings.data, settings.data_dir)  # says what is missing before anything runs
+    referee = Table.load(settings.table, NASBENCH201)
+    every = runs(settings)
+    left = [run for run in every if not run.file.exists()]
+    context = multiprocessing.get_context("spawn")
+    with Rounds("comparing", len(left), console()) as rounds, ProcessPoolExecutor(settings.workers, context) as pool:
+        for _ in pool.map(Run.go, left):
+            rounds.advance()
+    rows = [json.loads(run.file.read_text()) for run in every]
+    report(settings, [{**row, "accuracy": referee.lookup(row["arch"])[ACCURACY]} for row in rows])
+
+
+if __name__ == "__main__":
+    jobs.main("nulls", __doc__, Settings, main)
