@@ -1,0 +1,89 @@
+"""The experiment on what a search adds, small, and scores of untrained networks by hand."""
+
+import csv
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from benchmarks.paper import nulls
+from benchmarks.paper.scores import synflow, zico
+from torch import nn
+
+from advnas.spaces.nasbench201 import NASBENCH201
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Every cell, with the number of its 3x3 convolutions for an accuracy."""
+    cells = torch.cartesian_prod(*[torch.arange(len(NASBENCH201.ops))] * 6)
+    rows = [f"{i},{NASBENCH201.format(ops)},{(ops == 3).sum()},1,1" for i, ops in enumerate(cells)]
+    path = tmp_path / "table.csv"
+    columns = "index,arch_str,cifar10_test_200,cifar100_test_200,imagenet16_120_test_200"
+    path.write_text("\n".join([columns, *rows]) + "\n")
+    return path
+
+
+def test_every_start_ends_with_a_cell(table, tmp_path, monkeypatch, capsys, kept_threads):
+    monkeypatch.setattr(nulls, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(1))
+    settings = nulls.Settings(
+        table=table,
+        data="digits",
+        seeds=(3, 4),
+        cells=2,
+        scored=3,
+        out=tmp_path / "runs",
+        results=tmp_path / "results",
+        set={
+            "epochs": "2", "warmup_epochs": "1", "channels": "2", "steps_per_epoch": "1", "valid_batches": "1", "image_size": "4",
+            "halving_cells": "1", "halving_steps": "1", "batch_size": "8",
+        },
+    )  # fmt: skip
+    nulls.main(settings)
+    rows = list(csv.DictReader((tmp_path / "results" / "nulls.csv").open()))
+    assert [(row["start"], row["seed"]) for row in rows] == [(s, seed) for seed in "34" for s in settings.starts]
+    for row in rows:
+        ops = NASBENCH201.parse(row["arch"])
+        assert float(row["accuracy"]) == (ops == 3).sum()
+        assert (ops != 0).all()  # none is not searched
+        if row["start"] == "largest":
+            assert (ops == 3).sum() >= 4  # few moves away
+    text = (tmp_path / "results" / "nulls.md").read_text()
+    assert all(f"| {start} |" in text for start in settings.starts)
+    # What is there is not run again.
+    monkeypatch.setattr(nulls.Run, "go", lambda run: pytest.fail("ran again"))
+    nulls.main(settings)
+    assert list(csv.DictReader((tmp_path / "results" / "nulls.csv").open())) == rows
+
+
+def test_the_table_is_in_the_order_of_the_means():
+    settings = nulls.Settings(table=None, seeds=(1, 2), starts=("rloo", "random"))
+    rows = [
+        {"start": start, "seed": seed, "accuracy": value, "seconds": 60.0}
+        for start, values in (("rloo", (1.0, 2.0)), ("random", (5.0, 1.0)))
+        for seed, value in zip((1, 2), values, strict=True)
+    ]
+    lines = nulls.table(settings, rows).splitlines()[-2:]
+    assert lines[0].startswith("| random | 3.00 | 1.00 | 5.00, 1.00 |")
+    assert lines[1].startswith("| rloo | 1.50 | 1.00 | 1.00, 2.00 |")
+
+
+def test_synflow_by_hand():
+    """Two layers: R = sum |b| |a|, and a layer's weights have R together. Batch norm is left out, and nothing changes."""
+    network = nn.Sequential(
+        nn.Conv2d(2, 1, 1, bias=False), nn.BatchNorm2d(1, affine=False), nn.Conv2d(1, 1, 1, bias=False)
+    )
+    network[0].weight.data = torch.tensor([-1.0, 3.0]).view(1, 2, 1, 1)
+    network[2].weight.data.fill_(-2.0)
+    assert synflow(network, (2, 1, 1)) == pytest.approx(2 * (1 + 3) * 2)
+    assert network[2].weight.item() == -2
+    assert network[2].weight.dtype == torch.float32
+
+
+def test_zico_by_hand():
+    layer = nn.Linear(2, 1, bias=False)
+    layer.weight.data.zero_()
+    batches = [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 2.0]])]
+    # Gradients (1, 2) and (3, 2): the second weight has no deviation and does not count. mean 2, deviation 1.
+    assert zico(layer, lambda x: layer(x).sum(), batches) == pytest.approx(math.log(2 / 1))
+    assert layer.weight.grad is None
