@@ -75,10 +75,18 @@ build/shim/test_checker: $(addprefix build/shim/,checker_cases.cu.o test_checker
 
 .PRECIOUS: build/shim/%.o build/shim/%.cu.o
 
+# One for each core, built and run.
+NATIVE_RUNS := $(ISAS:%=run-native-%) $(SHIM_TESTS:build/shim/%=run-shim-%)
+.PHONY: $(NATIVE_RUNS)
+
+$(ISAS:%=run-native-%): run-native-%: build/native/%
+	@echo "kernels, $*" && ./$<
+
+$(SHIM_TESTS:build/shim/%=run-shim-%): run-shim-%: build/shim/%
+	@echo "CUDA on the host, $*" && ./$<
+
 test-native:  ## the kernels alone: the CPU's under sanitizers, the GPU's on the host
-	$(MAKE) --no-print-directory -j $$(nproc) $(ISAS:%=build/native/%) $(SHIM_TESTS)
-	for isa in $(ISAS); do echo "kernels, $$isa" && ./build/native/$$isa || exit 1; done
-	for test in $(SHIM_TESTS); do echo "CUDA on the host, $$(basename $$test)" && ./$$test || exit 1; done
+	$(MAKE) --no-print-directory --output-sync=target -j $$(nproc) $(NATIVE_RUNS)
 
 # The same tests as other CPUs run them, under qemu's user mode, where sanitizers do not work. baseline runs on a CPU before AVX; that
 # the binary for AVX2 dies there of an illegal instruction (status 128 + 4) shows that a stray one in baseline would not go unseen.
