@@ -11,6 +11,8 @@ from benchmarks.paper.scores import synflow, zico
 from torch import nn
 
 from advnas.spaces.nasbench201 import NASBENCH201
+from advnas.state import SearchState
+from advnas.tasks.image import ImageSearchConfig, ImageTask
 
 
 @pytest.fixture
@@ -46,14 +48,32 @@ def test_every_start_ends_with_a_cell(table, tmp_path, monkeypatch, capsys, kept
         ops = NASBENCH201.parse(row["arch"])
         assert float(row["accuracy"]) == (ops == 3).sum()
         assert (ops != 0).all()  # none is not searched
-        if row["start"] == "largest":
-            assert (ops == 3).sum() >= 4  # few moves away
     text = (tmp_path / "results" / "nulls.md").read_text()
     assert all(f"| {start} |" in text for start in settings.starts)
     # What is there is not run again.
     monkeypatch.setattr(nulls.Run, "go", lambda run: pytest.fail("ran again"))
     nulls.main(settings)
     assert list(csv.DictReader((tmp_path / "results" / "nulls.csv").open())) == rows
+
+
+def test_where_comparisons_begin(monkeypatch):
+    settings = {"data": "digits", "channels": 2, "epochs": 1, "halving_cells": 1, "without": ("none",), "image_size": 4}
+    config = ImageSearchConfig(**settings)
+    task = ImageTask(config)
+    scored = []
+    monkeypatch.setitem(
+        nulls.SCORES, "naswot", lambda task, network: scored.append(network.path.ops[:, 0]) or len(scored)
+    )
+
+    def begun(start):
+        return nulls.Run(start, config, 3, 9, None)._contest(task, SearchState(config, task))
+
+    largest = begun("largest").cells
+    assert (largest[0] == task.ops.index("nor_conv_3x3")).all()
+    assert len(largest) == 19
+    assert len(begun("random").cells) == 3
+    assert torch.equal(torch.stack(begun("naswot").cells), torch.stack(scored[:-4:-1]))
+    assert len(scored) == 9
 
 
 def test_the_table_is_in_the_order_of_the_means():

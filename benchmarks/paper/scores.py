@@ -22,9 +22,10 @@ from torch import Tensor, nn
 def synflow(network: nn.Module, shape: tuple[int, ...]) -> float:
     """Args: the network, which is not changed, and the shape of one input. In float64; 0 where nothing gets through."""
     network = copy.deepcopy(network).double()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.register_forward_hook(lambda module, args, output: args[0])
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(parent, name, nn.Identity())
     weights = list(network.parameters())
     with torch.no_grad():
         for weight in weights:
