@@ -217,8 +217,8 @@ paper-nb201-authors: $(VENV)/.built  ## the paper's comparison on CIFAR-10 at it
 paper-credit: $(VENV)/.built  ## variants of the estimators on the paths of a search (minutes; RUN=, EPOCHS=); adds to benchmarks/results/credit.csv
 	$(BIN)/python -m benchmarks.paper.credit --run $(RUN) --epochs $(EPOCHS)
 
-paper-signals: $(VENV)/.built  ## the estimators' gradients on the toy and on searches (10 minutes; RUNS=, EPOCHS=); writes benchmarks/results
-	$(BIN)/python -m benchmarks.paper.signals $(if $(RUNS),--runs $(RUNS)) $(if $(EPOCHS),--epochs $(EPOCHS))
+paper-signals: $(VENV)/.built  ## the estimators' gradients on the toy and on searches (10 minutes; RUNS=); writes benchmarks/results
+	$(BIN)/python -m benchmarks.paper.signals $(if $(RUNS),--runs $(RUNS))
 
 # DATA_DIR and TABLE as for paper-nb201, here and for paper-budgets.
 paper-nulls: $(VENV)/.built  ## the search beside the same comparison begun without one (2 hours; DATA_DIR=, TABLE=); resumable, writes benchmarks/results

@@ -24,7 +24,7 @@ def test_the_toy_and_a_search(tmp_path, kept_threads):
     folder = run.start(LanguageSearchConfig(**settings, arch_lr=0.5, out=tmp_path / "run"))
     names = ("advantage", "critic", "rloo")
     few = {"samples": 4, "exact_samples": 4, "estimators": names, "results": tmp_path}
-    signals.go(signals.Settings(runs=(folder,), epochs=(2,), toy_steps=(0, 3), **few))
+    signals.go(signals.Settings(runs=(folder,), way=(0, 1), toy_steps=3, **few))
     rows = list(csv.DictReader((tmp_path / "signals.csv").open()))
     places = list(dict.fromkeys((row["problem"], row["at"]) for row in rows))
     assert places == [("toy", "step 0"), ("toy", "step 3"), ("recurrent", "epoch 1"), ("recurrent", "epoch 2")]
@@ -40,7 +40,7 @@ def test_the_toy_and_a_search(tmp_path, kept_threads):
 
 
 def test_on_the_toy_the_advantage_tells_more_than_reinforce(kept_threads):
-    settings = signals.Settings(samples=60, exact_samples=100, estimators=("advantage", "rloo"), toy_steps=(0,))
+    settings = signals.Settings(samples=60, exact_samples=100, estimators=("advantage", "rloo"), toy_steps=1, way=(0,))
     (place,) = signals.places(settings)
     rows = {row["estimator"]: row for row in signals.measured(place, settings, lambda: None)}
     assert rows["advantage"]["snr"] > 1.5 * rows["reinforce"]["snr"]

@@ -2,10 +2,10 @@
 
     python -m benchmarks.paper.signals --runs RUN ...          # or make paper-signals RUNS="RUN ..."
 
-The toy is that of :mod:`benchmarks.paper.toy`; its logits are those of AdvantageNAS after each of ``--toy-steps``. A run is a
-folder of ``advnas search`` of any task; its logits are those after the warm-up and after each of ``--epochs``, its weights the
-last ones. At each of them every estimator is compared with the exact gradient, as by ``advnas analysis signal``, and all are given
-the same time: that of ``--passes`` samples of REINFORCE, which are forward passes of one path. Writes signals.csv to ``--results``.
+The toy is that of :mod:`benchmarks.paper.toy`, searched by AdvantageNAS. A run is a folder of ``advnas search`` of any task; its
+weights are the last ones. Logits are those after shares of the way from the warm-up to the end. At each of them every estimator is
+compared with the exact gradient, as by ``advnas analysis signal``, and all are given the same time: that of ``--passes`` samples of
+REINFORCE, which are forward passes of one path. Writes signals.csv to ``--results``.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ REFERENCE = "reinforce"
 class Settings:
     runs: tuple[Path, ...] = ()
     """Run folders of searches."""
-    epochs: tuple[int, ...] = ()
-    """Epochs of the runs after which the logits are taken, besides the warm-up."""
-    toy_steps: tuple[int, ...] = (0, 200, 600)
-    """Steps of AdvantageNAS on the toy after which the logits are taken; none: without the toy."""
+    way: tuple[float, ...] = (0.0, 0.2, 0.5)
+    """Shares of the way from uniform logits to the last ones."""
+    toy_steps: int = 800
+    """Steps of AdvantageNAS on the toy, until it has nearly settled; 0: without the toy."""
     toy_seed: int = 100
     passes: int = 100
     """Samples of REINFORCE that the time allows."""
@@ -53,9 +53,10 @@ Place = tuple[Problem, str, str, Tensor]
 
 
 def places(settings: Settings) -> Iterator[Place]:
-    yield from on_toy(settings)
+    if settings.toy_steps:
+        yield from on_toy(settings)
     for folder in settings.runs:
-        yield from of_run(folder, settings.epochs)
+        yield from of_run(folder, settings.way)
 
 
 def on_toy(settings: Settings) -> Iterator[Place]:
@@ -74,18 +75,22 @@ def on_toy(settings: Settings) -> Iterator[Place]:
             estimator.assign_grad(path, loss)
 
     problem = Problem(POSITIONS, OPS, estimate)
-    learner = AdvantageEstimator(POSITIONS, OPS, total_steps=max(settings.toy_steps, default=0))
+    learner = AdvantageEstimator(POSITIONS, OPS, total_steps=settings.toy_steps)
     optimizer = torch.optim.Adam([learner.logits], lr=1e-3)
-    for step in range(max(settings.toy_steps, default=-1) + 1):
-        if step in settings.toy_steps:
-            yield problem, "toy", f"step {step}", learner.logits.detach().clone()
-        estimate(learner)
-        optimizer.step()
+    done = 0
+    for share in sorted(settings.way):
+        while done < share * settings.toy_steps:
+            estimate(learner)
+            optimizer.step()
+            done += 1
+        yield problem, "toy", f"step {done}", learner.logits.detach().clone()
 
 
-def of_run(folder: Path, epochs: tuple[int, ...]) -> Iterator[Place]:
+def of_run(folder: Path, way: tuple[float, ...]) -> Iterator[Place]:
     run = searched(folder, threads=1)[1]
-    for epoch in (run.config.warmup_epochs, *epochs):
+    start, end = run.config.warmup_epochs, run.config.epochs
+    for share in sorted(way):
+        epoch = start + round(share * (end - start))
         yield Problem.of(run), run.config.space, f"epoch {epoch}", torch.tensor(run.state.logits[epoch])
 
 
@@ -122,7 +127,7 @@ def go(settings: Settings) -> None:
     torch.set_num_threads(1)
     for folder in settings.runs:
         RunFolder.of(folder)  # says what is missing before anything runs
-    count = len(settings.toy_steps) + len(settings.runs) * (1 + len(settings.epochs))
+    count = len(settings.way) * (bool(settings.toy_steps) + len(settings.runs))
     each = rounds(settings.samples, settings.exact_samples)
     with Rounds("measuring gradients", count * each, console()) as shown:
         rows = [row for place in places(settings) for row in measured(place, settings, shown.advance)]
