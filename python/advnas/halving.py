@@ -16,6 +16,7 @@ They are trained from the first step on, and are those that would be in the bett
 from __future__ import annotations
 
 import itertools
+import statistics
 from typing import Any, ClassVar
 
 import torch
@@ -96,7 +97,7 @@ class Contestant:
     Attributes:
         steps: done.
         arch: the cell's string.
-        losses: of the training steps.
+        losses: of the training steps, where the device has them until somebody asks.
     """
 
     parts: ClassVar = ("network", "optimizer", "schedule", "scaler", "stream")
@@ -105,7 +106,7 @@ class Contestant:
         init, order = generators(config.seed + 1, 2)
         self.arch = arch
         self.steps = 0
-        self.losses: list[Tensor] = []
+        self.losses: list[Tensor | float] = []
         self.grad_clip = config.grad_clip
         self.path = Path.from_ops(ops, requires_grad=False)
         self.network = task.placement.place(seeded(init, lambda: task.supernet(config.halving_cells)).fix(ops))  # type: ignore[operator]
@@ -131,14 +132,14 @@ class Contestant:
     def loss(self, task: Task, batches: Any) -> float:
         """The mean of two: the loss of batches, and that of the later half of the training steps."""
         held_out = task.measure(self.network, self.path, batches)["loss"]
-        on_the_way = torch.stack(self.losses[self.steps // 2 :]).mean().item()
+        on_the_way = statistics.mean(map(float, self.losses[self.steps // 2 :]))
         loss = (held_out + on_the_way) / 2
         check_finite(f"loss of {self.arch}", loss)
         return loss
 
     def state_dict(self) -> dict[str, Any]:
         parts = {name: getattr(self, name).state_dict() for name in self.parts}
-        return {"steps": self.steps, "losses": self.losses, "parts": parts}
+        return {"steps": self.steps, "losses": list(map(float, self.losses)), "parts": parts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps, self.losses = state["steps"], state["losses"]
@@ -183,7 +184,7 @@ class Contest(Training):
         return self.size.bit_length() - 1
 
     def left_after(self, rounds: int) -> int:
-        """Cells after so many comparisons, for the time left: where they join or have several limits, about so many."""
+        """Cells that stay after so many comparisons; about so many where others join or there are several limits."""
         return self.size >> rounds
 
     @property
