@@ -4,7 +4,12 @@ Shared weights know what an operation is worth on average over the cells that th
 change to the best cell works together with the rest of it, and a shallow supernet cannot know what only depth brings out, such as
 a skip connection from the input to the output of every cell. So the cells that differ from the best one on a single edge are
 trained beside it, in deeper networks, on the same batches from the same initial weights, by successive halving (Jamieson &
-Talwalkar, AISTATS 2016): each comparison on held-out data leaves the better half, which trains until it has twice the steps.
+Talwalkar, AISTATS 2016): each comparison leaves the better half, which trains until it has twice the steps.
+
+What is compared is the mean loss of the later half of a cell's training steps (Ru et al., Speedy Performance Estimation for Neural
+Architecture Search, NeurIPS 2021). All cells see the same batches, and within the first epoch none of these was seen before, so
+that this is a loss on new data, averaged over the weights of many steps. Those of a single step are noisy, for their rate is still
+high when cells are compared.
 
 The neighbourhood moves. A cell that is the first one to win a comparison brings the most promising of its own neighbours, once.
 They are trained from the first step on, and are those that would be in the better half were it that the effects of changes add up:
@@ -43,7 +48,7 @@ def halve(task: Task, state: Contest, watch: Watch) -> None:
     """
     while not state.finished:
         train(task, state, watch)
-        losses = compare(task, state)
+        losses = {place: state.contestants[place].loss for place in state.left}
         if not state.join(losses):
             state.keep_better(losses)
             watch.after_epoch()
@@ -58,15 +63,6 @@ def train(task: Task, state: Contest, watch: Watch) -> None:
             state.step = contestant.steps
             state.work += 1
             watch.after_step()
-
-
-def compare(task: Task, state: Contest) -> dict[int, float]:
-    """The loss of every cell that is left. Those of cells that did not just join are known."""
-    for place in state.left:
-        if place not in state.losses:
-            batches = state.held_out(state.config.valid_batches)
-            state.losses[place] = state.contestants[place].loss(task, batches)
-    return state.losses
 
 
 def neighbourhood(ops: Tensor, num_ops: int, limit: Limit | None = None) -> Tensor:
@@ -129,11 +125,14 @@ class Contestant:
         self.losses.append(loss.detach())
         self.steps += 1
 
-    def loss(self, task: Task, batches: Any) -> float:
-        """The mean of two: the loss of batches, and that of the later half of the training steps."""
-        held_out = task.measure(self.network, self.path, batches)["loss"]
-        on_the_way = statistics.mean(map(float, self.losses[self.steps // 2 :]))
-        loss = (held_out + on_the_way) / 2
+    @property
+    def loss(self) -> float:
+        """The mean of the later half of the training steps.
+
+        Raises:
+            FloatingPointError: it is infinite or not a number.
+        """
+        loss = statistics.mean(map(float, self.losses[self.steps // 2 :]))
         check_finite(f"loss of {self.arch}", loss)
         return loss
 
@@ -154,7 +153,6 @@ class Contest(Training):
         cells: int64 [num_edges] each.
         contestants: by places in ``cells``, of those that are left.
         left: places in ``cells`` that are still in, best first.
-        losses: by places in ``cells``, of this round's comparison so far.
         epoch: rounds that are over.
     """
 
@@ -164,14 +162,13 @@ class Contest(Training):
     values = (*Training.values, "cells", "left")
 
     def __init__(self, search: SearchState, task: Task, cells: Tensor) -> None:
-        self.config, self.task, self.search, self.held_out = search.config, task, search, search.held_out
+        self.config, self.task, self.search = search.config, task, search
         self.cells = list(cells)
         self.size = len(cells)
         steps = [0, *(self.steps_after(round) for round in range(self.rounds))]
         more = [after - before for before, after in itertools.pairwise(steps)]
         super().__init__(total_work=sum(max(1, self.left_after(done)) * count for done, count in enumerate(more)))
         self.left = list(range(self.size))
-        self.losses: dict[int, float] = {}
         self.contestants = {place: self._contestant(place) for place in self.left}
 
     @property
@@ -224,7 +221,6 @@ class Contest(Training):
             }
         )
         self.left = self.staying(ranked, losses)
-        self.losses = {}
         self.contestants = {place: self.contestants[place] for place in self.left}
 
     def staying(self, ranked: list[int], losses: dict[int, float]) -> list[int]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-NOISE = 0.1  # variance of what the function does not explain, of that of the losses
+NOISE = 0.3  # variance of what the function does not explain, of that of the losses
 
 
 def smoothed(cells: Tensor, losses: Tensor) -> Tensor:
