@@ -111,10 +111,12 @@ class Problem:
     def of(cls, run: Search) -> Problem:
         """The architecture half of a search's data, with the weights that it has."""
         state, config = run.state, run.config
+        num_edges, num_ops = state.estimator.logits.shape
         return cls(
-            *state.estimator.logits.shape,
+            num_edges,
+            num_ops,
             lambda each: estimate(run.task, state.network, each, next(state.arch_batches), state.path_generator),
-            state.estimator.zero_op,
+            state.zero_op,
             {config.estimator: config.estimator_settings},
         )
 
