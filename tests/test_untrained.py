@@ -6,6 +6,7 @@ from torch import nn
 
 from advnas.networks.nasbench201 import Network
 from advnas.untrained import promises, ranks
+from advnas_ext import Path
 
 
 def test_codes_and_jacobians_by_hand():
@@ -36,6 +37,21 @@ def test_a_supernets_cell_with_convolutions_promises_more_than_one_with_skips():
     skips, convolutions = (promises(Network(4, 1).fix(ops), x) for ops in cells)
     assert convolutions[0] > skips[0]
     assert convolutions[1] > skips[1]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_path_of_a_supernet_promises_what_its_own_network_does():
+    """And is measured without a warning that hooks make it slow, even after a cell without a ReLU, which ran natively."""
+    x = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def made():
+        torch.manual_seed(0)
+        return Network(4, 1)
+
+    supernet = made()
+    for ops in (torch.full((6,), 1), torch.tensor([3, 0, 2, 1, 4, 3])):
+        own, of_path = promises(made().fix(ops), x), promises(supernet, x, Path.from_ops(ops, requires_grad=False))
+        assert own == pytest.approx(of_path, rel=1e-4)
 
 
 def test_ranks_add_up_over_kinds_and_what_is_no_number_is_last():

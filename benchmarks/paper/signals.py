@@ -89,8 +89,7 @@ def on_toy(settings: Settings) -> Iterator[Place]:
 def of_run(folder: Path, way: tuple[float, ...]) -> Iterator[Place]:
     run = searched(folder, threads=1)[1]
     start, end = run.config.warmup_epochs, run.config.epochs
-    for share in sorted(way):
-        epoch = start + round(share * (end - start))
+    for epoch in sorted({start + round(share * (end - start)) for share in way}):
         yield Problem.of(run), run.config.space, f"epoch {epoch}", torch.tensor(run.state.logits[epoch])
 
 
@@ -127,10 +126,10 @@ def go(settings: Settings) -> None:
     torch.set_num_threads(1)
     for folder in settings.runs:
         RunFolder.of(folder)  # says what is missing before anything runs
-    count = len(settings.way) * (bool(settings.toy_steps) + len(settings.runs))
+    every = list(places(settings))
     each = rounds(settings.samples, settings.exact_samples)
-    with Rounds("measuring gradients", count * each, console()) as shown:
-        rows = [row for place in places(settings) for row in measured(place, settings, shown.advance)]
+    with Rounds("measuring gradients", len(every) * each, console()) as shown:
+        rows = [row for place in every for row in measured(place, settings, shown.advance)]
     settings.results.mkdir(parents=True, exist_ok=True)
     write_csv(settings.results / "signals.csv", rows)
     print_table("signals", list(rows[0]), [[text(value) for value in row.values()] for row in rows])

@@ -10,6 +10,8 @@ Both are larger the better, cost one forward and one backward pass, and need no 
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -34,7 +36,8 @@ def promises(network: nn.Module, x: Tensor, path: Path | None = None) -> tuple[f
 
     hooks = [module.register_forward_hook(count) for module in network.modules() if isinstance(module, nn.ReLU)]
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".* has hooks; ")  # our own
             inputs = x.detach().clone().requires_grad_()
             output = network(inputs) if path is None else network(inputs, path)
             (gradient,) = torch.autograd.grad(output.sum(), inputs)
