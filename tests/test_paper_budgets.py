@@ -1,6 +1,7 @@
 """The experiment of searches within limits, on generated numbers."""
 
 import csv
+import dataclasses
 import json
 
 import pytest
@@ -58,6 +59,12 @@ def test_a_small_experiment_from_end_to_end(table, tmp_path, monkeypatch, capsys
         assert float(row["found"]) <= float(row["best"])
         assert float(row["random"]) <= float(row["best"])
     text = (tmp_path / "results" / "paper-budgets.md").read_text()
+    without = dataclasses.replace(settings, random=False, results=tmp_path / "without")
+    budgets.main(without)
+    assert [{**row, "random": None} for row in csv.DictReader((without.results / "paper-budgets.csv").open())] == [
+        {**row, "random": None} for row in rows
+    ]
+    assert "| largest |\n" in (without.results / "paper-budgets.md").read_text()
     assert text in capsys.readouterr().out
     assert text.count("\n| ") == 2 * 2 + 2 + 5
     drawn = json.loads((tmp_path / "runs" / "flops-seed-3" / "random.json").read_text())

@@ -57,6 +57,8 @@ class Settings:
     latency_percentiles: tuple[float, ...] = (5, 10, 20, 30, 50)
     """Limits of latency: percentiles over the cells of the table."""
     kinds: tuple[str, ...] = tuple(COSTS)
+    random: bool = True
+    """Also search at random on a supernet."""
     workers: int = 1
     """Searches at a time."""
     threads: int = 2
@@ -121,10 +123,11 @@ class Experiment:
     def go(self) -> None:
         settings = self.settings
         searches = {(kind, seed): self.search(kind, seed) for kind in settings.kinds for seed in settings.seeds}
-        supernets = {seed: self.search("supernet", seed) for seed in settings.seeds}
+        supernets = {seed: self.search("supernet", seed) for seed in settings.seeds if settings.random}
         jobs.run("searching", [*searches.values(), *supernets.values()], settings.workers)
         for (_, seed), job in searches.items():
-            self.compare(job.run, supernets[seed].run)
+            if settings.random:
+                self.compare(job.run, supernets[seed].run)
         rows = [row for (kind, seed), job in searches.items() for row in self.rows(kind, seed, job.run)]
         report(settings, rows)
 
@@ -154,7 +157,7 @@ class Experiment:
     def rows(self, kind: str, seed: int, folder: RunFolder) -> list[dict[str, Any]]:
         """A row for each limit of a search."""
         referee = Referee.of(self.table, kind)
-        drawn = json.loads((folder / "random.json").read_text())
+        drawn = json.loads((folder / "random.json").read_text()) if self.settings.random else {}
         return [
             {
                 "kind": kind,
@@ -164,7 +167,7 @@ class Experiment:
                 "best": referee.best(row["limit"]),
                 "found": referee.accuracies[row["arch"]],
                 "largest": round(referee.largest(row["limit"]), 3),
-                "random": referee.accuracies[drawn[repr(row["limit"])]],
+                **({"random": referee.accuracies[drawn[repr(row["limit"])]]} if drawn else {}),
                 "seconds": folder.result()["seconds"],
             }
             for row in folder.front()
@@ -181,17 +184,18 @@ def report(settings: Settings, rows: Sequence[dict[str, Any]]) -> None:
 
 def table(kind: str, rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: a limit a line, and the means over them."""
-    lines = ["| limit | best by the table | found: regret by seed | found: mean regret | largest | random search |"]
-    lines.append("|---|---:|---|---:|---:|---:|")
+    nulls = [name for name in ("largest", "random") if name in rows[0]]
+    lines = [f"| limit | best by the table | found: regret by seed | found: mean regret | {' | '.join(nulls)} |"]
+    lines.append("|---|---:|---|---:|" + "---:|" * len(nulls))
     limits = list(dict.fromkeys(row["limit"] for row in rows))
     for limit in limits:
         of_limit = [row for row in rows if row["limit"] == limit]
         seeds = ", ".join(f"{row['best'] - row['found']:.2f}" for row in of_limit)
-        means = " | ".join(f"{mean_regret(of_limit, name):.2f}" for name in ("found", "largest", "random"))
+        means = " | ".join(f"{mean_regret(of_limit, name):.2f}" for name in ("found", *nulls))
         lines.append(f"| {written(limit, kind)} | {of_limit[0]['best']:.2f} | {seeds} | {means} |")
     seeds = sorted({row["seed"] for row in rows})
     each = ", ".join(f"{mean_regret([row for row in rows if row['seed'] == seed], 'found'):.2f}" for seed in seeds)
-    means = " | ".join(f"{mean_regret(rows, name):.2f}" for name in ("found", "largest", "random"))
+    means = " | ".join(f"{mean_regret(rows, name):.2f}" for name in ("found", *nulls))
     lines.append(f"| mean |  | {each} | {means} |")
     took = [row["seconds"] for row in rows]
     return (
