@@ -28,7 +28,7 @@ TINY = {
     "batch_size": 16,
     "valid_batches": 1,
     "halving_cells": 1,
-    "halving_steps": 1,
+    "halving_steps": 2,
     "threads": 1,
     "max_flops": ("2M", "3M", "6M"),
 }
@@ -129,7 +129,7 @@ def test_each_limit_gets_the_best_of_its_own_by_what_all_losses_tell(searched, f
         assert found["loss"] == pytest.approx(losses[best].item())
         assert limit.allows(cells[places][best])
     assert len(trained) == pool.rounds == 2  # 8 for each limit, then 2
-    assert trained[0] == (set(range(pool.size)), state.config.halving_steps)
+    assert trained[0] == (set(range(pool.size)), state.config.halving_steps // 2)
     for (earlier, steps), (later, more) in itertools.pairwise(trained):
         assert later <= earlier
         assert more == 2 * steps

@@ -65,10 +65,6 @@ def test_neighbours_differ_on_one_edge():
     assert set(cells.flatten().tolist()) == {0, 1, 2, 3}
 
 
-def losses_of(comparison):
-    return {place: comparison.contestants[place].loss for place in comparison.left}
-
-
 def run_halving(comparison, task, monkeypatch):
     """To the end without training; how many cells trained for how many steps in each round."""
     trained = {}
@@ -106,32 +102,7 @@ def test_where_the_first_cell_stays_best_its_neighbours_are_halved(searched, mon
     assert comparison.work == comparison.total_work == sum(steps)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_neighbourhood_moves_to_the_best_cell_of_all_where_changes_add_up(searched, monkeypatch, seed):
-    values = torch.randn(6, 4, generator=torch.Generator().manual_seed(seed))
-    comparison, _ = halving_of(searched, lambda ops: values[torch.arange(6), ops].sum().item(), monkeypatch)
-    run_halving(comparison, searched.task, monkeypatch)
-    best = values.argmin(1)
-    assert (best != searched.best[0]).sum() > 1  # no neighbour of the first cell
-    assert comparison.found == searched.arch(best)
-    assert len(comparison.cells) == len({tuple(cell.tolist()) for cell in comparison.cells}) < 60
-    assert comparison.work == comparison.total_work
-
-
-def test_a_neighbour_that_promises_little_does_not_join(searched, monkeypatch):
-    values = torch.zeros(6, 4)
-    values[:, :] = torch.arange(4.0)
-    searched.best = [torch.tensor([1, 0, 0, 0, 0, 0])]
-    comparison, _ = halving_of(searched, lambda ops: values[torch.arange(6), ops].sum().item(), monkeypatch)
-    assert comparison.join(losses_of(comparison))
-    assert len(comparison.cells) == 19 + halving.JOINING
-    assert not comparison.join(losses_of(comparison))  # the same is best, and has brought its own
-    # It is all 0. A change to 1 promises what the ninth best does not reach, a change to 2 no more than that.
-    assert all(sorted(cell.tolist()) == [0, 0, 0, 0, 0, 1] for cell in comparison.cells[19:])
-
-
 def test_compared_cells_train_on_the_same_batches_from_the_same_weights(searched):
-    """A cell that joins later too."""
     comparison = Halving(searched, searched.task)
     weights = [dict(each.network.state_dict()) for each in comparison.contestants.values()]
     for name, weight in weights[0].items():
@@ -179,8 +150,7 @@ def test_a_search_ends_with_it(tmp_path):
     with (folder / "halving.csv").open() as file:
         rows = list(csv.DictReader(file))
     cells = [int(row["cells"]) for row in rows]
-    assert len(cells) == len(SIZES)
-    assert all(map(int.__ge__, cells, SIZES))
+    assert cells == SIZES
     result = json.loads((folder / "result.json").read_text())
     with (folder / "history.csv").open() as file:
         last = list(csv.DictReader(file))[-1]

@@ -138,6 +138,10 @@ class Pool(Contest):
     def rounds(self) -> int:
         return max(1, (self.most // FIRST).bit_length())
 
+    def steps_after(self, round: int) -> int:
+        """There are many, and they tell of each other: half of what others have."""
+        return max(1, self.config.halving_steps // 2) << round
+
     def left_after(self, rounds: int) -> int:
         return self.size if rounds == 0 else self.size // FIRST >> rounds - 1
 

@@ -11,11 +11,8 @@ Architecture Search, NeurIPS 2021). All cells see the same batches, and within t
 that this is a loss on new data, averaged over the weights of many steps. Those of a single step are noisy, for their rate is still
 high when cells are compared.
 
-The neighbourhood moves. A cell that is the first one to win a comparison brings the most promising of its own neighbours, once.
-They are trained from the first step on, and are those that would be in the better half were it that the effects of changes add up:
-
-    promise(cell) = loss(best) + sum_e effect[e, cell_e] - effect[e, best_e]
-    effect[e, k] = loss(first cell with k on edge e) - loss(first cell), in the first comparison
+The neighbourhood stays where it is. Where a winner could bring its own neighbours, comparisons after few steps led from one shallow
+cell, which learns fast, to a shallower one (docs/search.md).
 """
 
 from __future__ import annotations
@@ -36,8 +33,6 @@ from advnas.tasks.base import Task
 from advnas.training import Training, check_finite, endless, generators, seeded
 from advnas_ext import Path
 
-JOINING = 4  # cells at a time
-
 
 def halve(task: Task, state: Contest, watch: Watch) -> None:
     """Train, compare and leave the better ones until it is finished, from wherever ``state`` is.
@@ -48,10 +43,8 @@ def halve(task: Task, state: Contest, watch: Watch) -> None:
     """
     while not state.finished:
         train(task, state, watch)
-        losses = {place: state.contestants[place].loss for place in state.left}
-        if not state.join(losses):
-            state.keep_better(losses)
-            watch.after_epoch()
+        state.keep_better({place: state.contestants[place].loss for place in state.left})
+        watch.after_epoch()
 
 
 def train(task: Task, state: Contest, watch: Watch) -> None:
@@ -181,7 +174,7 @@ class Contest(Training):
         return self.size.bit_length() - 1
 
     def left_after(self, rounds: int) -> int:
-        """Cells that stay after so many comparisons; about so many where others join or there are several limits."""
+        """Cells that stay after so many comparisons; about so many where there are several limits."""
         return self.size >> rounds
 
     @property
@@ -201,10 +194,6 @@ class Contest(Training):
     def found(self) -> str:
         """The string of the best cell."""
         return self.arch(self.left[0])
-
-    def join(self, losses: dict[int, float]) -> bool:
-        """Take in further cells before this comparison counts; whether there were any."""
-        return False
 
     def keep_better(self, losses: dict[int, float]) -> None:
         """End the round."""
@@ -252,54 +241,7 @@ class Contest(Training):
 
 
 class Halving(Contest):
-    """The best cell of the search and its neighbours, which move.
-
-    Attributes:
-        effects: float64 [num_edges, num_ops], what one change to the first cell did to its loss in the first comparison, 0 where it
-            was not tried; None before it.
-        winners: places in ``cells`` of those whose neighbours were asked for.
-    """
-
-    values = (*Contest.values, "effects", "winners")
+    """The best cell of the search and its neighbours."""
 
     def __init__(self, search: SearchState, task: Task) -> None:
         super().__init__(search, task, neighbourhood(search.best[0], len(search.ops), search.limit))
-        self.effects: Tensor | None = None
-        self.winners = [0]
-
-    def join(self, losses: dict[int, float]) -> bool:
-        """Take in the most promising neighbours of a new best cell; whether there were any."""
-        if self.effects is None:
-            self.effects = self._effects(losses)
-        ranked = sorted(losses, key=lambda place: losses[place])
-        if ranked[0] in self.winners:
-            return False
-        self.winners.append(ranked[0])
-        best, least = self.cells[ranked[0]], losses[ranked[0]]
-        bar = losses[ranked[self.left_after(self.epoch + 1) - 1]]
-        known = {tuple(cell.tolist()) for cell in self.cells}
-        promises = [
-            (least + self._sum_of_effects(cell) - self._sum_of_effects(best), cell)
-            for cell in neighbourhood(best, len(self.search.ops), self.search.limit)
-            if tuple(cell.tolist()) not in known
-        ]
-        promising = sorted((each for each in promises if each[0] < bar), key=lambda each: each[0])[:JOINING]
-        joined = range(len(self.cells), len(self.cells) + len(promising))
-        self.cells += [cell for _, cell in promising]
-        self.left += joined
-        self.contestants |= {place: self._contestant(place) for place in joined}
-        self.total_work += len(joined) * self.steps
-        return bool(joined)
-
-    def _effects(self, losses: dict[int, float]) -> Tensor:
-        effects = torch.zeros(len(self.cells[0]), len(self.search.ops), dtype=torch.float64)
-        for place, loss in losses.items():
-            changed = (self.cells[place] != self.cells[0]).nonzero()
-            if len(changed) == 1:
-                edge = changed.item()
-                effects[edge, self.cells[place][edge]] = loss - losses[0]
-        return effects
-
-    def _sum_of_effects(self, ops: Tensor) -> float:
-        assert self.effects is not None
-        return self.effects.gather(1, ops[:, None]).sum().item()

@@ -168,7 +168,7 @@ class ImageTask(Task):
             "arch_weight_decay": 0.0,
             "valid_batches": 32,
             "halving_cells": 3,
-            "halving_steps": 30,
+            "halving_steps": 60,
         },
     }
     shown: ClassVar[Mapping[str, str]] = {"loss": ".3f", "accuracy": ".1%"}
