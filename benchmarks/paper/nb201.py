@@ -1,10 +1,10 @@
 """NAS-Bench-201 on CIFAR-10, every estimator side by side: accuracy of the current cell against time.
 
-The recipe is that of ``--preset fast``, longer and without its last part, the training of neighbours, so that what is compared is
-the estimators' own work. For each seed one warm-up is run, and every estimator goes on from it (``--warm-start``), as if it had
-been its own. All learn for the same time: the steps of each are timed first, in turns, and those that cost more get fewer epochs.
-Each has the logit learning rate that did best on the tuning seeds, by the found cell's loss on held-out images. The table is looked
-at only afterwards.
+The recipe is that of ``--preset fast`` without its last part, the training of neighbours, so that what is compared is the
+estimators' own work. For each seed one warm-up is run, and every estimator goes on from it (``--warm-start``), as if it had been
+its own. All learn for the same time: the steps of each are timed first, in turns, and those that cost more get fewer epochs. Each
+has the logit learning rate that did best on the tuning seeds, by the found cell's loss on held-out images. The table is looked at
+only afterwards.
 
 Every run is a folder of ``--out``; what is there already is not run again, and an interrupted run goes on. Writes
 paper-nb201.csv, .md and .svg to ``--results``.
@@ -39,7 +39,6 @@ from benchmarks.paper.jobs import SETTINGS, Job, WarmStarted, equal_time, parsed
 OTHERS = ("cifar100_test_200", "imagenet16_120_test_200")  # columns beside CIFAR-10
 OPPONENT = "advantage"  # of the paired tests
 TIMED = 40  # pairs of steps
-EPOCHS = {"epochs": 14, "warmup_epochs": 8}  # more than the preset has, so that every estimator settles
 
 
 @dataclass
@@ -96,7 +95,7 @@ class Experiment(WarmStarted):
         self.settings = settings
         preset = ImageSearchConfig().with_settings(ImageTask.presets["fast"], "preset fast")
         data = {"data": settings.data, "data_dir": settings.data_dir, "table": settings.table}
-        own = {**EPOCHS, **parsed(settings.set), **data, "threads": 1, "halving_cells": 0}
+        own = {**parsed(settings.set), **data, "threads": 1, "halving_cells": 0}
         super().__init__(settings.out, preset.with_settings(own, "recipe"))
 
     def go(self) -> None:

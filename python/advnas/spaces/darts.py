@@ -181,6 +181,6 @@ DARTS = DartsSpace(
     node_names=("c(k-2)", "c(k-1)", "0", "1", "2", "3"),
     presets={
         "paper": {"epochs": 50, "cells": 2, "weight_decay": 3e-4, "nesterov": False},
-        "fast": {"estimator": "advantage", "without": (), "halving_cells": 0, "epochs": 14, "warmup_epochs": 8},
+        "fast": {"estimator": "advantage", "without": (), "halving_cells": 0},
     },
 )

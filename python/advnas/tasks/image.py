@@ -157,8 +157,8 @@ class ImageTask(Task):
         "fast": {
             "estimator": "rloo",
             "without": ("none",),
-            "epochs": 9,
-            "warmup_epochs": 6,
+            "epochs": 14,
+            "warmup_epochs": 8,
             "channels": 8,
             "cells": 1,
             "reduction": "light",
