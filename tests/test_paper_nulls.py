@@ -62,7 +62,7 @@ def test_where_comparisons_begin(monkeypatch):
     task = ImageTask(config)
     scored = []
     monkeypatch.setitem(
-        nulls.SCORES, "naswot", lambda task, network: scored.append(network.path.ops[:, 0]) or len(scored)
+        nulls.SCORES, "naswot", lambda task, network, seen: scored.append(network.path.ops[:, 0]) or len(scored)
     )
 
     def begun(start):

@@ -9,7 +9,7 @@ For each seed the same recipe ends with cells from
 - random: cells that are drawn;
 - naswot, synflow, zico: the best by a score of an untrained network (:mod:`benchmarks.paper.scores`) among more that are drawn.
 
-The number of drawn cells is such that comparing them takes about as long as the whole recipe. Every cell found is a file of
+The seconds of each are in the table; ``--cells`` sets how long comparing drawn cells takes. Every cell found is a file of
 ``--out``; what is there already is not run again. Writes nulls.csv and .md to ``--results``. The table is the referee.
 """
 
@@ -119,7 +119,8 @@ class Run:
         drawn = drawn[torch.randperm(len(drawn), generator=generator)]
         if self.start in SCORES:
             score = SCORES[self.start]
-            scores = torch.tensor([score(task, network) for network in untrained(task, drawn, generator)])
+            seen = batches(task, 2)
+            scores = torch.tensor([score(task, network, seen) for network in untrained(task, drawn, generator)])
             drawn = drawn[scores.argsort(descending=True, stable=True)][: self.cells]
         return Contest(state, task, drawn)
 
@@ -132,25 +133,28 @@ def untrained(task: ImageTask, cells: Tensor, generator: torch.Generator) -> Ite
         yield seeded(generator, lambda: task.supernet(config.halving_cells)).fix(ops)  # type: ignore[operator]
 
 
-def batches(task: ImageTask, count: int) -> list[tuple[Tensor, Tensor]]:
+Batch = tuple[Tensor, Tensor]
+
+
+def batches(task: ImageTask, count: int) -> list[Batch]:
     """The first ones of the training half, in an order that is the same for all cells."""
     stream = iter(task.weight_stream(torch.Generator().manual_seed(0)))
     return [next(stream) for _ in range(count)]
 
 
-def naswot(task: ImageTask, network: nn.Module) -> float:
-    return promises(network, batches(task, 1)[0][0])[0]
+def naswot(task: ImageTask, network: nn.Module, seen: Sequence[Batch]) -> float:
+    return promises(network, seen[0][0])[0]
 
 
-def synflow_of(task: ImageTask, network: nn.Module) -> float:
-    return synflow(network, tuple(batches(task, 1)[0][0].shape[1:]))
+def synflow_of(task: ImageTask, network: nn.Module, seen: Sequence[Batch]) -> float:
+    return synflow(network, tuple(seen[0][0].shape[1:]))
 
 
-def zico_of(task: ImageTask, network: nn.Module) -> float:
-    return zico(network, lambda batch: task.score(network, batch, None).loss, batches(task, 2))
+def zico_of(task: ImageTask, network: nn.Module, seen: Sequence[Batch]) -> float:
+    return zico(network, lambda batch: task.score(network, batch, None).loss, seen)
 
 
-SCORES: Mapping[str, Callable[[ImageTask, nn.Module], float]] = {
+SCORES: Mapping[str, Callable[[ImageTask, nn.Module, Sequence[Batch]], float]] = {
     "naswot": naswot,
     "synflow": synflow_of,
     "zico": zico_of,

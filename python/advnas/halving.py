@@ -226,7 +226,7 @@ class Contest(Training):
         Raises:
             ValueError: an earlier version has made it, which compared in another way.
         """
-        if not all("losses" in saved for saved in state.get("contestants", {0: {}}).values()):
+        if "contestants" not in state or any("losses" not in saved for saved in state["contestants"].values()):
             raise ValueError(
                 "the comparison was begun by an earlier version; remove checkpoint/halving.pt to begin it anew"
             )
