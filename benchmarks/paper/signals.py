@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from advnas.analysis import searched
 from advnas.analysis.signal import LEARNING, Problem, compare, draw, rounds
 from advnas.report.console import Rounds, console, print_table
 from advnas.run.folder import RunFolder, write_csv
-from advnas_ext import AdvantageEstimator, Estimator
+from advnas.search import estimate
+from advnas_ext import AdvantageEstimator
 from benchmarks.paper.jobs import main
 from benchmarks.paper.toy import OPS, POSITIONS, Toy
 
@@ -64,23 +66,13 @@ def on_toy(settings: Settings) -> Iterator[Place]:
     toy = Toy(settings.toy_seed, held_out=1)
     batches, generator = toy.batches(100), torch.Generator().manual_seed(toy.path_seed)
 
-    def estimate(estimator: Estimator) -> None:
-        patches = next(batches)
-        for _ in range(estimator.paths_per_batch):
-            path = estimator.sample(generator)
-            with torch.set_grad_enabled(estimator.needs_gate_gradients):
-                loss = toy.loss(patches, path)
-            if loss.requires_grad:
-                loss.backward()
-            estimator.assign_grad(path, loss)
-
-    problem = Problem(POSITIONS, OPS, estimate)
+    problem = Problem(POSITIONS, OPS, lambda each: estimate(partial(toy.loss, next(batches)), each, generator))
     learner = AdvantageEstimator(POSITIONS, OPS, total_steps=settings.toy_steps)
     optimizer = torch.optim.Adam([learner.logits], lr=1e-3)
     done = 0
     for share in sorted(settings.way):
         while done < share * settings.toy_steps:
-            estimate(learner)
+            problem.estimate(learner)
             optimizer.step()
             done += 1
         yield problem, "toy", f"step {done}", learner.logits.detach().clone()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path as FilePath
 from typing import Any, Literal, get_args
 
@@ -33,6 +34,7 @@ from torch.nn.functional import mse_loss
 from advnas.report.console import Rounds, console
 from advnas.report.figures import svg
 from advnas.run.folder import write_csv
+from advnas.search import estimate
 from advnas_ext import ESTIMATORS, Path
 from benchmarks.sheet import RESULTS, Sheet
 
@@ -151,10 +153,7 @@ def search(toy: Toy, method: Method, settings: Settings) -> Iterator[tuple[int, 
     for step in range(settings.steps + 1):
         if step % settings.every == 0:
             yield step, 100 * toy.held_out_loss(estimator.argmax())
-        path = estimator.sample(generator)
-        loss = toy.loss(next(batches), path)
-        loss.backward()
-        estimator.assign_grad(path, loss)
+        path = estimate(partial(toy.loss, next(batches)), estimator, generator)
         optimizer.step()
         optimizer.zero_grad()
         estimator.after_step(path)

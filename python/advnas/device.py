@@ -83,3 +83,6 @@ class Placement:
     def scaler(self) -> torch.amp.GradScaler:
         """Of the loss, for float16, whose smallest gradients would be 0; elsewhere it does nothing."""
         return torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16)
+
+
+HOST = Placement()

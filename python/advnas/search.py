@@ -9,12 +9,14 @@ What L is the task knows (:mod:`advnas.tasks`); what changes is in :mod:`advnas.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from advnas.device import HOST, Placement
 from advnas.run.watch import Watch
 from advnas.state import SearchState
 from advnas.tasks.base import Task
@@ -57,7 +59,8 @@ def weight_step(task: Task, state: SearchState) -> None:
 
 def architecture_step(task: Task, state: SearchState) -> None:
     """A step of the logits, on a batch of their stream. Gradients of the weights are not computed."""
-    path = estimate(task, state.network, state.estimator, next(state.arch_batches), state.path_generator)
+    loss_of = partial(task.loss, state.network, next(state.arch_batches))
+    path = estimate(loss_of, state.estimator, state.path_generator, task.placement)
     if state.limit is not None:
         state.limit.budget.project_grad(state.estimator)
     if state.config.arch_grad_clip is not None:
@@ -70,17 +73,23 @@ def architecture_step(task: Task, state: SearchState) -> None:
     state.work += 1
 
 
-def estimate(task: Task, network: nn.Module, estimator: Estimator, batch: Any, generator: torch.Generator) -> Path:
-    """Measure the estimator's paths on one batch, which fills ``logits.grad``, and return the last path.
+def estimate(
+    loss_of: Callable[[Path], Tensor], estimator: Estimator, generator: torch.Generator, placement: Placement = HOST
+) -> Path:
+    """Measure the estimator's paths, all on one batch, which fills ``logits.grad``, and return the last path.
 
     An estimator that wants more batches for a gradient leaves ``logits.grad`` at None until it has them.
+
+    Args:
+        loss_of: the loss of a path on the batch, a number.
+        placement: where it is computed.
     """
     for _ in range(estimator.paths_per_batch):
         path = estimator.sample(generator)
         with torch.set_grad_enabled(estimator.needs_gate_gradients):
-            loss = task.loss(network, batch, path)
+            loss = loss_of(path)
         if loss.requires_grad:
-            task.placement.backward(loss, [path.gates] if path.offsets is None else [path.gates, path.offsets])
+            placement.backward(loss, [path.gates] if path.offsets is None else [path.gates, path.offsets])
         estimator.assign_grad(path, loss)
     return path
 

@@ -23,6 +23,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -110,12 +111,17 @@ class Problem:
     @classmethod
     def of(cls, run: Search) -> Problem:
         """The architecture half of a search's data, with the weights that it has."""
-        state, config = run.state, run.config
+        state, config, task = run.state, run.config, run.task
+
+        def measure_paths(estimator: Estimator) -> None:
+            loss_of = partial(task.loss, state.network, next(state.arch_batches))
+            estimate(loss_of, estimator, state.path_generator, task.placement)
+
         num_edges, num_ops = state.estimator.logits.shape
         return cls(
             num_edges,
             num_ops,
-            lambda each: estimate(run.task, state.network, each, next(state.arch_batches), state.path_generator),
+            measure_paths,
             state.zero_op,
             {config.estimator: config.estimator_settings},
         )
