@@ -6,7 +6,7 @@ NATIVE := $(shell find csrc -type f) setup.py pyproject.toml
 FORMATTED := $(shell git ls-files 'csrc/*' 'tests/*' 'benchmarks/*' | grep -E '\.(cpp|h|cuh?)$$')
 
 .DEFAULT_GOAL := help
-.PHONY: help build search test test-python test-full test-native test-isa isa-tools test-torch-versions test-peers wheel cuda-check cuda-sanitize lint format bench bench-cpu bench-recurrent bench-cuda gpu-pack paper-toy paper-theory paper-nb201 paper-nb201-authors paper-credit paper-signals paper-nulls paper-budgets paper-ptb clean
+.PHONY: help build search test test-python test-full test-native test-isa isa-tools test-torch-versions test-peers wheel cuda-check cuda-sanitize lint format bench bench-cpu bench-recurrent bench-cuda gpu-pack paper-toy paper-theory paper-nb201 paper-nb201-authors paper-credit paper-signals paper-scores paper-nulls paper-budgets paper-ptb clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1 | \2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -220,7 +220,10 @@ paper-credit: $(VENV)/.built  ## variants of the estimators on the paths of a se
 paper-signals: $(VENV)/.built  ## the estimators' gradients on the toy and on searches (10 minutes; RUNS=); writes benchmarks/results
 	$(BIN)/python -m benchmarks.paper.signals $(if $(RUNS),--runs $(RUNS))
 
-# DATA_DIR and TABLE as for paper-nb201, here and for paper-budgets.
+# DATA_DIR and TABLE as for paper-nb201, here and below.
+paper-scores: $(VENV)/.built  ## how well scores of untrained networks rank cells (10 minutes; DATA_DIR=, TABLE=); writes benchmarks/results
+	$(BIN)/python -m benchmarks.paper.scores --data-dir $(DATA_DIR) --table $(TABLE)
+
 paper-nulls: $(VENV)/.built  ## the search beside the same comparison begun without one (2 hours; DATA_DIR=, TABLE=); resumable, writes benchmarks/results
 	$(BIN)/python -m benchmarks.paper.nulls --data-dir $(DATA_DIR) --table $(TABLE)
 

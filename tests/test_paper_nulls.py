@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from benchmarks.paper import nulls
+from benchmarks.paper import nulls, scores
 from benchmarks.paper.scores import synflow, zico
 from torch import nn
 
@@ -62,7 +62,7 @@ def test_where_comparisons_begin(monkeypatch):
     task = ImageTask(config)
     scored = []
     monkeypatch.setitem(
-        nulls.SCORES, "naswot", lambda task, network, seen: scored.append(network.path.ops[:, 0]) or len(scored)
+        scores.SCORES, "naswot", lambda task, network, seen: scored.append(network.path.ops[:, 0]) or len(scored)
     )
 
     def begun(start):
@@ -107,3 +107,14 @@ def test_zico_by_hand():
     # Gradients (1, 2) and (3, 2): the second weight has no deviation and does not count. mean 2, deviation 1.
     assert zico(layer, lambda x: layer(x).sum(), batches) == pytest.approx(math.log(2 / 1))
     assert layer.weight.grad is None
+
+
+def test_how_well_scores_rank(table, tmp_path, capsys):
+    settings = scores.Settings(table=table, data="digits", cells=12, modules=1, results=tmp_path)
+    scores.main(settings)
+    rows = {row["score"]: row for row in csv.DictReader((tmp_path / "scores.csv").open())}
+    assert list(rows) == ["naswot", "synflow", "zico"]
+    # Larger networks have more weights to add up, and here more accuracy.
+    assert float(rows["synflow"]["spearman"]) > 0.5
+    assert rows["synflow"]["published"] == "0.74"
+    assert all(float(row["low"]) <= float(row["spearman"]) <= float(row["high"]) for row in rows.values())

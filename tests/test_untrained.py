@@ -39,6 +39,13 @@ def test_a_supernets_cell_with_convolutions_promises_more_than_one_with_skips():
     assert convolutions[1] > skips[1]
 
 
+def test_a_network_that_lets_nothing_through_promises_least():
+    x = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    nothing, skips = (promises(Network(4, 1).fix(torch.full((6,), op)), x) for op in (0, 1))
+    assert all(less < more for less, more in zip(nothing, skips, strict=True))
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_path_of_a_supernet_promises_what_its_own_network_does():
     """And is measured without a warning that hooks make it slow, even after a cell without a ReLU, which ran natively."""

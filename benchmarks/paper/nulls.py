@@ -19,14 +19,13 @@ import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from advnas.checkpoint import write_atomic
 from advnas.data import images
@@ -40,11 +39,9 @@ from advnas.spaces.nasbench201 import NASBENCH201
 from advnas.state import SearchState
 from advnas.tables import Table
 from advnas.tasks.image import ImageSearchConfig, ImageTask
-from advnas.training import seeded
-from advnas.untrained import promises
 from benchmarks.paper import jobs
 from benchmarks.paper.jobs import parsed
-from benchmarks.paper.scores import synflow, zico
+from benchmarks.paper.scores import SCORES, score_cells
 
 ACCURACY = NASBENCH201.columns[0]
 SEARCHES = ("rloo", "critic")
@@ -118,47 +115,10 @@ class Run:
         drawn = torch.randint(len(task.ops), shape, generator=generator).unique(dim=0)
         drawn = drawn[torch.randperm(len(drawn), generator=generator)]
         if self.start in SCORES:
-            score = SCORES[self.start]
-            seen = batches(task, 2)
-            scores = torch.tensor([score(task, network, seen) for network in untrained(task, drawn, generator)])
+            found = score_cells(task, drawn, task.config.halving_cells, generator, [self.start])
+            scores = torch.tensor([by_name[self.start] for by_name in found])
             drawn = drawn[scores.argsort(descending=True, stable=True)][: self.cells]
         return Contest(state, task, drawn)
-
-
-def untrained(task: ImageTask, cells: Tensor, generator: torch.Generator) -> Iterator[nn.Module]:
-    """The network of each cell, all from the same initial weights."""
-    config = task.config
-    assert isinstance(config, ImageSearchConfig)
-    for ops in cells:
-        yield seeded(generator, lambda: task.supernet(config.halving_cells)).fix(ops)  # type: ignore[operator]
-
-
-Batch = tuple[Tensor, Tensor]
-
-
-def batches(task: ImageTask, count: int) -> list[Batch]:
-    """The first ones of the training half, in an order that is the same for all cells."""
-    stream = iter(task.weight_stream(torch.Generator().manual_seed(0)))
-    return [next(stream) for _ in range(count)]
-
-
-def naswot(task: ImageTask, network: nn.Module, seen: Sequence[Batch]) -> float:
-    return promises(network, seen[0][0])[0]
-
-
-def synflow_of(task: ImageTask, network: nn.Module, seen: Sequence[Batch]) -> float:
-    return synflow(network, tuple(seen[0][0].shape[1:]))
-
-
-def zico_of(task: ImageTask, network: nn.Module, seen: Sequence[Batch]) -> float:
-    return zico(network, lambda batch: task.score(network, batch, None).loss, seen)
-
-
-SCORES: Mapping[str, Callable[[ImageTask, nn.Module, Sequence[Batch]], float]] = {
-    "naswot": naswot,
-    "synflow": synflow_of,
-    "zico": zico_of,
-}
 
 
 def quiet() -> Any:

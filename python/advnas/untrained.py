@@ -40,7 +40,8 @@ def promises(network: nn.Module, x: Tensor, path: Path | None = None) -> tuple[f
             warnings.filterwarnings("ignore", ".* has hooks; ")  # our own
             inputs = x.detach().clone().requires_grad_()
             output = network(inputs) if path is None else network(inputs, path)
-            (gradient,) = torch.autograd.grad(output.sum(), inputs)
+            # Of cells that let nothing through the outputs do not depend on the inputs.
+            (gradient,) = torch.autograd.grad(output.sum(), inputs, materialize_grads=True)
     finally:
         for hook in hooks:
             hook.remove()
