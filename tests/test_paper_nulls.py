@@ -1,8 +1,10 @@
 """The experiment on what a search adds, small, and scores of untrained networks by hand."""
 
 import csv
+import json
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +12,9 @@ from benchmarks.paper import nulls, scores
 from benchmarks.paper.scores import synflow, zico
 from torch import nn
 
+from advnas.run.folder import RunFolder
+from advnas.run.search import start
 from advnas.spaces.nasbench201 import NASBENCH201
-from advnas.state import SearchState
 from advnas.tasks.image import ImageSearchConfig, ImageTask
 
 
@@ -56,24 +59,63 @@ def test_every_start_ends_with_a_cell(table, tmp_path, monkeypatch, capsys, kept
     assert list(csv.DictReader((tmp_path / "results" / "nulls.csv").open())) == rows
 
 
-def test_where_comparisons_begin(monkeypatch):
-    settings = {"data": "digits", "channels": 2, "epochs": 1, "halving_cells": 1, "without": ("none",), "image_size": 4}
-    config = ImageSearchConfig(**settings)
+SMALL = {
+    "data": "digits",
+    "channels": 2,
+    "epochs": 2,
+    "warmup_epochs": 1,
+    "steps_per_epoch": 2,
+    "halving_cells": 1,
+    "halving_steps": 1,
+    "without": ("none",),
+    "image_size": 4,
+}
+
+
+def test_what_is_drawn(monkeypatch):
+    config = ImageSearchConfig(**SMALL)
     task = ImageTask(config)
-    scored = []
+    seen = []
     monkeypatch.setitem(
-        scores.SCORES, "naswot", lambda task, network, seen: scored.append(network.path.ops[:, 0]) or len(scored)
+        scores.SCORES, "naswot", lambda task, network, batches: seen.append(network.path.ops[:, 0]) or len(seen)
     )
 
-    def begun(start):
-        return nulls.Run(start, config, 3, 9, None)._contest(task, SearchState(config, task))
+    def drawn(start):
+        return nulls.Run(start, config, 3, 9, None)._drawn(task)
 
-    largest = begun("largest").cells
-    assert (largest[0] == task.ops.index("nor_conv_3x3")).all()
-    assert len(largest) == 19
-    assert len(begun("random").cells) == 3
-    assert torch.equal(torch.stack(begun("naswot").cells), torch.stack(scored[:-4:-1]))
-    assert len(scored) == 9
+    assert len(drawn("random")) == 3
+    assert torch.equal(drawn("naswot"), torch.stack(seen[:-4:-1]))
+    assert len(seen) == 9
+
+
+def test_a_search_ends_as_the_command_does_and_shares_comparisons(tmp_path, monkeypatch, kept_threads):
+    config = ImageSearchConfig(**SMALL, estimator="rloo")
+    whole = RunFolder(start(replace(config, out=tmp_path / "whole"))).result()
+    run = nulls.Run("rloo", config, 3, 9, tmp_path / "rloo.json")
+    run.go()
+    found = json.loads(run.file.read_text())
+    assert found["arch"] == whole["arch"]
+    (around,) = tmp_path.glob("around-*.json")
+    searched = RunFolder(tmp_path / "rloo").result()
+    assert found["seconds"] == round(searched["seconds"] + json.loads(around.read_text())["seconds"], 1)
+    # Another start that comes to the same cell does not compare again.
+    again = nulls.Run("critic", config, 3, 9, tmp_path / "critic.json")
+    monkeypatch.setattr(nulls.Run, "_compared", lambda *args: pytest.fail("compared again"))
+    monkeypatch.setattr(nulls.Run, "_searched", lambda run: (task_cell(around), 1.0))
+    again.go()
+    assert json.loads(again.file.read_text())["arch"] == found["arch"]
+
+
+def task_cell(around):
+    return torch.tensor([int(op) for op in around.stem.removeprefix("around-")])
+
+
+def test_the_largest_cell_is_that_of_3x3_convolutions(tmp_path, kept_threads):
+    run = nulls.Run("largest", ImageSearchConfig(**SMALL), 3, 9, tmp_path / "largest.json")
+    run.go()
+    (around,) = tmp_path.glob("around-*.json")
+    ops = ImageTask(run.config).ops
+    assert [ops[op] for op in task_cell(around)] == ["nor_conv_3x3"] * 6
 
 
 def test_the_table_is_in_the_order_of_the_means():

@@ -19,13 +19,14 @@ import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from advnas.checkpoint import write_atomic
 from advnas.data import images
@@ -33,6 +34,7 @@ from advnas.halving import Contest, Halving, halve
 from advnas.report.console import Progress, Rounds, console
 from advnas.report.numbers import duration
 from advnas.run.folder import RunFolder, write_csv
+from advnas.run.search import restore
 from advnas.run.search import start as search
 from advnas.run.watch import Watch
 from advnas.spaces.nasbench201 import NASBENCH201
@@ -87,38 +89,61 @@ class Run:
 
     def go(self) -> None:
         torch.set_num_threads(1)
-        found, seconds = self._searched() if self.start in SEARCHES else self._compared()
-        result = {"start": self.start, "seed": self.config.seed, "arch": found, "seconds": round(seconds, 1)}
-        write_atomic(self.file, json.dumps(result, indent=2) + "\n")
-
-    def _searched(self) -> tuple[str, float]:
-        config = self.config.with_settings({"estimator": self.start, "out": self.file.with_suffix("")}, self.start)
-        result = RunFolder(search(config, quiet())).result()
-        return result["arch"], result["seconds"]
-
-    def _compared(self) -> tuple[str, float]:
         task = ImageTask(self.config)
+        searching = 0.0
+        if self.start in SEARCHES:
+            cell, searching = self._searched()
+            found = self._around(task, cell)
+        elif self.start == "largest":
+            found = self._around(task, task.path_costs()["params"].costs.argmax(1))
+        else:
+            found = self._compared(task, lambda state: Contest(state, task, self._drawn(task)))
+        seconds = round(searching + found["seconds"], 1)
+        write_json(
+            self.file, {"start": self.start, "seed": self.config.seed, "arch": found["arch"], "seconds": seconds}
+        )
+
+    def _searched(self) -> tuple[Tensor, float]:
+        """The cell of a search, and the seconds that it took."""
+        settings = {"estimator": self.start, "out": self.file.with_suffix(""), "halving_cells": 0}
+        folder = RunFolder(search(self.config.with_settings(settings, self.start), quiet()))
+        return restore(folder).state.best[0], folder.result()["seconds"]
+
+    def _around(self, task: ImageTask, cell: Tensor) -> dict[str, Any]:
+        """The comparison of a cell with its neighbours, made once where several starts of a seed come to the same cell."""
+        file = self.file.with_name(f"around-{''.join(map(str, cell.tolist()))}.json")
+        if not file.exists():
+
+            def neighbours(state: SearchState) -> Contest:
+                state.best = [cell]
+                return Halving(state, task)
+
+            write_json(file, self._compared(task, neighbours))
+        return json.loads(file.read_text())
+
+    def _compared(self, task: ImageTask, contest_of: Callable[[SearchState], Contest]) -> dict[str, Any]:
+        """The winner, and the seconds from choosing the cells on."""
         began = time.perf_counter()
-        state = SearchState(self.config, task)
-        contest = self._contest(task, state)
+        contest = contest_of(SearchState(self.config, task))
         with Watch(contest, Progress(self.start, contest.rounds, {}, quiet())) as watch:
             halve(task, contest, watch)
-        return contest.found, time.perf_counter() - began
+        return {"arch": contest.found, "seconds": time.perf_counter() - began}
 
-    def _contest(self, task: ImageTask, state: SearchState) -> Contest:
-        if self.start == "largest":
-            by_op = task.path_costs()["params"].costs
-            state.best = [by_op.argmax(1)]
-            return Halving(state, task)
+    def _drawn(self, task: ImageTask) -> Tensor:
+        """Different cells, int64 [at most ``cells``, num_edges], the best by their score where the start is one."""
         generator = torch.Generator().manual_seed(self.config.seed)
         shape = self.scored if self.start in SCORES else self.cells, task.space.num_edges
         drawn = torch.randint(len(task.ops), shape, generator=generator).unique(dim=0)
         drawn = drawn[torch.randperm(len(drawn), generator=generator)]
         if self.start in SCORES:
-            found = score_cells(task, drawn, task.config.halving_cells, generator, [self.start])
+            found = score_cells(task, drawn, self.config.halving_cells, generator, [self.start])
             scores = torch.tensor([by_name[self.start] for by_name in found])
             drawn = drawn[scores.argsort(descending=True, stable=True)][: self.cells]
-        return Contest(state, task, drawn)
+        return drawn
+
+
+def write_json(file: Path, value: dict[str, Any]) -> None:
+    write_atomic(file, json.dumps(value, indent=2) + "\n")
 
 
 def quiet() -> Any:
