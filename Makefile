@@ -26,10 +26,10 @@ build: $(VENV)/.built  ## make .venv, install the pinned dependencies, build and
 	@$(BIN)/python -m advnas_ext.info
 
 # DATA_DIR= holds cifar-10-batches-py and TABLE= is a NAS-Bench-201 table: then on CIFAR-10.
-search: $(VENV)/.built  ## search a cell on generated images, train it, compare it with random cells (under 4 minutes)
+search: $(VENV)/.built  ## search a cell on generated images, train it, compare it with random cells (under 4 minutes); DATA_DIR=: on CIFAR-10, the search alone
 	$(BIN)/python -m advnas.quickstart $(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(if $(TABLE),--table $(TABLE)) $(if $(SEED),--seed $(SEED))
 
-test: test-native test-python  ## all tests
+test: test-native test-python  ## the tests, what is slow by rotation
 
 # A worker for each core, with one thread; what is slow by rotation (tests/conftest.py).
 test-python: $(VENV)/.built $(if $(filter Linux,$(shell uname)),wheel)
@@ -201,7 +201,7 @@ bench-cuda:  ## time whole steps on a GPU beside the model and plain PyTorch, in
 gpu-pack: $(VENV)/.built  ## an archive for a GPU machine without network; there: benchmarks/cuda/quarter_hour.sh
 	$(BIN)/python -m benchmarks.cuda.pack
 
-paper-toy: $(VENV)/.built  ## the paper's toy regression, all estimators (8 minutes); writes benchmarks/results
+paper-toy: $(VENV)/.built  ## the paper's toy regression, its eight estimators (8 minutes); writes benchmarks/results
 	$(BIN)/python -m benchmarks.paper.toy
 
 paper-theory: $(VENV)/.built  ## the expected updates of docs/theory.md, exact (a minute); writes benchmarks/results

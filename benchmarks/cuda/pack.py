@@ -1,7 +1,7 @@
 """One archive for a GPU machine without network: the tree of git's HEAD, and the wheels that such a machine may lack.
 
 It is expected to have Python 3.12, a CUDA build of PyTorch with its toolkit and a C++ compiler, ninja, numpy, scipy, scikit-learn,
-tensorboard, matplotlib, rich, PyYAML, py-cpuinfo, pytest and hypothesis. Unpack the archive there and run
+tensorboard, matplotlib, pillow, pyarrow, rich, PyYAML, py-cpuinfo, pytest and hypothesis. Unpack the archive there and run
 benchmarks/cuda/quarter_hour.sh in it.
 """
 

@@ -200,7 +200,7 @@ def table(kind: str, rows: Sequence[dict[str, Any]]) -> str:
     took = [row["seconds"] for row in rows]
     return (
         f"{kind}: regret in percentage points of test accuracy after 200 epochs, seeds {', '.join(map(str, seeds))}; a search took "
-        f"{duration(min(took))} to {duration(max(took))}. `make paper-budgets`, torch {torch.__version__}.\n\n"
+        f"{duration(min(took))} to {duration(max(took))}. `python -m benchmarks.paper.budgets`, torch {torch.__version__}.\n\n"
         + "\n".join(lines)
         + "\n"
     )
