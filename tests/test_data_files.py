@@ -277,3 +277,19 @@ def test_a_class_with_one_image_cannot_be_split(tmp_path):
     write_image(folder / "eel/0.png")
     with pytest.raises(ValueError, match="needs at least 2 images of every class"):
         data.load(str(folder))
+
+
+def test_every_class_is_in_the_test_however_few_its_images(tmp_path):
+    folder = image_folder(tmp_path, splits=("",), classes=("cat",), count=2)
+    for i in range(98):
+        write_image(folder / f"dog/{i}.png")
+    loaded = data.load(str(folder))
+    assert torch.bincount(loaded.train.labels).tolist() == [1, 78]
+    assert torch.bincount(loaded.test.labels).tolist() == [1, 20]
+
+
+def test_hidden_folders_are_left_out(tmp_path):
+    image_folder(tmp_path)
+    write_image(tmp_path / "train/cat/.ipynb_checkpoints/0-checkpoint.png")
+    write_image(tmp_path / "train/cat/more/9.png")
+    assert len(data.load(str(tmp_path)).train.labels) == 7

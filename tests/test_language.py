@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -309,3 +310,12 @@ def test_averaging_begins_where_the_perplexity_stays(folder):
     with recipe.evaluating():
         torch.testing.assert_close(network.weight, weight - 0.10)  # the mean of three steps
     torch.testing.assert_close(network.weight, weight - 0.15)
+
+
+def test_a_training_needs_the_validation_text_that_it_reads(folder):
+    """Ten columns of it, whatever the batch."""
+    config = retrain_config(folder, None, bptt=10, batch_size=64)
+    text = [["a b c d"] * 400, ["a"] * 60, ["a"] * 60]  # 120 tokens
+    LanguageTask(config, Corpus.of_lines(text))
+    with pytest.raises(ValueError, match="= 110 tokens, got 108"):
+        LanguageTask(replace(config, batch_size=4), Corpus.of_lines([text[0], ["a"] * 54, text[2]]))

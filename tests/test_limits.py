@@ -8,6 +8,7 @@ import torch
 
 from advnas.limits import SHARES, AdditiveCosts, Limit, MeasuredCosts, additive_fit, every_cell, limits_of, sums
 from advnas.report.numbers import quantity, written
+from advnas.run import search as run
 from advnas.spaces.nasbench201 import NASBENCH201
 from advnas.tables import Table
 from advnas.tasks.image import ImageSearchConfig, ImageTask
@@ -201,3 +202,46 @@ def test_a_task_without_costs_says_so():
     config = LanguageSearchConfig(data="tiny", max_flops=("1M",), threads=1)
     with pytest.raises(ValueError, match="the task language has no such costs"):
         limits_of(config, LanguageTask(config))
+
+
+def test_the_least_limit_that_is_shown_is_enough():
+    config, task = task_of(max_flops=("1k",))
+    with pytest.raises(ValueError, match="cheapest cell") as error:
+        limits_of(config, task)
+    shown = str(error.value).split("cheapest cell, ")[1].split(",")[0]
+    assert len(limits_of(*task_of(max_flops=(shown,)))) == 1
+
+
+def test_files_of_latencies_that_spreadsheets_write(tmp_path):
+    rows = [("", "skip_connect", 1), ("", "nor_conv_3x3", 2)]
+    file = write(tmp_path / "ops.csv", "edge,op,latency_s", rows)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    (limit,) = limits_of(*task_of(without=FEW, latencies=file, max_latency=("20s",)))
+    assert limit.least == 6
+
+
+@pytest.mark.parametrize("header", ["edge,op,latency_s", "arch_str,latency_s"])
+def test_two_latencies_of_one_thing_are_refused(tmp_path, header):
+    row = ("", "skip_connect", 1) if "edge" in header else ("|skip_connect~0|", 1)
+    file = write(tmp_path / "twice.csv", header, [row, row])
+    with pytest.raises(ValueError, match=r"twice\.csv: has two latencies of .*skip_connect"):
+        limits_of(*task_of(without=FEW, latencies=file, max_latency=("20s",)))
+
+
+def test_a_latency_of_each_of_too_many_cells_is_refused(tmp_path):
+    file = write(tmp_path / "cells.csv", "arch_str,latency_s", [("|tanh~0|", 1)])
+    config = LanguageSearchConfig(space="darts_recurrent", data="tiny", threads=1, latencies=file, max_latency=("1s",))
+    with pytest.raises(ValueError, match=r"the search can find 1\.46e\+25 cells, too many for a latency of each"):
+        limits_of(config, LanguageTask(config))
+
+
+def test_a_search_does_not_go_on_with_other_latencies(tmp_path):
+    rows = [("", "skip_connect", 1), ("", "nor_conv_3x3", 2)]
+    file = write(tmp_path / "ops.csv", "edge,op,latency_s", rows)
+    tiny = {"channels": 2, "cells": 1, "epochs": 1, "steps_per_epoch": 1, "valid_batches": 1, "image_size": 4}
+    config, _ = task_of(without=FEW, latencies=file, max_latency=("8s",), out=tmp_path / "run", **tiny)
+    folder = run.start(config)
+    run.resume(folder)
+    write(file, "edge,op,latency_s", [*rows[:1], ("", "nor_conv_3x3", 3)])
+    with pytest.raises(ValueError, match=r"other settings .*latencies"):
+        run.resume(folder)

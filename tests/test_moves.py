@@ -131,7 +131,7 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
 
 def test_many_starts_at_once_get_folders_of_their_own(tmp_path):
     with ThreadPoolExecutor(16) as pool:
-        made = list(pool.map(lambda _: first_free(tmp_path / "runs", "digits"), range(128)))
+        made = list(pool.map(lambda _: first_free(tmp_path / "runs" / "digits"), range(128)))
     assert len(set(made)) == 128
     assert {path.name for path in made} == {"digits", *(f"digits-{number}" for number in range(2, 129))}
 

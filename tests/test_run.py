@@ -1,7 +1,9 @@
 import csv
 import errno
 import json
+import math
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,11 +11,12 @@ import torch
 import yaml
 from PIL import Image
 
+from advnas import search
 from advnas.run import search as run
 from advnas.run.folder import RunFolder
 from advnas.run.watch import Interrupted, Watch
 from advnas.spaces.nasbench201 import NASBENCH201
-from advnas.tasks.image import ImageSearchConfig
+from advnas.tasks.image import ImageSearchConfig, ImageTask
 
 TINY = {
     "channels": 4,
@@ -269,3 +272,74 @@ def test_a_full_disk_ends_the_search_with_the_last_checkpoint_whole(config, tmp_
 def test_a_search_of_warm_up_alone_says_that_it_finds_nothing(config, capsys):
     run.start(ImageSearchConfig(**{**config.to_dict(), "warmup_epochs": 2}))
     assert "every epoch is a warm-up epoch" in capsys.readouterr().out
+
+
+def test_files_that_an_ended_search_lacks_are_written_when_it_is_resumed(config):
+    """As where the disk was full, or someone killed it, between the last checkpoint and they."""
+    folder = run.start(config)
+    before = {name: (folder / name).read_bytes() for name in ("history.csv", "logits.csv")}
+    for name in before:
+        (folder / name).unlink()
+    run.resume(folder)
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_ctrl_c_in_the_last_evaluation_is_not_lost(config, monkeypatch):
+    real = Watch.after_epoch
+
+    def after_epoch(watch):
+        watch.stop = watch.state.epoch == config.epochs
+        real(watch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Watch, "after_epoch", after_epoch)
+        with pytest.raises(Interrupted, match="stopped after epoch 2; go on with: advnas search --resume"):
+            run.start(config)
+    assert not (config.out / "result.json").exists()
+    run.resume(config.out)
+    assert (config.out / "result.json").exists()
+
+
+def test_a_table_does_not_replace_a_runs_own_columns(config, table, tmp_path):
+    other = tmp_path / "other.csv"
+    other.write_text(table.read_text().replace("params_m", "valid_loss", 1))
+    folder = run.start(ImageSearchConfig(**{**config.to_dict(), "table": other}))
+    rows = read(folder / "history.csv")
+    assert list(rows[0]) == [*FIXED, "cifar10_test_200"]
+    assert all(float(row["valid_loss"]) < 15 for row in rows)
+
+
+def test_a_cell_whose_loss_is_no_number_is_not_the_best(config, monkeypatch):
+    losses = iter([math.nan, 2.0, 1.0, math.inf])
+    monkeypatch.setattr(search, "evaluate", lambda task, state, ops, batches: {"loss": next(losses), "accuracy": 0.0})
+
+    class State:
+        config = ImageSearchConfig()
+
+        def candidates(self):
+            return [torch.tensor([op]) for op in range(4)]
+
+    ops, metrics = search.best_cell(None, State())
+    assert ops.item() == 2
+    assert metrics["loss"] == 1.0
+
+
+def test_a_limit_that_one_cell_alone_is_within(config, capsys):
+    """There is nothing to compare it with."""
+    config = ImageSearchConfig(
+        **{
+            **config.to_dict(),
+            "epochs": 1,
+            "halving_cells": 1,
+            "halving_steps": 1,
+            "max_flops": ("8M",),
+            "without": ("none", "avg_pool_3x3"),
+            "data": "digits",
+        }
+    )
+    task = ImageTask(config)
+    least = task.path_costs()["flops"].least
+    folder = run.start(replace(config, max_flops=(f"{least + 1:.0f}",)))
+    assert RunFolder(folder).result()["arch"].count("skip_connect") == 6
+    assert "no neighbour of the best cell is within the limit" in capsys.readouterr().out
+    run.resume(folder)

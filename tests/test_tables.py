@@ -61,6 +61,8 @@ def test_wrong_questions(table, call, message):
         ([HEADER, f"0,{NONE},,7"], "\n", "line 2: cifar10_test_200 must be a finite number, got ''"),
         ([HEADER, f"0,{NONE},nan,7"], "\n", "line 2: cifar10_test_200 must be a finite number, got 'nan'"),
         ([HEADER, *ROWS, ROWS[1]], "\n", r"line 5: \|skip_connect~0\|.* is there twice"),
+        ([HEADER, *ROWS[:2], f"1,{CONV},91,1"], "\n", "line 4: index 1 is there twice"),
+        ([HEADER, f"3.0,{NONE},10,7"], "\n", "line 2: index must be a whole number, got '3.0'"),
         ([HEADER, f'0,"{NONE},10,7'], "\n", "not a CSV table: unexpected end of data"),
     ],
 )

@@ -22,7 +22,7 @@ from torch import Tensor
 from advnas.analysis import searched
 from advnas.analysis.signal import LEARNING, Problem, compare, draw, rounds
 from advnas.report.console import Rounds, console, print_table
-from advnas.run.folder import RunFolder, write_csv
+from advnas.run.folder import write_csv
 from advnas.search import estimate
 from advnas_ext import AdvantageEstimator
 from benchmarks.paper.jobs import main
@@ -81,6 +81,10 @@ def on_toy(settings: Settings) -> Iterator[Place]:
 def of_run(folder: Path, way: tuple[float, ...]) -> Iterator[Place]:
     run = searched(folder, threads=1)[1]
     start, end = run.config.warmup_epochs, run.config.epochs
+    if run.state.epoch < end:
+        raise ValueError(
+            f"{folder}: must be a finished search, got {run.state.epoch} of {end} epochs; go on with it first"
+        )
     for epoch in sorted({start + round(share * (end - start)) for share in way}):
         yield Problem.of(run), run.config.space, f"epoch {epoch}", torch.tensor(run.state.logits[epoch])
 
@@ -116,8 +120,6 @@ def measured(place: Place, settings: Settings, advance: Any) -> list[dict[str, A
 
 def go(settings: Settings) -> None:
     torch.set_num_threads(1)
-    for folder in settings.runs:
-        RunFolder.of(folder)  # says what is missing before anything runs
     every = list(places(settings))
     each = rounds(settings.samples, settings.exact_samples)
     with Rounds("measuring gradients", len(every) * each, console()) as shown:

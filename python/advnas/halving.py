@@ -228,7 +228,7 @@ class Contest(Training):
         """
         if "contestants" not in state or any("losses" not in saved for saved in state["contestants"].values()):
             raise ValueError(
-                "the comparison was begun by an earlier version; remove checkpoint/halving.pt to begin it anew"
+                f"the comparison was begun by an earlier version; remove checkpoint/{self.kind}.pt to begin it anew"
             )
         super().load_state_dict(state)
         self.contestants = {place: self._contestant(place) for place in state["contestants"]}
@@ -236,7 +236,7 @@ class Contest(Training):
             self.contestants[place].load_state_dict(saved)
 
     def _contestant(self, place: int) -> Contestant:
-        last = self.steps_after(self.rounds - 1)
+        last = self.steps_after(max(self.rounds, 1) - 1)
         return Contestant(self.task, self.config, self.cells[place], self.arch(place), last)
 
 

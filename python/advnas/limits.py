@@ -7,11 +7,12 @@ operation or by the whole cell.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,9 +25,12 @@ from advnas.tasks.base import Task
 from advnas_ext import Budget, PathCost
 from advnas_ext.knapsack import best_paths
 
+Name = TypeVar("Name", bound=Hashable)
+
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of all cells that are within the limits of a front that names none
 DRAWN = 2000  # cells by which these shares are estimated
 LATENCY = "latency_s"
+MOST_CELLS = 1_000_000  # that can each have a latency of their own
 
 
 class CellCosts(Protocol):
@@ -93,7 +97,7 @@ class Limit:
     def __post_init__(self) -> None:
         if not self.value >= self.least:
             raise ValueError(
-                f"max_{self.kind}: must be at least that of the cheapest cell, {written(self.least, self.kind)}, "
+                f"max_{self.kind}: must be at least that of the cheapest cell, {written(rounded_up(self.least), self.kind)}, "
                 f"got {written(self.value, self.kind)}"
             )
 
@@ -171,16 +175,16 @@ def latencies(file: Path, task: Task) -> CellCosts:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file of latencies")
     try:
-        with file.open(newline="", encoding="utf-8") as opened:
+        with file.open(newline="", encoding="utf-8-sig") as opened:  # with or without a byte-order mark
             rows = list(csv.DictReader(opened))
     except UnicodeDecodeError:
         table = Table.load_whole(file, task.space)  # Parquet
         rows = [{"arch_str": arch, LATENCY: str(row.get(LATENCY))} for arch, row in table.rows.items()]
     columns = rows[0].keys() if rows else ()
     if {"arch_str", LATENCY} <= set(columns):
-        return of_cells({row["arch_str"]: _seconds(row, file) for row in rows}, task, file)
+        return of_cells(_by_name(((row["arch_str"], row) for row in rows), file), task, file)
     if {"edge", "op", LATENCY} <= set(columns):
-        return of_operations({(row["edge"], row["op"]): _seconds(row, file) for row in rows}, task, file)
+        return of_operations(_by_name((((row["edge"], row["op"]), row) for row in rows), file), task, file)
     raise ValueError(
         f"{file}: must have the columns edge, op, {LATENCY} or arch_str, {LATENCY}, got {', '.join(columns) or 'no rows'}"
     )
@@ -205,12 +209,22 @@ def of_operations(seconds: Mapping[tuple[str, str], float], task: Task, file: Pa
 
 def of_cells(seconds: Mapping[str, float], task: Task, file: Path) -> MeasuredCosts:
     """Of every cell that the search can find, by its string."""
+    if (count := len(task.ops) ** task.space.num_edges) > MOST_CELLS:
+        raise ValueError(
+            f"{file}: the search can find {count:.3g} cells, too many for a latency of each; give those of operations"
+        )
     cells = every_cell(task.space, task.ops)
     archs = [task.arch(ops) for ops in cells]
     if missing := [arch for arch in archs if arch not in seconds]:
         raise ValueError(f"{file}: must have a latency of every cell, got none of {missing[0]}")
     costs = torch.tensor([seconds[arch] for arch in archs], dtype=torch.float64)
     return MeasuredCosts(cells, costs, len(task.ops))
+
+
+def rounded_up(value: float) -> float:
+    """To the four digits that :func:`written` shows, so that what is shown is enough."""
+    unit = 10 ** (math.floor(math.log10(value)) - 3) if value > 0 else 1
+    return math.ceil(value / unit) * unit
 
 
 def every_cell(space: Space, ops: Sequence[str]) -> Tensor:
@@ -231,6 +245,16 @@ def additive_fit(cells: Tensor, values: Tensor, num_ops: int) -> PathCost:
     mean = values.double().mean()
     fitted = torch.linalg.lstsq(design, (values.double() - mean)[:, None], driver="gelsd").solution
     return PathCost(fitted.reshape(num_edges, num_ops), mean.item())
+
+
+def _by_name(rows: Iterable[tuple[Name, Mapping[str, str]]], file: Path) -> dict[Name, float]:
+    """The latency of each row by its name."""
+    found: dict[Name, float] = {}
+    for name, row in rows:
+        if name in found:
+            raise ValueError(f"{file}: has two latencies of {name}")
+        found[name] = _seconds(row, file)
+    return found
 
 
 def _seconds(row: Mapping[str, str], file: Path) -> float:

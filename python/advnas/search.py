@@ -9,6 +9,7 @@ What L is the task knows (:mod:`advnas.tasks`); what changes is in :mod:`advnas.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -97,7 +98,7 @@ def estimate(
 def best_cell(task: Task, state: SearchState) -> tuple[Tensor, dict[str, float]]:
     """The best cell so far and its metrics: that of the largest logits, or else the best of some that are drawn."""
     measured = [(ops, evaluate(task, state, ops, state.config.valid_batches)) for ops in state.candidates()]
-    return min(measured, key=lambda cell: cell[1]["loss"])
+    return min(measured, key=lambda cell: loss if math.isfinite(loss := cell[1]["loss"]) else math.inf)
 
 
 def evaluate(task: Task, state: SearchState, ops: Tensor, batches: int) -> dict[str, float]:

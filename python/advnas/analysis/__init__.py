@@ -19,10 +19,13 @@ def searched(checkpoint: Path, threads: int | None = None) -> tuple[RunFolder, S
 
     Raises:
         FileNotFoundError: there is no search.
-        ValueError: its checkpoint is damaged or does not fit its settings or its data, or ``checkpoint`` is another file.
+        ValueError: its checkpoint is damaged or does not fit its settings or its data, it has trained no supernet yet, or
+            ``checkpoint`` is another file.
     """
     folder = RunFolder.of(checkpoint)
     run = restore(folder, {"table": None})
+    if run.state.work == 0:
+        raise ValueError(f"{folder.path}: has no trained supernet; give a search that was begun, of one limit at most")
     if threads is not None:
         torch.set_num_threads(threads)
     return folder, run

@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,10 +69,10 @@ class RunFolder:
             folder = cls(out)
             if folder.path.is_file() or (folder.path.is_dir() and any(folder.path.iterdir())):
                 is_search = folder.checkpoint("search").exists()
-                remedy = f", or go on with: advnas search --resume {out}" if is_search else ""
+                remedy = f", or go on with: advnas search --resume {shlex.quote(str(out))}" if is_search else ""
                 raise FileExistsError(f"{out}: exists and is not an empty folder; choose another --out{remedy}")
         else:
-            folder = cls(first_free(Path("runs"), name))
+            folder = cls(first_free(Path("runs") / name))
         folder.path.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -216,12 +217,12 @@ class RunFolder:
         write_atomic(self / "retrain.json", json.dumps(result, indent=2) + "\n")
 
 
-def first_free(parent: Path, name: str) -> Path:
-    """Make the first folder NAME, NAME-2, NAME-3, ... that nobody else has made, others that start at once included."""
-    parent.mkdir(parents=True, exist_ok=True)
-    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+def first_free(wanted: Path) -> Path:
+    """Make the first folder PATH, PATH-2, PATH-3, ... that nobody else has made, others that start at once included."""
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    names = itertools.chain([wanted.name], (f"{wanted.name}-{number}" for number in itertools.count(2)))
     while True:
-        path = parent / next(names)
+        path = wanted.with_name(next(names))
         try:
             path.mkdir()
         except FileExistsError:
@@ -236,7 +237,7 @@ def task_named_in(file: Path) -> str | None:
     except (OSError, ValueError, yaml.YAMLError):
         return None  # whoever reads the settings says what is wrong
     task = settings.get("task") if isinstance(settings, dict) else None
-    return task if task in TASKS else None
+    return task if isinstance(task, str) and task in TASKS else None
 
 
 def write_csv(path: Path, rows: History) -> None:

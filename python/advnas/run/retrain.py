@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,7 +85,11 @@ def train(
     state = RetrainState(config, task)
     settings = decisive(config, task)
     name = f"{Path(config.data).name}-retrain-seed{config.seed}"
+    if go_on and config.out is None:
+        raise ValueError("resume: needs the folder of the retraining that was interrupted; add --out FOLDER")
     folder = RunFolder(config.out) if config.out else RunFolder.new(None, name)
+    if config.out is None:
+        command = f"{command} --out {shlex.quote(str(folder.path))}"
     if go_on:
         state.load_state_dict(folder.load(state.kind, settings))
     elif folder.has_retraining():

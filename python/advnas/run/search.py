@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -110,7 +111,10 @@ class Search:
 
     def decisive(self) -> dict[str, Any]:
         """What a checkpoint depends on."""
-        return decisive(self.config, self.task)
+        settings = decisive(self.config, self.task)
+        if self.config.latencies is not None:  # what is in the file, wherever it lies
+            settings["latencies"] = hashlib.sha256(self.config.latencies.read_bytes()).hexdigest()
+        return settings
 
     def warm_up(self, folder: RunFolder) -> dict[str, Any]:
         """The state at the end of the warm-up in another run folder."""
@@ -132,17 +136,22 @@ class Search:
 
     def _search(self, folder: RunFolder, console: Console) -> tuple[str, float]:
         """The best cell, and the seconds of the search."""
-        if self.config.warmup_epochs >= self.config.epochs:
+        learnt = self.config.warmup_epochs < self.config.epochs or not self.state.estimator.learns
+        if not learnt:
             console.print("note: every epoch is a warm-up epoch, so that the logits stay at 0 and no cell is found")
         progress = Progress("searching", self.config.epochs, self._shown(), console)
         with Watch(
             self.state, progress, folder, self.decisive(), _go_on(folder), lambda: self._record(folder)
         ) as watch:
             search(self.task, self.state, watch)
+        self._write(folder)  # once more, for a search that ended between a checkpoint and its files
         arch, seconds = self.state.history[-1]["arch"], self.state.history[-1]["seconds"]
-        if not self.config.halving_cells:
+        if not self.config.halving_cells or not learnt:
             return arch, seconds
         halving = Halving(self.state, self.task)
+        if halving.finished:
+            console.print("no neighbour of the best cell is within the limit")
+            return arch, seconds
         console.print(f"comparing the best cell with {halving.size - 1} neighbours")
         self._halve(halving, folder, console)
         return halving.found, seconds + halving.seconds
@@ -184,6 +193,7 @@ class Search:
 
         with Watch(halving, progress, folder, self.decisive(), _go_on(folder), record) as watch:
             halve(self.task, halving, watch)
+        record()
 
     def _shown(self) -> dict[str, str]:
         """Columns of the line for an epoch, with their formats."""
@@ -193,16 +203,24 @@ class Search:
 
     def _record(self, folder: RunFolder) -> Mapping[str, Any]:
         """Write what there is after an epoch; its row."""
+        row = self._write(folder)
+        if self.config.tensorboard:
+            folder.write_events(row)
+        return row
+
+    def _write(self, folder: RunFolder) -> Mapping[str, Any]:
+        """The files of the history, whole; its last row."""
         rows = self._looked_up(self.state.history)
         folder.write_history(rows)
         folder.write_logits(Logits(self.task.space.edge_names, self.task.ops, self.state.logits))
-        if self.config.tensorboard:
-            folder.write_events(rows[-1])
         return rows[-1]
 
     def _looked_up(self, history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """With the table's numbers, where they have names of their own."""
         table = self.table
-        return [{**row, **table.lookup(row["arch"])} for row in history] if table else history
+        if table is None:
+            return history
+        return [{**row, **{k: v for k, v in table.lookup(row["arch"]).items() if k not in row}} for row in history]
 
     def _costs(self, arch: str) -> dict[str, float]:
         """What a cell costs, in the unit of the limits; nothing without them."""

@@ -87,6 +87,8 @@ class Watch:
             raise FloatingPointError(f"{where}: {error}.{last} Start again with a smaller learning rate") from error
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise OSError(errno.ENOSPC, f"{error.strerror}; make room, then go on with: {self.go_on}") from error
+        if error is None and self.stop:  # asked after the last step
+            raise Interrupted(f"stopped after {self.state.unit} {self.state.epoch}; go on with: {self.go_on}")
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
         self.stop = True

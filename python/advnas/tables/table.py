@@ -133,11 +133,13 @@ class Table:
                     arch, numbers = _row(header, columns, cells)
                     if arch in rows:
                         raise ValueError(f"{arch} is there twice")
+                    number = len(rows) if numbered is None else _place(cells[numbered])
+                    if number in index:
+                        raise ValueError(f"{INDEX} {number} is there twice")
                 except ValueError as error:
                     raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
                 rows[arch] = numbers
-                number = cells[numbered] if numbered is not None else ""
-                index[int(number) if number.isdecimal() else len(rows) - 1] = arch
+                index[number] = arch
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: not a CSV table: {error}") from None
         if not rows:
@@ -203,6 +205,12 @@ def _row(header: list[str], columns: dict[str, int], cells: list[str]) -> tuple[
         if not math.isfinite(number):
             raise ValueError(f"{name} must be a finite number, got {cells[columns[name]]!r}")
     return cells[header.index(ARCH)], numbers
+
+
+def _place(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError(f"{INDEX} must be a whole number, got {text!r}")
+    return int(text)
 
 
 def _number(text: str) -> float:

@@ -121,7 +121,7 @@ class LanguageRetrainConfig(RetrainConfig):
     grad_clip: PositiveRate = 0.25
     """Largest norm of the weights' gradient."""
     patience: Index = 5
-    """Averaging begins when the validation perplexity is no better than so many epochs ago; 0: at the second epoch."""
+    """Averaging begins when the validation perplexity is above the best of all epochs but the last so many."""
 
 
 class AveragedSgd(Recipe):
@@ -224,7 +224,8 @@ class LanguageTask(Task):
         return self._training(text[len(text) // 2 :], order)
 
     def held_out(self, order: torch.Generator) -> HeldOutText:
-        return HeldOutText(self, self.corpus.valid, min(self.config.batch_size, 64), self.config.bptt)
+        columns = VALID_COLUMNS if isinstance(self.config, LanguageRetrainConfig) else min(self.config.batch_size, 64)
+        return HeldOutText(self, self.corpus.valid, columns, self.config.bptt)
 
     def supernet(self, cells: int | None = None) -> LanguageModel:
         return self.space.network(len(self.corpus.words), self.config.units, self.space.num_nodes - 1, self.ops)
@@ -257,7 +258,7 @@ class LanguageTask(Task):
         return AveragedSgd(network, self.config)
 
     def validate(self, network: nn.Module) -> dict[str, float]:
-        return self.measure(network, None, HeldOutText(self, self.corpus.valid, VALID_COLUMNS, self.config.bptt)())
+        return self.measure(network, None, self.held_out(torch.Generator())())
 
     def test(self, network: nn.Module) -> dict[str, Any]:
         """Over all tokens, the hidden state carried from the first to the last."""

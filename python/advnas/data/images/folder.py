@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.model_selection import train_test_split
 
 from advnas.data.images.base import Augment, ImageData, Images, pixel_statistics
 
@@ -22,7 +21,7 @@ def load(folder: Path) -> ImageData:
     """All images decoded once, as RGB squares.
 
     Their size is the shorter side of the first training image; images of other sizes are resized to it, whatever their shape.
-    Without folders ``train`` and ``test`` (or ``val``) a fifth of each class is held out, always the same images.
+    Without folders ``train`` and ``test`` (or ``val``) a fifth of each class is held out, at least one image and always the same.
 
     Raises:
         ValueError: there are no classes, a class has no images, train and test have other classes, or a file is not an image.
@@ -52,9 +51,19 @@ def _without_split(folder: Path) -> ImageData:
     if min(torch.bincount(labels).tolist()) < 2:
         raise ValueError(f"{folder}: needs at least 2 images of every class, to hold some out for the test")
     pixels = _decode(files, _size(files[0]))
-    test_size = max(TEST_SHARE, len(classes) / len(files))  # at least one of each class
-    train, test = train_test_split(range(len(files)), test_size=test_size, random_state=0, stratify=labels.numpy())
+    test, train = _held_out(labels, len(classes))
     return _data(Images(pixels[train], labels[train]), Images(pixels[test], labels[test]), classes)
+
+
+def _held_out(labels: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Places of ``TEST_SHARE`` of each class, at least one, and of the rest."""
+    generator = torch.Generator().manual_seed(0)
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label in range(classes):
+        members = (labels == label).nonzero()[:, 0]
+        count = max(1, round(TEST_SHARE * len(members)))
+        held_out[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    return held_out.nonzero()[:, 0], (~held_out).nonzero()[:, 0]
 
 
 def _data(train: Images, test: Images, classes: tuple[str, ...]) -> ImageData:
@@ -76,7 +85,9 @@ def _files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], torch.Te
     labels: list[int] = []
     others: list[Path] = []
     for label, name in enumerate(classes):
-        everything = [path for path in sorted((folder / name).rglob("[!.]*")) if path.is_file()]
+        everything = [
+            path for path in sorted((folder / name).rglob("*")) if path.is_file() and not _hidden(path, folder)
+        ]
         members = [path for path in everything if path.suffix.lower() in SUFFIXES]
         if not members:
             raise ValueError(f"{folder / name}: holds no image ({', '.join(SUFFIXES)})")
@@ -91,6 +102,10 @@ def _files(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], torch.Te
             stacklevel=2,
         )
     return files, torch.tensor(labels)
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def _open(path: Path, size: int | None = None) -> Image.Image:
