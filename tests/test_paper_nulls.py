@@ -14,7 +14,9 @@ from torch import nn
 
 from advnas.run.folder import RunFolder
 from advnas.run.search import start
+from advnas.run.watch import Interrupted
 from advnas.spaces.nasbench201 import NASBENCH201
+from advnas.state import SearchState
 from advnas.tasks.image import ImageSearchConfig, ImageTask
 
 
@@ -53,6 +55,10 @@ def test_every_start_ends_with_a_cell(table, tmp_path, monkeypatch, capsys, kept
         assert (ops != 0).all()  # none is not searched
     text = (tmp_path / "results" / "nulls.md").read_text()
     assert all(f"| {start} |" in text for start in settings.starts)
+    with pytest.raises(
+        ValueError, match=r"recipe\.yaml: the runs beside it have another data, epochs; choose another --out"
+    ):
+        nulls.main(replace(settings, data="clutter", set={**settings.set, "epochs": "3"}))
     # What is there is not run again.
     monkeypatch.setattr(nulls.Run, "go", lambda run: pytest.fail("ran again"))
     nulls.main(settings)
@@ -160,3 +166,20 @@ def test_how_well_scores_rank(table, tmp_path, capsys):
     assert float(rows["synflow"]["spearman"]) > 0.5
     assert rows["synflow"]["published"] == "0.74"
     assert all(float(row["low"]) <= float(row["spearman"]) <= float(row["high"]) for row in rows.values())
+
+
+def test_unknown_starts_are_refused(table):
+    settings = nulls.Settings(table=table, data="digits", starts=("rloo", "synflw"))
+    with pytest.raises(ValueError, match=r"starts: must be among rloo, critic, largest, .*, got synflw"):
+        nulls.main(settings)
+
+
+def test_an_interrupted_search_goes_on(tmp_path, interrupt, kept_threads):
+    run = nulls.Run("rloo", ImageSearchConfig(**SMALL), 3, 9, tmp_path / "rloo.json")
+    with pytest.MonkeyPatch.context():
+        interrupt(SearchState, 1, 1)
+        with pytest.raises(Interrupted):
+            run.go()
+    assert not run.file.exists()
+    run.go()
+    assert run.file.exists()

@@ -36,7 +36,7 @@ from advnas.spaces.nasbench201 import NASBENCH201
 from advnas.tables import Table
 from advnas.tasks.image import ImageSearchConfig, ImageTask
 from benchmarks.paper import jobs
-from benchmarks.paper.jobs import Job, parsed
+from benchmarks.paper.jobs import Job, keep, parsed
 
 ACCURACY = NASBENCH201.columns[0]
 PATHS, BATCHES = 1500, 4  # of the random search, and held-out batches for each
@@ -103,22 +103,21 @@ class Experiment:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.table = Table.load_whole(settings.table, NASBENCH201)
+        self.table = jobs.referee(settings.table, *(column for column, _ in COSTS.values()))
         latencies = np.array([row["latency_s"] for row in self.table.rows.values()])
         points = np.percentile(latencies, settings.latency_percentiles).tolist()
         self.limits: dict[str, Sequence[float]] = {"flops": settings.flops, "latency": points}
         preset = ImageSearchConfig().with_settings(ImageTask.presets["fast"], "preset fast")
         data = {"data": settings.data, "data_dir": settings.data_dir, "threads": settings.threads, "without": ()}
         own = {**data, **parsed(settings.set)}
-        settings.out.mkdir(parents=True, exist_ok=True)
         for kind in settings.kinds:
             limited = {f"max_{kind}": tuple(map(repr, self.limits[kind]))}
             if kind == "latency":
                 limited["latencies"] = settings.table
             recipe = preset.with_settings({**own, **limited}, "recipe")
-            write_atomic(settings.out / f"{kind}.yaml", recipe.to_yaml())
+            keep(settings.out / f"{kind}.yaml", recipe)
         supernet = preset.with_settings({**own, "estimator": "random", "halving_cells": 0}, "recipe")
-        write_atomic(settings.out / "supernet.yaml", supernet.to_yaml())
+        keep(settings.out / "supernet.yaml", supernet)
 
     def go(self) -> None:
         settings = self.settings
@@ -151,6 +150,8 @@ class Experiment:
         found = {}
         for limit in limits:
             within = torch.where(limit.allows(cells), torch.tensor(losses), torch.inf)
+            if not within.isfinite().any():
+                raise ValueError(f"limit {limit}: none of {PATHS} random cells is within it; choose a larger one")
             found[repr(limit.value)] = run.task.arch(cells[within.argmin()])
         write_atomic(folder / "random.json", json.dumps(found, indent=2) + "\n")
 

@@ -170,7 +170,11 @@ def at(run: Search, epoch: int, settings: Settings, rounds: Rounds) -> tuple[Mea
 
 
 def go(settings: Settings) -> None:
+    if settings.paths % 4 or settings.paths < 4:
+        raise ValueError(f"paths: must be a multiple of 4, got {settings.paths}")
     _, run = searched(settings.run, threads=1)
+    if not any(isinstance(module, OnePathCell) for module in run.state.network.modules()):
+        raise ValueError(f"{settings.run}: must be a search of NAS-Bench-201's cells, got {run.config.space}")
     rows = []
     with Rounds("measuring paths", len(settings.epochs) * settings.batches, console()) as rounds:
         for epoch in settings.epochs:

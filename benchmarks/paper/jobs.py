@@ -9,7 +9,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +19,19 @@ import tyro
 import yaml
 
 from advnas.checkpoint import write_atomic
-from advnas.config import SearchConfig
+from advnas.config import SearchConfig, Settings
 from advnas.report.console import Rounds, console
 from advnas.run.folder import RunFolder
+from advnas.run.watch import Interrupted
 from advnas.search import architecture_step, weight_step
+from advnas.spaces.nasbench201 import NASBENCH201
 from advnas.state import SearchState
+from advnas.tables import Table
 from benchmarks.steps.sides import host_clock
 
 # Of estimators, as the paper's code has them.
 SETTINGS: Mapping[str, Mapping[str, str]] = {"gdas": {"unpicked": "sum"}}
+MOVABLE = ("data_dir", "table", "latencies", "out")  # settings that say where something lies
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,7 @@ class WarmStarted:
 
     def __init__(self, out: Path, recipe: SearchConfig) -> None:
         self.out, self.recipe = out, recipe
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / "recipe.yaml", recipe.to_yaml())
+        keep(out / "recipe.yaml", recipe)
 
     def warm_up(self, seed: int) -> Job:
         folder = self.out / f"seed-{seed}" / "warm-up"
@@ -97,6 +100,35 @@ def run(label: str, jobs: Sequence[Job], workers: int) -> None:
             raise
 
 
+def keep(file: Path, recipe: Settings) -> None:
+    """Write the settings of an experiment's runs beside them.
+
+    Raises:
+        ValueError: the runs there have others.
+    """
+    text = recipe.to_yaml()
+    if file.exists():
+        before, now = yaml.safe_load(file.read_text("utf-8")), yaml.safe_load(text)
+        differing = [name for name in now if name not in MOVABLE and before.get(name) != now[name]]
+        if differing:
+            raise ValueError(f"{file}: the runs beside it have another {', '.join(differing)}; choose another --out")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, text)
+
+
+def referee(path: Path, *columns: str) -> Table:
+    """A table of all cells of NAS-Bench-201.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or lacks a cell or one of the columns besides the accuracy on CIFAR-10.
+    """
+    table = Table.load_whole(path, NASBENCH201)
+    if missing := [name for name in columns if name not in table.columns]:
+        raise ValueError(f"{path}: must have a column {missing[0]}, got {', '.join(table.columns)}")
+    return table
+
+
 def parsed(settings: Mapping[str, str]) -> dict[str, Any]:
     """Values of the command line as YAML has them."""
     return {name: yaml.safe_load(value) for name, value in settings.items()}
@@ -121,8 +153,14 @@ def step_seconds(searches: Mapping[str, tuple[Any, SearchState]], pairs: int) ->
     return {name: statistics.median(seconds) for name, seconds in took.items()}
 
 
-def equal_time(file: Path, recipe: Any, reference: str, measure: Callable[[], dict[str, float]]) -> dict[str, int]:
-    """Epochs of each estimator, so that all learn for as long as ``reference`` does; measured once and kept in ``file``."""
+def equal_time(
+    file: Path, recipe: Any, reference: str, names: Iterable[str], measure: Callable[[], dict[str, float]]
+) -> dict[str, int]:
+    """Epochs of each estimator, so that all learn for as long as ``reference`` does; measured once and kept in ``file``.
+
+    Raises:
+        ValueError: it was measured for other names.
+    """
     if not file.exists():
         cost = measure()
         learning = recipe.epochs - recipe.warmup_epochs
@@ -130,14 +168,17 @@ def equal_time(file: Path, recipe: Any, reference: str, measure: Callable[[], di
             name: recipe.warmup_epochs + max(1, round(learning * cost[reference] / took)) for name, took in cost.items()
         }
         write_atomic(file, json.dumps({"seconds_per_step": cost, "epochs": epochs}, indent=2) + "\n")
-    return json.loads(file.read_text())["epochs"]
+    epochs = json.loads(file.read_text())["epochs"]
+    if missing := [name for name in names if name not in epochs]:
+        raise ValueError(f"{file}: was measured without {', '.join(missing)}; choose another --out")
+    return epochs
 
 
 def main(name: str, description: str | None, settings: type, go: Callable[[Any], None]) -> None:
     """An experiment as a command: what is wrong in one line."""
     try:
         go(tyro.cli(settings, description=description))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError, Interrupted) as error:
         sys.exit(f"{name}: {error}")
     except subprocess.CalledProcessError as error:
         sys.exit(f"{name}: a run failed; see the .log beside its folder: {' '.join(error.cmd)}")

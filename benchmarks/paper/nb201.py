@@ -28,9 +28,7 @@ from advnas.data import images
 from advnas.report.figures import COLOURS, plain, svg
 from advnas.run.folder import RunFolder, write_csv
 from advnas.run.search import restore
-from advnas.spaces.nasbench201 import NASBENCH201
 from advnas.state import SearchState
-from advnas.tables import Table
 from advnas.tasks.image import ImageSearchConfig, ImageTask
 from advnas_ext import ESTIMATORS
 from benchmarks.paper import jobs
@@ -103,7 +101,7 @@ class Experiment(WarmStarted):
         every_seed = [*settings.tuning_seeds, *settings.seeds]
         self.run("warm-up", [self.warm_up(seed) for seed in every_seed])
         file = settings.out / "epochs.json"
-        epochs = equal_time(file, self.recipe, self.recipe.estimator, partial(self.cost, every_seed[0]))
+        epochs = equal_time(file, self.recipe, self.recipe.estimator, names, partial(self.cost, every_seed[0]))
         tuning = {
             (name, lr): [self.tried(seed, name, lr, epochs[name]) for seed in settings.tuning_seeds]
             for name in names
@@ -232,7 +230,7 @@ def draw(done: dict[str, Searches]) -> bytes:
 def main(settings: Settings) -> None:
     torch.set_num_threads(1)
     images.load(settings.data, settings.data_dir)  # says what is missing before anything runs
-    Table.load(settings.table, NASBENCH201)
+    jobs.referee(settings.table, *OTHERS)
     Experiment(settings).go()
 
 

@@ -34,12 +34,11 @@ from advnas.halving import Contest, Halving, halve
 from advnas.report.console import Progress, Rounds, console
 from advnas.report.numbers import duration
 from advnas.run.folder import RunFolder, write_csv
-from advnas.run.search import restore
+from advnas.run.search import restore, resume
 from advnas.run.search import start as search
 from advnas.run.watch import Watch
 from advnas.spaces.nasbench201 import NASBENCH201
 from advnas.state import SearchState
-from advnas.tables import Table
 from advnas.tasks.image import ImageSearchConfig, ImageTask
 from benchmarks.paper import jobs
 from benchmarks.paper.jobs import parsed
@@ -47,6 +46,7 @@ from benchmarks.paper.scores import SCORES, score_cells
 
 ACCURACY = NASBENCH201.columns[0]
 SEARCHES = ("rloo", "critic")
+STARTS = (*SEARCHES, "largest", "random", *SCORES)
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Settings:
     data: str = "cifar10"
     """Data set, as for advnas search."""
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
-    starts: tuple[str, ...] = (*SEARCHES, "largest", "random", "naswot", "synflow", "zico")
+    starts: tuple[str, ...] = STARTS
     cells: int = 32
     """That are compared where cells are drawn."""
     scored: int = 200
@@ -106,7 +106,11 @@ class Run:
     def _searched(self) -> tuple[Tensor, float]:
         """The cell of a search, and the seconds that it took."""
         settings = {"estimator": self.start, "out": self.file.with_suffix(""), "halving_cells": 0}
-        folder = RunFolder(search(self.config.with_settings(settings, self.start), quiet()))
+        folder = RunFolder(self.file.with_suffix(""))
+        if folder.checkpoint("search").exists():
+            resume(folder.path, quiet())
+        else:
+            search(self.config.with_settings(settings, self.start), quiet())
         return restore(folder).state.best[0], folder.result()["seconds"]
 
     def _around(self, task: ImageTask, cell: Tensor) -> dict[str, Any]:
@@ -157,15 +161,23 @@ def runs(settings: Settings) -> list[Run]:
     preset = ImageSearchConfig().with_settings(ImageTask.presets["fast"], "preset fast")
     data = {"data": settings.data, "data_dir": settings.data_dir, "threads": 1}
     recipe = preset.with_settings({**data, **parsed(settings.set)}, "recipe")
+    jobs.keep(settings.out / "recipe.yaml", recipe)
     made = []
     for seed in settings.seeds:
         folder = settings.out / f"seed-{seed}"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         config = recipe.with_settings({"seed": seed}, "seed")
-        made += [
-            Run(start, config, settings.cells, settings.scored, folder / f"{start}.json") for start in settings.starts
-        ]
+        for start in settings.starts:
+            file = folder / f"{start}{drawn_from(start, settings)}.json"
+            made.append(Run(start, config, settings.cells, settings.scored, file))
     return made
+
+
+def drawn_from(start: str, settings: Settings) -> str:
+    """What else a start depends on, for the name of its file."""
+    if start in SCORES:
+        return f"-{settings.cells}-of-{settings.scored}"
+    return f"-{settings.cells}" if start == "random" else ""
 
 
 def report(settings: Settings, rows: Sequence[dict[str, Any]]) -> None:
@@ -196,7 +208,9 @@ def table(settings: Settings, rows: Sequence[dict[str, Any]]) -> str:
 
 def main(settings: Settings) -> None:
     images.load(settings.data, settings.data_dir)  # says what is missing before anything runs
-    referee = Table.load(settings.table, NASBENCH201)
+    if unknown := [start for start in settings.starts if start not in STARTS]:
+        raise ValueError(f"starts: must be among {', '.join(STARTS)}, got {unknown[0]}")
+    referee = jobs.referee(settings.table)
     every = runs(settings)
     left = [run for run in every if not run.file.exists()]
     context = multiprocessing.get_context("spawn")

@@ -24,7 +24,7 @@ from advnas.run.folder import History, RunFolder, read_csv, write_csv
 from advnas.run.search import Search
 from advnas.spaces.recurrent import DARTS_V2, RECURRENT
 from advnas.tasks.language import LanguageRetrainConfig, LanguageSearchConfig, LanguageTask
-from benchmarks.paper.jobs import Job, equal_time, main, parsed, run, step_seconds
+from benchmarks.paper.jobs import Job, equal_time, keep, main, parsed, run, step_seconds
 
 TIMED = 5  # pairs of steps
 SHORT = {"epochs": 10, "units": 128, "dropout": 0.2, "dropout_hidden": 0.0}
@@ -98,9 +98,8 @@ class Experiment:
         self.retrain_recipe = LanguageRetrainConfig().with_settings(
             {**SHORT, **parsed(settings.retrain), **data}, "retrain"
         )
-        settings.out.mkdir(parents=True, exist_ok=True)
-        write_atomic(settings.out / "search.yaml", self.search_recipe.to_yaml())
-        write_atomic(settings.out / "retrain.yaml", self.retrain_recipe.to_yaml())
+        keep(settings.out / "search.yaml", self.search_recipe)
+        keep(settings.out / "retrain.yaml", self.retrain_recipe)
 
     def go(self) -> None:
         rows = self.found() if self.settings.found is None else read_csv(self.settings.found)
@@ -157,7 +156,13 @@ class Experiment:
         retrain.train(LstmTask(config), config, go_on=folder.checkpoint("retrain").exists())
 
     def epochs(self) -> dict[str, int]:
-        return equal_time(self.settings.out / "epochs.json", self.search_recipe, self.settings.reference, self.cost)
+        return equal_time(
+            self.settings.out / "epochs.json",
+            self.search_recipe,
+            self.settings.reference,
+            self.settings.estimators,
+            self.cost,
+        )
 
     def cost(self) -> dict[str, float]:
         """Seconds of a step of each estimator."""

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
+from advnas.checkpoint import write_atomic
 from advnas.report.console import console
 from advnas.report.figures import plain, svg
 from benchmarks.paper.expected import (
@@ -154,7 +155,7 @@ def _panel(axes: Axes, title: str, paths: Paths, names: Sequence[str], count: in
 def main(settings: Settings) -> None:
     torch.set_num_threads(1)  # the tensors are too small for more
     settings.out.mkdir(parents=True, exist_ok=True)
-    (settings.out / "paper-theory.svg").write_bytes(draw(settings))
+    write_atomic(settings.out / "paper-theory.svg", draw(settings))
     console().print(table_of(settings.problems, settings.seed))
     console().print(f"{os.path.relpath(settings.out)}: paper-theory.svg", soft_wrap=True)
 

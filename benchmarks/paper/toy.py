@@ -31,6 +31,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from advnas.checkpoint import write_atomic
 from advnas.report.console import Rounds, console
 from advnas.report.figures import svg
 from advnas.run.folder import write_csv
@@ -249,7 +250,7 @@ def main(settings: Settings) -> None:
     settings.out.mkdir(parents=True, exist_ok=True)
     curves = run(settings)
     write_csv(settings.out / "paper-toy.csv", rows(curves))
-    (settings.out / "paper-toy.svg").write_bytes(draw(curves))
+    write_atomic(settings.out / "paper-toy.svg", draw(curves))
     console().print(table_of(curves, settings.trials))
     console().print(f"{os.path.relpath(settings.out)}: paper-toy.csv, paper-toy.svg", soft_wrap=True)
 
