@@ -34,9 +34,8 @@ from advnas.run.search import restore
 from advnas.search import evaluate
 from advnas.spaces.nasbench201 import NASBENCH201
 from advnas.tables import Table
-from advnas.tasks.image import ImageSearchConfig, ImageTask
 from benchmarks.paper import jobs
-from benchmarks.paper.jobs import Job, keep, parsed
+from benchmarks.paper.jobs import Job, keep
 
 ACCURACY = NASBENCH201.columns[0]
 PATHS, BATCHES = 1500, 4  # of the random search, and held-out batches for each
@@ -107,16 +106,13 @@ class Experiment:
         latencies = np.array([row["latency_s"] for row in self.table.rows.values()])
         points = np.percentile(latencies, settings.latency_percentiles).tolist()
         self.limits: dict[str, Sequence[float]] = {"flops": settings.flops, "latency": points}
-        preset = ImageSearchConfig().with_settings(ImageTask.presets["fast"], "preset fast")
-        data = {"data": settings.data, "data_dir": settings.data_dir, "threads": settings.threads, "without": ()}
-        own = {**data, **parsed(settings.set)}
+        recipe = jobs.fast_recipe(settings, threads=settings.threads, without=())
         for kind in settings.kinds:
             limited = {f"max_{kind}": tuple(map(repr, self.limits[kind]))}
             if kind == "latency":
                 limited["latencies"] = settings.table
-            recipe = preset.with_settings({**own, **limited}, "recipe")
-            keep(settings.out / f"{kind}.yaml", recipe)
-        supernet = preset.with_settings({**own, "estimator": "random", "halving_cells": 0}, "recipe")
+            keep(settings.out / f"{kind}.yaml", recipe.with_settings(limited, "recipe"))
+        supernet = recipe.with_settings({"estimator": "random", "halving_cells": 0}, "recipe")
         keep(settings.out / "supernet.yaml", supernet)
 
     def go(self) -> None:

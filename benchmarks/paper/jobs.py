@@ -27,6 +27,7 @@ from advnas.search import architecture_step, weight_step
 from advnas.spaces.nasbench201 import NASBENCH201
 from advnas.state import SearchState
 from advnas.tables import Table
+from advnas.tasks.image import ImageSearchConfig, ImageTask
 from benchmarks.steps.sides import host_clock
 
 # Of estimators, as the paper's code has them.
@@ -98,6 +99,13 @@ def run(label: str, jobs: Sequence[Job], workers: int) -> None:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def fast_recipe(settings: Any, **own: Any) -> ImageSearchConfig:
+    """``--preset fast`` on an experiment's data, with the settings that are its own and those of its ``--set``."""
+    preset = ImageSearchConfig().with_settings(ImageTask.presets["fast"], "preset fast")
+    data = {"data": settings.data, "data_dir": settings.data_dir}
+    return preset.with_settings({**data, **own, **parsed(settings.set)}, "recipe")
 
 
 def keep(file: Path, recipe: Settings) -> None:

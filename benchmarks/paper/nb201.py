@@ -29,10 +29,9 @@ from advnas.report.figures import COLOURS, plain, svg
 from advnas.run.folder import RunFolder, write_csv
 from advnas.run.search import restore
 from advnas.state import SearchState
-from advnas.tasks.image import ImageSearchConfig, ImageTask
 from advnas_ext import ESTIMATORS
 from benchmarks.paper import jobs
-from benchmarks.paper.jobs import SETTINGS, Job, WarmStarted, equal_time, parsed, step_seconds
+from benchmarks.paper.jobs import SETTINGS, Job, WarmStarted, equal_time, step_seconds
 
 OTHERS = ("cifar100_test_200", "imagenet16_120_test_200")  # columns beside CIFAR-10
 OPPONENT = "advantage"  # of the paired tests
@@ -91,10 +90,8 @@ class Experiment(WarmStarted):
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        preset = ImageSearchConfig().with_settings(ImageTask.presets["fast"], "preset fast")
-        data = {"data": settings.data, "data_dir": settings.data_dir, "table": settings.table}
-        own = {**parsed(settings.set), **data, "threads": 1, "halving_cells": 0}
-        super().__init__(settings.out, preset.with_settings(own, "recipe"))
+        recipe = jobs.fast_recipe(settings, table=settings.table, threads=1, halving_cells=0)
+        super().__init__(settings.out, recipe)
 
     def go(self) -> None:
         settings, names = self.settings, self.settings.estimators

@@ -41,7 +41,6 @@ from advnas.spaces.nasbench201 import NASBENCH201
 from advnas.state import SearchState
 from advnas.tasks.image import ImageSearchConfig, ImageTask
 from benchmarks.paper import jobs
-from benchmarks.paper.jobs import parsed
 from benchmarks.paper.scores import SCORES, score_cells
 
 ACCURACY = NASBENCH201.columns[0]
@@ -158,9 +157,7 @@ def quiet() -> Any:
 
 
 def runs(settings: Settings) -> list[Run]:
-    preset = ImageSearchConfig().with_settings(ImageTask.presets["fast"], "preset fast")
-    data = {"data": settings.data, "data_dir": settings.data_dir, "threads": 1}
-    recipe = preset.with_settings({**data, **parsed(settings.set)}, "recipe")
+    recipe = jobs.fast_recipe(settings, threads=1)
     jobs.keep(settings.out / "recipe.yaml", recipe)
     made = []
     for seed in settings.seeds:
