@@ -76,6 +76,19 @@ def advnas(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, 
 
 
 @pytest.fixture
+def jobs_here(monkeypatch: pytest.MonkeyPatch, kept_threads: None) -> None:
+    """The runs of an experiment are made in this process, which spares each the imports; one at a time (``workers=1``)."""
+    from benchmarks.paper.jobs import Job
+
+    from advnas import cli
+
+    def start(job: Job) -> None:
+        assert cli.main(list(job.command)) == 0
+
+    monkeypatch.setattr(Job, "start", start)
+
+
+@pytest.fixture
 def kept_threads() -> Iterator[None]:
     """The number of threads is afterwards what it was."""
     before = torch.get_num_threads()

@@ -7,9 +7,8 @@ import json
 import pytest
 import torch
 from benchmarks.paper import budgets
-from benchmarks.paper.jobs import Job
 
-from advnas import cli, front
+from advnas import front
 from advnas.spaces.nasbench201 import NASBENCH201
 
 
@@ -35,11 +34,10 @@ def test_the_referee_by_hand():
     assert (referee.best(9), referee.largest(9)) == (99, 99)
 
 
-def test_a_small_experiment_from_end_to_end(table, tmp_path, monkeypatch, capsys, kept_threads):
+def test_a_small_experiment_from_end_to_end(table, tmp_path, monkeypatch, capsys, jobs_here):
     monkeypatch.setattr(budgets, "PATHS", 50)
     monkeypatch.setattr(front, "DRAWN", 6)
     monkeypatch.setattr(front, "FINALISTS", 3)
-    monkeypatch.setattr(Job, "start", lambda job: cli.main(list(job.command)))  # in this process, which has few of them
     settings = budgets.Settings(
         table=table,
         data="digits",

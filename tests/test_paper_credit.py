@@ -1,11 +1,11 @@
 """Experiments on what credit is worth, small."""
 
 import csv
-import subprocess
 
 import pytest
 import torch
 from benchmarks.paper import authors, credit
+from benchmarks.paper.jobs import Job
 
 from advnas.report.console import Rounds
 from advnas.run import search as run
@@ -77,12 +77,13 @@ def test_the_state_of_the_search_is_left_alone(searched):
     assert all(torch.equal(a, b) for a, b in zip(before, run_again.state.network.parameters(), strict=True))
 
 
-def test_the_authors_settings_end_to_end(made_up_table, tmp_path, monkeypatch, capsys):
+def test_the_authors_settings_end_to_end(made_up_table, tmp_path, monkeypatch, capsys, jobs_here):
     settings = authors.Settings(
         table=made_up_table,
         data="digits",
         seeds=(1, 2),
         estimators=("advantage", "critic"),
+        workers=1,
         out=tmp_path / "runs",
         results=tmp_path / "results",
         set={"epochs": "3", "warmup_epochs": "1", "schedule_epochs": "4", **SMALL},
@@ -96,10 +97,7 @@ def test_the_authors_settings_end_to_end(made_up_table, tmp_path, monkeypatch, c
     assert "| critic |" in capsys.readouterr().out
     assert "<svg" in (tmp_path / "results" / "paper-nb201-authors.svg").read_text()
 
-    def forbidden(*args, **kwargs):
-        raise AssertionError("a run that is done must not be run again")
-
-    monkeypatch.setattr(subprocess, "run", forbidden)
+    monkeypatch.setattr(Job, "start", lambda job: pytest.fail("a run that is done must not be run again"))
     authors.main(settings)
 
 

@@ -4,6 +4,7 @@ import statistics
 import subprocess
 
 import pytest
+from benchmarks.paper.jobs import Job
 from scipy import stats
 
 
@@ -14,7 +15,7 @@ def paper_nb201():
     return paper_nb201
 
 
-def test_a_small_experiment_from_end_to_end(paper_nb201, made_up_table, tmp_path, monkeypatch, capsys):
+def test_a_small_experiment_from_end_to_end(paper_nb201, made_up_table, tmp_path, monkeypatch, capsys, jobs_here):
     settings = paper_nb201.Settings(
         table=made_up_table,
         data="digits",
@@ -22,6 +23,7 @@ def test_a_small_experiment_from_end_to_end(paper_nb201, made_up_table, tmp_path
         tuning_seeds=(7,),
         arch_lrs=(0.01, 0.1),
         estimators=("advantage", "rloo", "random"),
+        workers=1,
         out=tmp_path / "runs",
         results=tmp_path / "results",
         set={"epochs": "3", "warmup_epochs": "1", "channels": "2", "steps_per_epoch": "3", "valid_batches": "1"},
@@ -49,10 +51,7 @@ def test_a_small_experiment_from_end_to_end(paper_nb201, made_up_table, tmp_path
     assert all(f"| {name} |" in written for name in settings.estimators)
     assert "<svg" in (tmp_path / "results" / "paper-nb201.svg").read_text()
 
-    def forbidden(*args, **kwargs):
-        raise AssertionError("a run that is done must not be run again")
-
-    monkeypatch.setattr(subprocess, "run", forbidden)
+    monkeypatch.setattr(Job, "start", lambda job: pytest.fail("a run that is done must not be run again"))
     paper_nb201.main(settings)
     assert list(csv.DictReader((tmp_path / "results" / "paper-nb201.csv").open())) == rows
 
