@@ -76,7 +76,7 @@ def advnas(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, 
 
 
 @pytest.fixture
-def jobs_here(monkeypatch: pytest.MonkeyPatch, kept_threads: None) -> None:
+def jobs_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The runs of an experiment are made in this process, which spares each the imports; one at a time (``workers=1``)."""
     from benchmarks.paper.jobs import Job
 
@@ -88,9 +88,9 @@ def jobs_here(monkeypatch: pytest.MonkeyPatch, kept_threads: None) -> None:
     monkeypatch.setattr(Job, "start", start)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def kept_threads() -> Iterator[None]:
-    """The number of threads is afterwards what it was."""
+    """The number of threads is afterwards what it was: with more of them than cores every later test would be slower."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)

@@ -261,10 +261,8 @@ def test_the_search_of_a_folder_or_of_its_checkpoint(folder, tmp_path, monkeypat
         assert searched.state.epoch == 1
     monkeypatch.chdir(folder / "checkpoint")
     assert analysis.searched(Path("search.pt"))[0].path == folder
-    threads = torch.get_num_threads()
     analysis.searched(folder, threads=2)
     assert torch.get_num_threads() == 2
-    torch.set_num_threads(threads)
 
 
 def everything(state):

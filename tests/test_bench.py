@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-pytestmark = pytest.mark.usefixtures("kept_threads")
-
 
 @pytest.fixture
 def case():

@@ -43,6 +43,7 @@ def test_a_small_experiment_from_end_to_end(table, tmp_path, monkeypatch, capsys
         data="digits",
         seeds=(3,),
         flops=(2e6, 5e6),
+        threads=1,
         out=tmp_path / "runs",
         results=tmp_path / "results",
         set={

@@ -31,7 +31,7 @@ def table(tmp_path):
     return path
 
 
-def test_every_start_ends_with_a_cell(table, tmp_path, monkeypatch, capsys, kept_threads):
+def test_every_start_ends_with_a_cell(table, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(nulls, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(1))
     settings = nulls.Settings(
         table=table,
@@ -94,7 +94,7 @@ def test_what_is_drawn(monkeypatch):
     assert len(seen) == 9
 
 
-def test_a_search_ends_as_the_command_does_and_shares_comparisons(tmp_path, monkeypatch, kept_threads):
+def test_a_search_ends_as_the_command_does_and_shares_comparisons(tmp_path, monkeypatch):
     config = ImageSearchConfig(**SMALL, estimator="rloo")
     whole = RunFolder(start(replace(config, out=tmp_path / "whole"))).result()
     run = nulls.Run("rloo", config, 3, 9, tmp_path / "rloo.json")
@@ -116,7 +116,7 @@ def task_cell(around):
     return torch.tensor([int(op) for op in around.stem.removeprefix("around-")])
 
 
-def test_the_largest_cell_is_that_of_3x3_convolutions(tmp_path, kept_threads):
+def test_the_largest_cell_is_that_of_3x3_convolutions(tmp_path):
     run = nulls.Run("largest", ImageSearchConfig(**SMALL), 3, 9, tmp_path / "largest.json")
     run.go()
     (around,) = tmp_path.glob("around-*.json")
@@ -174,7 +174,7 @@ def test_unknown_starts_are_refused(table):
         nulls.main(settings)
 
 
-def test_an_interrupted_search_goes_on(tmp_path, interrupt, kept_threads):
+def test_an_interrupted_search_goes_on(tmp_path, interrupt):
     run = nulls.Run("rloo", ImageSearchConfig(**SMALL), 3, 9, tmp_path / "rloo.json")
     with pytest.MonkeyPatch.context():
         interrupt(SearchState, 1, 1)

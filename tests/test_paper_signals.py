@@ -11,7 +11,7 @@ from advnas.tasks.language import LanguageSearchConfig
 from advnas_ext import ESTIMATORS
 
 
-def test_the_toy_and_a_search(tmp_path, kept_threads):
+def test_the_toy_and_a_search(tmp_path):
     settings = {
         "data": "tiny",
         "epochs": 2,
@@ -39,7 +39,7 @@ def test_the_toy_and_a_search(tmp_path, kept_threads):
     assert float(rows[-1]["entropy"]) < float(uniform[-1]["entropy"])
 
 
-def test_on_the_toy_the_advantage_tells_more_than_reinforce(kept_threads):
+def test_on_the_toy_the_advantage_tells_more_than_reinforce():
     settings = signals.Settings(samples=60, exact_samples=100, estimators=("advantage", "rloo"), toy_steps=1, way=(0,))
     (place,) = signals.places(settings)
     rows = {row["estimator"]: row for row in signals.measured(place, settings, lambda: None)}

@@ -17,13 +17,6 @@ TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-13}
 WINOGRAD_WEIGHT = 5  # times that
 
 
-@pytest.fixture(autouse=True)
-def restore_threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def run(threads, dtype, shape, ops=OPS, num_nodes=4):
     torch.set_num_threads(threads)
     torch.manual_seed(0)
