@@ -56,3 +56,11 @@ def test_wrong_arguments(ops, gates, error, text):
 def test_from_ops_takes_integers(ops):
     with pytest.raises(TypeError, match="ops must be integers"):
         Path.from_ops(ops)
+
+
+def test_what_the_backward_pass_has_to_reach():
+    path = Path.from_ops([1, 0])
+    assert [tensor.data_ptr() for tensor in path.leaves] == [path.gates.data_ptr()]
+    with_offsets = path.with_offsets()
+    gates, offsets = with_offsets.leaves
+    assert (gates.data_ptr(), offsets.data_ptr()) == (path.gates.data_ptr(), with_offsets.offsets.data_ptr())

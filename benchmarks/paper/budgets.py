@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from advnas.checkpoint import write_atomic
+from advnas.checkpoint import write_atomic, write_json
 from advnas.data import images
 from advnas.report.console import Rounds, console
 from advnas.report.numbers import duration, written
@@ -149,7 +149,7 @@ class Experiment:
             if not within.isfinite().any():
                 raise ValueError(f"limit {limit}: none of {PATHS} random cells is within it; choose a larger one")
             found[repr(limit.value)] = run.task.arch(cells[within.argmin()])
-        write_atomic(folder / "random.json", json.dumps(found, indent=2) + "\n")
+        write_json(folder / "random.json", found)
 
     def rows(self, kind: str, seed: int, folder: RunFolder) -> list[dict[str, Any]]:
         """A row for each limit of a search."""

@@ -18,7 +18,7 @@ from typing import Any
 import tyro
 import yaml
 
-from advnas.checkpoint import write_atomic
+from advnas.checkpoint import write_atomic, write_json
 from advnas.config import SearchConfig, Settings
 from advnas.report.console import Rounds, console
 from advnas.run.folder import RunFolder
@@ -175,7 +175,7 @@ def equal_time(
         epochs = {
             name: recipe.warmup_epochs + max(1, round(learning * cost[reference] / took)) for name, took in cost.items()
         }
-        write_atomic(file, json.dumps({"seconds_per_step": cost, "epochs": epochs}, indent=2) + "\n")
+        write_json(file, {"seconds_per_step": cost, "epochs": epochs})
     epochs = json.loads(file.read_text())["epochs"]
     if missing := [name for name in names if name not in epochs]:
         raise ValueError(f"{file}: was measured without {', '.join(missing)}; choose another --out")

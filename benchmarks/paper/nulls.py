@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advnas.checkpoint import write_atomic
+from advnas.checkpoint import write_atomic, write_json
 from advnas.data import images
 from advnas.halving import Contest, Halving, halve
 from advnas.report.console import Progress, Rounds, console
@@ -143,10 +143,6 @@ class Run:
             scores = torch.tensor([by_name[self.start] for by_name in found])
             drawn = drawn[scores.argsort(descending=True, stable=True)][: self.cells]
         return drawn
-
-
-def write_json(file: Path, value: dict[str, Any]) -> None:
-    write_atomic(file, json.dumps(value, indent=2) + "\n")
 
 
 def quiet() -> Any:

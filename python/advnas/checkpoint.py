@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
@@ -43,6 +44,11 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     """Write a file that is whole or not there; raises as :func:`whole`."""
     with whole(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file that is whole or not there; raises as :func:`whole`."""
+    write_atomic(path, json.dumps(value, indent=2) + "\n")
 
 
 def save(path: Path, kind: str, config: Mapping[str, Any], state: Mapping[str, Any]) -> None:

@@ -23,14 +23,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from advnas.config import SearchConfig
 from advnas.limits import Limit
 from advnas.run.watch import Watch
 from advnas.state import SearchState, sgd
 from advnas.tasks.base import Task
-from advnas.training import Training, check_finite, endless, generators, seeded
+from advnas.training import Training, check_finite, descend, endless, generators, seeded
 from advnas_ext import Path
 
 
@@ -108,12 +107,7 @@ class Contestant:
     def train_step(self, task: Task) -> None:
         loss = task.loss(self.network, next(self.batches), self.path)
         check_finite(f"training loss of {self.arch}", loss)
-        self.scaler.scale(loss).backward()
-        self.scaler.unscale_(self.optimizer)
-        clip_grad_norm_(self.network.parameters(), self.grad_clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
+        descend(loss, self.network.parameters(), self.optimizer, self.scaler, self.grad_clip)
         self.schedule.step()
         self.losses.append(loss.detach())
         self.steps += 1

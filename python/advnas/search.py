@@ -21,7 +21,7 @@ from advnas.device import HOST, Placement
 from advnas.run.watch import Watch
 from advnas.state import SearchState
 from advnas.tasks.base import Task
-from advnas.training import check_finite
+from advnas.training import check_finite, descend
 from advnas_ext import Estimator, Path
 
 
@@ -49,12 +49,7 @@ def weight_step(task: Task, state: SearchState) -> None:
     score = task.score(state.network, next(state.weight_batches), state.draw_path().detach())
     check_finite("training loss", score.loss)
     state.scores.add(score)
-    state.scaler.scale(score.loss).backward()
-    state.scaler.unscale_(state.weight_optimizer)
-    check_finite("norm of the weights' gradient", clip_grad_norm_(state.weights, state.config.grad_clip))
-    state.scaler.step(state.weight_optimizer)
-    state.scaler.update()
-    state.weight_optimizer.zero_grad()
+    descend(score.loss, state.weights, state.weight_optimizer, state.scaler, state.config.grad_clip)
     state.work += 1
 
 
@@ -90,7 +85,7 @@ def estimate(
         with torch.set_grad_enabled(estimator.needs_gate_gradients):
             loss = loss_of(path)
         if loss.requires_grad:
-            placement.backward(loss, [path.gates] if path.offsets is None else [path.gates, path.offsets])
+            placement.backward(loss, path.leaves)
         estimator.assign_grad(path, loss)
     return path
 

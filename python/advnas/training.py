@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 T = TypeVar("T")
 
@@ -44,6 +45,25 @@ def check_finite(name: str, value: Tensor | float) -> None:
         value = value.item()
     if not math.isfinite(value):
         raise FloatingPointError(f"the {name} must be finite, got {value}")
+
+
+def descend(
+    loss: Tensor, weights: Iterable[Tensor], optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, clip: float
+) -> None:
+    """A step of the weights down a loss.
+
+    Args:
+        clip: largest norm of the gradient.
+
+    Raises:
+        FloatingPointError: the norm is not finite; the weights are as they were.
+    """
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    check_finite("norm of the weights' gradient", clip_grad_norm_(weights, clip))
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad()
 
 
 class Training:

@@ -102,6 +102,11 @@ class Path:
     def picks(self) -> int:
         return self.ops.shape[1]
 
+    @property
+    def leaves(self) -> list[Tensor]:
+        """What the backward pass of an architecture step has to reach: ``loss.backward(inputs=path.leaves)``."""
+        return [self.gates] if self.offsets is None else [self.gates, self.offsets]
+
     def with_offsets(self) -> Path:
         """The same path with offsets that require a gradient."""
         return Path(

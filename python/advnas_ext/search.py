@@ -130,9 +130,7 @@ class Search:
 
     def backward(self, loss: Tensor) -> None:
         """The backward pass of an architecture step: gradients of the gates alone, none of the weights."""
-        path = self._sampled("backward")
-        inputs = [path.gates] if path.offsets is None else [path.gates, path.offsets]
-        loss.backward(inputs=inputs)
+        loss.backward(inputs=self._sampled("backward").leaves)
 
     def assign_grad(self, loss: Tensor | float, *, scale: float = 1.0, accumulate: bool = False) -> None:
         """See :meth:`advnas_ext.Estimator.assign_grad`: after the backward pass of ``loss``.

@@ -141,8 +141,7 @@ class AdvantageModule(DartsLightningModule):
     def architecture_step(self, batch: Any, batch_idx: int) -> None:
         path = self.search.sample()
         loss = _loss_of(self.training_module.training_step(batch, batch_idx))
-        inputs = [path.gates] if path.offsets is None else [path.gates, path.offsets]
-        self.manual_backward(loss, inputs=inputs)
+        self.manual_backward(loss, inputs=path.leaves)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         self.search.assign_grad(loss, scale=1.0 if scaler is None else scaler.get_scale())
         # Not by Lightning, whose scaler is for the weights.

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 from torch import Tensor
 
-from advnas.checkpoint import load, save, write_atomic
+from advnas.checkpoint import load, save, write_atomic, write_json
 from advnas.config import SearchConfig, Settings
 from advnas.tasks import TASKS, Task
 
@@ -188,7 +188,7 @@ class RunFolder:
         return result
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        write_atomic(self / "result.json", json.dumps(result, indent=2) + "\n")
+        write_json(self / "result.json", result)
 
     def write_figure(self, name: str, content: bytes | str) -> None:
         write_atomic(self / name, content)
@@ -214,7 +214,7 @@ class RunFolder:
     def write_retrained(self, history: History, result: Mapping[str, Any]) -> None:
         """Write retrain.csv and retrain.json."""
         write_csv(self / "retrain.csv", history)
-        write_atomic(self / "retrain.json", json.dumps(result, indent=2) + "\n")
+        write_json(self / "retrain.json", result)
 
 
 def first_free(wanted: Path) -> Path:
