@@ -1,5 +1,6 @@
 // The cell with autograd: what is saved, and which gradients are wanted. The work is in pass.h.
 #include <ATen/SavedTensorHooks.h>
+#include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/graph_task.h>
 
@@ -81,15 +82,24 @@ class Cell : public torch::autograd::Function<Cell> {
     TORCH_CHECK(!at::GradMode::is_enabled(),
                 "OnePathCell: double backward is not implemented; call backward without create_graph, or use "
                 "advnas_ext.reference.cell");
+    TORCH_CHECK(grads[0].layout() == at::kStrided && !at::isTensorSubclassLike(grads[0]),
+                "OnePathCell: the gradient of the output must be a dense tensor, got one of layout ", grads[0].layout(),
+                " or of a class of its own");
     const WithoutAutocast as_given;
     const auto call = c10::static_intrusive_pointer_cast<CellCall>(ctx->saved_data["call"].toCapsule());
     const variable_list saved = ctx->get_saved_variables();
+    TORCH_CHECK(!call->pass.nodes.empty(), "OnePathCell: an earlier backward pass failed; run the forward pass again");
     // Without another backward pass to come, activations are freed on the way.
     Pass pass = torch::autograd::get_current_graph_task_keep_graph() ? call->pass.copy() : std::move(call->pass);
     auto next = saved.begin();
-    const auto take = [&](Tensor& tensor) { tensor = *next++; };
-    for_inputs(pass, take);
-    if (call->saves_activations) for_activations(pass, take);
+    for_inputs(pass, [&](Tensor& tensor) { tensor = *next++; });
+    if (call->saves_activations) for_activations(pass, [&](Tensor& tensor) { tensor = *next++; });
+    // Hooks may give back other strides than they got, as save_on_cpu(pin_memory=True) does.
+    const auto as_kernels_read_it = [](Tensor& tensor) {
+      if (tensor.defined()) tensor = tensor.contiguous(at::MemoryFormat::ChannelsLast);
+    };
+    as_kernels_read_it(pass.nodes.front());
+    if (call->saves_activations) for_activations(pass, as_kernels_read_it);
     const auto wants = [&](int64_t place) { return place >= 0 && ctx->needs_input_grad(size_t(place)); };
     Wanted wanted{wants(0), wants(1), wants(call->offsets_place), {}, {}};
     for (const auto& places : call->places) {
@@ -159,10 +169,22 @@ Tensor cell(const Tensor& images, const Tensor& gates, const Tensor& gate_values
     call->offsets_place = add_input(*offsets);
   }
   const auto detached = [](const Tensor& tensor) { return tensor.defined() ? tensor.detach() : tensor; };
+  const int64_t num_gates = int64_t(pass.gates.size());
+  TORCH_CHECK_VALUE(gates.numel() == num_gates, "advnas_ext: gates and their values differ in number, ", gates.numel(), " and ",
+                    num_gates);
+  TORCH_CHECK_VALUE(!offsets || offset_targets.empty() || pass.num_offsets > 0, "advnas_ext: there are no offsets for ",
+                    offset_targets.size(), " edges");
+  for (const int64_t target : offset_targets) {
+    TORCH_CHECK_VALUE(target >= -1 && target < num_nodes, "advnas_ext: an offset of node ", target, " among ", num_nodes);
+  }
   std::vector<Piece> pieces;
   std::vector<Link> links;
   for (const auto& [given, source, target, gate] : steps) {
     TORCH_CHECK_VALUE(given != nullptr, "advnas_ext: a graph needs steps, got None");
+    TORCH_CHECK_VALUE(source >= 0 && source < target && target < num_nodes, "advnas_ext: a step from node ", source, " to ",
+                      target, " among ", num_nodes);
+    TORCH_CHECK_VALUE(gate >= -1 && gate < num_gates, "advnas_ext: the path has ", num_gates, " gates, and a step has gate ",
+                      gate);
     const Step& step = *given;
     pieces.push_back(step.piece);
     links.push_back({source, target, gate});

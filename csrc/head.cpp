@@ -32,7 +32,8 @@ class Head : public torch::autograd::Function<Head> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     TORCH_CHECK(!at::GradMode::is_enabled(), "head: double backward is not implemented; call backward without create_graph");
     const auto call = c10::static_intrusive_pointer_cast<HeadCall>(ctx->saved_data["call"].toCapsule());
-    const Tensor x = ctx->get_saved_variables()[0];
+    // Hooks may give back other strides than they got.
+    const Tensor x = ctx->get_saved_variables()[0].contiguous(at::MemoryFormat::ChannelsLast);
     const HeadGradients gradients =
         head_backward(x, grads[0].resolve_neg().contiguous(), call->norm, call->state, ctx->needs_input_grad(0));
     const auto put = [](const Tensor& parameter, const Tensor& gradient) { return parameter.defined() ? gradient : Tensor(); };

@@ -16,7 +16,8 @@ namespace {
 using at::Tensor;
 
 void check(const Convolution& convolution, const ImageShape& source, const ImageShape& target, const Tensor& x) {
-  const int64_t in = convolution.depthwise.defined() ? convolution.depthwise.size(0) : convolution.weight.size(1);
+  const Tensor &depthwise = convolution.depthwise, &weight = convolution.weight;
+  const int64_t in = depthwise.defined() ? depthwise.size(0) : weight.size(1);
   TORCH_CHECK_VALUE(source.channels == in, "advnas_ext: a convolution takes ", in, " channels, got ", source.channels);
   TORCH_CHECK_VALUE(convolution.weight.device() == x.device(), "advnas_ext: the images are on ", x.device(),
                     " and a convolution on ", convolution.weight.device(), "; move one of them with .to()");
@@ -24,8 +25,13 @@ void check(const Convolution& convolution, const ImageShape& source, const Image
   TORCH_CHECK_VALUE(convolution.statistics != Statistics::kBatch || x.size(0) * target.height * target.width != 1,
                     "OnePathCell: batch statistics need more than one value per channel, got one image of ", source.height, "x",
                     source.width, "; use more or larger images, or running statistics and eval()");
-  TORCH_CHECK_VALUE(!convolution.depthwise.defined() || convolution.weight.size(2) == 1,
-                    "advnas_ext: after a depthwise convolution comes one with size 1 and stride 1");
+  if (!depthwise.defined()) return;
+  TORCH_CHECK_VALUE(weight.size(2) == 1, "advnas_ext: after a depthwise convolution comes one with size 1 and stride 1");
+  TORCH_CHECK_VALUE(
+      depthwise.size(1) == 1 && weight.size(1) == in,
+      "advnas_ext: a depthwise convolution has a filter for each of its channels, and the one behind it takes as many, "
+      "got weights ",
+      depthwise.sizes(), " and ", weight.sizes());
 }
 
 // Of every node; refuses what does not fit.

@@ -5,6 +5,7 @@
 // advnas_ext::recurrent is what users call. Behind it, autograd calls the two passes itself, or as operators where somebody
 // traces, as torch.compile does, or counts. Their fake kernels are in python/advnas_ext/recurrent.py.
 #include <ATen/ATen.h>
+#include <ATen/SavedTensorHooks.h>
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -116,10 +117,11 @@ Backward backward(const Tensor& dout, const Tensor& given, const Tensor& h, at::
   if (on_device(x)) device.emplace(x);
 #endif
   RecurrentPass pass = pass_of(plan, h, weights, h_mask);
-  pass.pre_input = pre_input;
-  pass.states = states;
-  pass.pre = used_of(pre, length, batch, plan.width);
-  pass.out = out;
+  // Hooks may give back other strides than they got.
+  pass.pre_input = dense(pre_input);
+  pass.states = dense(states);
+  pass.pre = used_of(dense(pre), length, batch, plan.width);
+  pass.out = dense(out);
   const auto wants_weight = [&](int64_t i) {
     return std::find(wanted_weights.begin(), wanted_weights.end(), i) != wanted_weights.end();
   };
@@ -199,6 +201,7 @@ struct Call : torch::CustomClassHolder {
   Tensor gate_values, ops;                        // until they are saved
   std::vector<int64_t> kinds;
   bool whole = false, keeps_zeros = false, save = false;
+  bool shares = false;  // what it has saved with hooks, which may keep it
 };
 
 class Recurrent : public torch::autograd::Function<Recurrent> {
@@ -215,6 +218,7 @@ class Recurrent : public torch::autograd::Function<Recurrent> {
     const auto [out, pre_input, states, pre] = at::areAnyTensorSubclassLike(inputs)
                                                    ? run(operator_of("recurrent_forward", advnas::forward<false>))
                                                    : run(advnas::forward<true>);
+    call->shares = at::SavedTensorDefaultHooks::get_hooks().has_value();
     if (call->save) {
       variable_list saved{inputs[kX], inputs[kH], h_mask.value_or(Tensor()), call->gate_values, call->ops, pre_input, states,
                           pre,        out};
@@ -243,10 +247,12 @@ class Recurrent : public torch::autograd::Function<Recurrent> {
       if (wants(call->weights + i)) wanted.push_back(int64_t(i));
     }
     const auto h_mask = call->mask == 0 ? std::nullopt : std::make_optional(saved[kMask]);
+    const auto own = [&](const Tensor& tensor) { return call->shares ? tensor.clone() : tensor; };
+    const Tensor pre_input = own(saved[kPreInput]), pre = own(saved[kPre]);  // gradients may take their place
     const auto run = [&](const auto& kernel) {
       return kernel(grads[0], saved[kSavedX], saved[kSavedH], weights, h_mask, saved[kValues], saved[kOps],
-                    at::IntArrayRef(call->kinds), call->whole, call->keeps_zeros, saved[kPreInput], saved[kStates], saved[kPre],
-                    saved[kOut], wanted_inputs, at::IntArrayRef(wanted));
+                    at::IntArrayRef(call->kinds), call->whole, call->keeps_zeros, pre_input, saved[kStates], pre, saved[kOut],
+                    wanted_inputs, at::IntArrayRef(wanted));
     };
     const auto [dx, dh, dmask, sums, dweights] = at::areAnyTensorSubclassLike(saved) || at::isTensorSubclassLike(grads[0])
                                                      ? run(operator_of("recurrent_backward", advnas::backward<false>))

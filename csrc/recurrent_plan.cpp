@@ -65,7 +65,7 @@ RecurrentPlan make_plan(const Tensor& x, const Tensor& h, at::TensorList weights
                         int64_t kept) {
   const int64_t num_nodes = check(x, h, weights, h_mask, gate_values, ops, kinds, whole);
   RecurrentPlan plan;
-  const Tensor values = gate_values.detach().to(at::kDouble).contiguous(), picked = ops.contiguous();
+  const Tensor values = gate_values.detach().to(at::kDouble).resolve_neg().contiguous(), picked = ops.contiguous();
   const int64_t picks = values.size(1), num_gates = values.numel(), batch = x.size(1), units = x.size(2);
   plan.num_sums = num_gates + values.size(0);
   RecurrentNode<double> node{batch, units, kept * batch * units, 0, 1, whole, 0, 0, 0, {}};

@@ -4,6 +4,7 @@
 #include <ATen/ops/empty_like.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/impl/alloc_cpu.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <deque>
@@ -36,8 +37,13 @@ class BufferAllocator final : public c10::Allocator {
 
   void* take(size_t bytes) {
     const std::lock_guard lock(mutex_);
+    void* const data = find(bytes);
     in_use_ += bytes;
     peak_ = std::max(peak_, in_use_);
+    return data;
+  }
+
+  void* find(size_t bytes) {
     for (auto it = kept_.rbegin(); it != kept_.rend(); ++it) {  // the last returned is the warmest
       if (it->bytes != bytes) continue;
       void* const data = it->data;
@@ -45,7 +51,20 @@ class BufferAllocator final : public c10::Allocator {
       kept_.erase(std::next(it).base());
       return data;
     }
-    return c10::alloc_cpu(bytes);
+    try {
+      return c10::alloc_cpu(bytes);
+    } catch (const c10::Error&) {  // out of memory, of which some is here
+      free_down_to(0);
+      return c10::alloc_cpu(bytes);
+    }
+  }
+
+  void free_down_to(size_t bytes) {
+    while (kept_bytes_ > bytes) {
+      kept_bytes_ -= kept_.front().bytes;
+      c10::free_cpu(kept_.front().data);
+      kept_.pop_front();
+    }
   }
 
   static void give_back(void* context) {
@@ -55,11 +74,7 @@ class BufferAllocator final : public c10::Allocator {
     self.in_use_ -= lease->bytes;
     self.kept_bytes_ += lease->bytes;
     self.kept_.push_back(*lease);
-    while (self.kept_bytes_ > self.peak_) {
-      self.kept_bytes_ -= self.kept_.front().bytes;
-      c10::free_cpu(self.kept_.front().data);
-      self.kept_.pop_front();
-    }
+    self.free_down_to(self.peak_);
   }
 
   std::mutex mutex_;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/SmallVector.h>
 
 #include <algorithm>
 #include <type_traits>
@@ -67,15 +68,15 @@ void for_groups(const std::vector<Share>& shares, int64_t group, int64_t workspa
   });
 }
 
-// Pointers for one image are on the stack, since kernels are called for every image; a node has no more sources than this.
-inline constexpr size_t kMostSources = 64;
+// Pointers for one image are on the stack, since kernels are called for every image, unless a node has more sources than this.
+template <class P>
+using Pointers = c10::SmallVector<P, 64>;
 
 // The sources that a node gathers, for kernels that take one image of each. Their tensors must stay where they are.
 template <class T>
 class Gathered {
  public:
   void add(const at::Tensor& tensor, const Row& scale, Arrival arrival) {
-    TORCH_INTERNAL_ASSERT(images_.size() < kMostSources);  // run_cpu_forward() has refused more
     images_.emplace_back(tensor);
     scales_.push_back(cast<T>(scale));
     arrivals_.push_back(arrival);
@@ -86,12 +87,12 @@ class Gathered {
   // Calls body(sources of one image).
   template <class Body>
   void with_image(int64_t index, const Body& body) const {
-    const T *images[kMostSources], *scales[kMostSources];
+    Pointers<const T*> images, scales;
     for (size_t k = 0; k < images_.size(); ++k) {
-      images[k] = images_[k][index];
-      scales[k] = scales_[k].data();
+      images.push_back(images_[k][index]);
+      scales.push_back(scales_[k].data());
     }
-    body(Sources<T>{num(), images, scales, arrivals_.data()});
+    body(Sources<T>{num(), images.data(), scales.data(), arrivals_.data()});
   }
 
  private:

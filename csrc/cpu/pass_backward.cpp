@@ -200,15 +200,15 @@ class CpuBackward {
   static void sum_arriving(Arriving& arriving, const T* gradient, const ImageShape& shape, int64_t i) {
     if (arriving.partial.empty()) return;
     const int64_t num = int64_t(arriving.terms.size());
-    const T *z[kMostSources], *means[kMostSources];
-    double* s2[kMostSources];
+    Pointers<const T*> z, means;
+    Pointers<double*> s2;
     double* const s1 = arriving.partial.data() + i * (1 + num) * shape.channels;
     for (int64_t k = 0; k < num; ++k) {
-      z[k] = arriving.z[k][i];
-      means[k] = arriving.means[k].data();
-      s2[k] = s1 + (1 + k) * shape.channels;
+      z.push_back(arriving.z[k][i]);
+      means.push_back(arriving.means[k].data());
+      s2.push_back(s1 + (1 + k) * shape.channels);
     }
-    cpu::kernels<T>().node_sums(gradient, z, means, num, shape.height * shape.width, shape.channels, s1, s2);
+    cpu::kernels<T>().node_sums(gradient, z.data(), means.data(), num, shape.height * shape.width, shape.channels, s1, s2.data());
   }
 
   // Offsets of the edges into `node`, and batch norm of the convolutions that arrive: gradients of gates and parameters, and what

@@ -137,11 +137,6 @@ class CpuForward {
 }  // namespace
 
 void run_cpu_forward(Pass& pass, CpuState& state) {
-  for (int64_t node = 0; node < pass.plan.num_nodes; ++node) {
-    const size_t most = std::max(pass.plan.into[node].size(), pass.plan.out_of[node].size());
-    TORCH_CHECK_VALUE(most <= kMostSources, "advnas_ext: at most ", kMostSources,
-                      " operations may arrive at a node or leave it, got ", most, " at node ", node);
-  }
   pass.nodes[0] = pass.nodes[0].contiguous(at::MemoryFormat::ChannelsLast);
   for (const Convolution& convolution : pass.convolutions) {
     state.norms.push_back(parameters_of(convolution, convolution.weight.size(0)));

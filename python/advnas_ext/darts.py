@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -65,11 +65,12 @@ class PoolNorm(Fused, nn.Sequential):
         norm = nn.BatchNorm2d(channels, affine=False, track_running_stats=track_running_stats)
         nn.Sequential.__init__(self, pool(3, stride=stride, padding=1, **settings), norm)
         self.pool, self.stride = pool, stride
-        _add_identity(self, channels)
+        _add_constant(self, "identity", channels)
 
     def obstacle(self) -> Obstacle:
         _, layers = _POOLS[self.pool]
-        return fidelity.layers_obstacle(self, (layers[self.stride - 1], fidelity.BATCH_NORM))
+        found = fidelity.layers_obstacle(self, (layers[self.stride - 1], fidelity.BATCH_NORM))
+        return found or _constant_obstacle(self, "identity")
 
     def steps(self) -> Sequence[Step]:
         pooling, _ = _POOLS[self.pool]
@@ -118,10 +119,11 @@ class ReLUConvBN(Joining):
         super().__init__()
         norm = nn.BatchNorm2d(channels, affine=affine, track_running_stats=track_running_stats)
         self.op = nn.Sequential(nn.ReLU(), nn.Conv2d(in_channels, channels, 1, bias=False), norm)
-        _add_identity(self, channels)
+        _add_constant(self, "identity", channels)
 
     def obstacle(self) -> Obstacle:
-        return fidelity.sequence_obstacle(self.op, (fidelity.RELU, fidelity.MATRIX, fidelity.BATCH_NORM))
+        found = fidelity.sequence_obstacle(self.op, (fidelity.RELU, fidelity.MATRIX, fidelity.BATCH_NORM))
+        return found or _constant_obstacle(self, "identity")
 
     @property
     def norm(self) -> nn.BatchNorm2d:
@@ -155,15 +157,13 @@ class FactorizedReduce(Joining):
         self.conv_1 = nn.Conv2d(in_channels, channels // 2, 1, stride=2, bias=False)
         self.conv_2 = nn.Conv2d(in_channels, channels // 2, 1, stride=2, bias=False)
         self.bn = nn.BatchNorm2d(channels, affine=affine, track_running_stats=track_running_stats)
-        _add_identity(self, channels)
-        # A depthwise convolution with it takes the pixel below on the right.
-        shift = torch.zeros(in_channels, 1, 3, 3)
-        shift[:, :, 2, 2] = 1
-        self.register_buffer("shift", shift, persistent=False)
+        _add_constant(self, "identity", channels)
+        _add_constant(self, "shift", in_channels)
 
     def obstacle(self) -> Obstacle:
         halving = fidelity.HALVING_MATRIX
-        return fidelity.layers_obstacle(self, (fidelity.RELU, halving, halving, fidelity.BATCH_NORM))
+        found = fidelity.layers_obstacle(self, (fidelity.RELU, halving, halving, fidelity.BATCH_NORM))
+        return found or _constant_obstacle(self, "identity") or _constant_obstacle(self, "shift")
 
     @property
     def norm(self) -> nn.BatchNorm2d:
@@ -185,10 +185,46 @@ class FactorizedReduce(Joining):
         return self.bn(torch.cat([self.conv_1(x), self.conv_2(odd)], 1))
 
 
-def _add_identity(module: nn.Module, channels: int) -> None:
+def _identity(channels: int, **kind: Any) -> Tensor:
     """Of :func:`native.normalisation`."""
-    identity = torch.eye(channels).view(channels, channels, 1, 1)
-    module.register_buffer("identity", identity, persistent=False)
+    return torch.eye(channels, **kind).view(channels, channels, 1, 1)
+
+
+def _shift(channels: int, **kind: Any) -> Tensor:
+    """A depthwise convolution with it takes the pixel below on the right."""
+    weight = torch.zeros(channels, 1, 3, 3, **kind)
+    weight[:, :, 2, 2] = 1
+    return weight
+
+
+_CONSTANTS = {"identity": _identity, "shift": _shift}
+
+
+def _add_constant(module: nn.Module, name: str, channels: int) -> None:
+    """A buffer that always holds the same, and is where and of what type the module is."""
+    module.register_buffer(name, _CONSTANTS[name](channels), persistent=False)
+
+
+def _constant_obstacle(module: nn.Module, name: str) -> Obstacle:
+    """Makes a constant anew where something else is in its place: ``to_empty`` leaves anything there, and no checkpoint has it."""
+    own = module.__dict__
+    buffer, seen = own["_buffers"][name], own.setdefault("_seen", {})
+    known, version = seen.get(name, (None, 0))
+    if known is buffer and version == _version(buffer):
+        return None
+    if buffer.is_meta:
+        return f"has its {name} on meta"
+    with torch.inference_mode(False):
+        wanted = _CONSTANTS[name](len(buffer), dtype=buffer.dtype, device=buffer.device)
+    if not torch.equal(buffer, wanted):
+        own["_buffers"][name] = buffer = wanted
+    seen[name] = buffer, _version(buffer)
+    return None
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it was changed; 0 where that is not counted."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def candidate(name: str, channels: int, stride: int, affine: bool, track: bool) -> nn.Module:

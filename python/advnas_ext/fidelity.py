@@ -141,7 +141,29 @@ CONVOLUTION = convolution(1)
 def depthwise(settings: tuple[int, int, int]) -> Layer:
     """A convolution of each channel by itself, of so many channels, a dilation and a stride."""
     channels, dilation, stride = settings
-    return Layer(nn.Conv2d, functools.partial(_convolution_obstacle, wanted=stride, dilation=dilation, groups=channels))
+
+    def obstacle(own: Settings) -> Obstacle:
+        found = _convolution_obstacle(own, stride, dilation, channels)
+        if found is None and own["_parameters"]["weight"].shape[:2] != (channels, 1):
+            return (
+                f"has a weight {list(own['_parameters']['weight'].shape)}, not a filter for each of {channels} channels"
+            )
+        return found
+
+    return Layer(nn.Conv2d, obstacle)
+
+
+@remembered
+def pointwise(channels: int) -> Layer:
+    """A 1x1 convolution behind a depthwise one of so many channels."""
+
+    def obstacle(own: Settings) -> Obstacle:
+        found = _pointwise_obstacle(own)
+        if found is None and own["_parameters"]["weight"].size(1) != channels:
+            return f"takes {own['_parameters']['weight'].size(1)} channels, not {channels}"
+        return found
+
+    return Layer(nn.Conv2d, obstacle)
 
 
 def _pointwise_obstacle(own: Settings, wanted: int = 1) -> Obstacle:
@@ -155,7 +177,6 @@ def _matrix_obstacle(own: Settings, wanted: int) -> Obstacle:
     return _pointwise_obstacle(own, wanted) or ("has a bias" if own["_parameters"]["bias"] is not None else None)
 
 
-POINTWISE = Layer(nn.Conv2d, _pointwise_obstacle)  # behind a depthwise one
 # Nothing but a matrix, of which the executor may take parts.
 MATRIX, HALVING_MATRIX = (Layer(nn.Conv2d, functools.partial(_matrix_obstacle, wanted=stride)) for stride in (1, 2))
 
@@ -172,11 +193,17 @@ LINEAR = Layer(nn.Linear, _linear_obstacle)
 GLOBAL_MEAN = Layer(nn.AdaptiveAvgPool2d, _only({"output_size": 1}))
 
 
+_METHODS = ("forward", "_conv_forward", "_call_impl", "_check_input_dim")
+
+
 def hooks_obstacle(own: Settings) -> Obstacle:
     """The obstacle of a module that has hooks, or a ``forward`` that is not its class's."""
     if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
         return "has hooks"
-    return "has a forward of its own" if "forward" in own else None
+    for method in _METHODS:
+        if method in own:
+            return f"has a {method} of its own"
+    return None
 
 
 def layers_obstacle(container: nn.Module, layers: Sequence[Layer]) -> Obstacle:
@@ -217,10 +244,16 @@ _KINDS = (
 )
 _FUNCTIONS = (
     *((kind, "forward") for kind in _KINDS),
+    (nn.Conv2d, "_conv_forward"),
     *((nn.Module, name) for name in ("__call__", "_call_impl")),
     *((F, name) for name in ("relu", "conv2d", "batch_norm", "avg_pool2d", "max_pool2d", "linear")),
 )
-_ORIGINALS = tuple((owner, name, getattr(owner, name)) for owner, name in _FUNCTIONS)
+_ORIGINALS: list[tuple[Any, str, Any]] = [(owner, name, getattr(owner, name)) for owner, name in _FUNCTIONS]
+
+
+def stands_for(owner: type, name: str) -> None:
+    """Says that the executor stands for a method of a class, as the class has it now."""
+    _ORIGINALS.append((owner, name, getattr(owner, name)))
 
 
 is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # old versions

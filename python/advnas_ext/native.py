@@ -178,6 +178,10 @@ def _with_baselines(gates: Tensor) -> Tensor:
 class Fused(nn.Module, ABC):
     """An operation that the executor runs as native steps in place of ``forward``."""
 
+    def __init_subclass__(cls) -> None:
+        if cls.__module__.startswith(f"{__package__}."):  # of others ``overrides`` is asked
+            fidelity.stands_for(cls, "forward")
+
     @abstractmethod
     def obstacle(self) -> Obstacle:
         """What in the operation's layers the steps do not stand for."""
@@ -261,12 +265,17 @@ def _overrides_forward(kind: type[Block]) -> bool:
 
 def run_if_native(blocks: Sequence[Block], x: Tensor, path: Path | None) -> Tensor | None:
     """The output of the blocks, one after the other, as one graph; None where something keeps it from running natively."""
-    if not runs_natively(x) or not all(noticed(block, block.obstacle(path)) for block in blocks):
+    if not runs_natively(x) or not all(noticed(block, block.obstacle(path)) for block in blocks) or is_offset(path):
         return None
     graph, node = Graph(), 0
     for block in blocks:
         node = block.add_to(graph, node, path)
     return graph.run(x, path)
+
+
+def is_offset(path: Path | None) -> bool:
+    """Whether somebody gave offsets other values than 0, which the kernels do not add."""
+    return path is not None and path.offsets is not None and bool(path.offsets.count_nonzero())
 
 
 _NO_GATES = torch.empty(0, device="cpu")

@@ -150,7 +150,7 @@ class SeparableConv(Fused):
     def obstacle(self) -> Obstacle:
         layers = []
         for kind in self._kinds:
-            layers += [fidelity.RELU, fidelity.depthwise(kind), fidelity.POINTWISE, fidelity.BATCH_NORM]
+            layers += [fidelity.RELU, fidelity.depthwise(kind), fidelity.pointwise(kind[0]), fidelity.BATCH_NORM]
         return fidelity.sequence_obstacle(self._modules["op"], layers)  # type: ignore[arg-type]
 
     def steps(self) -> Sequence[Step]:

@@ -131,7 +131,7 @@ class _RecurrentCell(nn.Module, ABC):
         self, x: Tensor, path: Path, h: Tensor, x_mask: Tensor | None, h_mask: Tensor | None
     ) -> tuple[Tensor, Tensor] | None:
         """The same by the native executor; None where something keeps it from that."""
-        if not (native.runs_natively(x) and native.noticed(self, self.obstacle())):
+        if not (native.runs_natively(x) and native.noticed(self, self.obstacle())) or native.is_offset(path):
             return None
         weights, dtype = list(self.weights), native.autocast_type(x)
         if dtype is not None:
