@@ -1,6 +1,5 @@
 // The cell with autograd: what is saved, and which gradients are wanted. The work is in pass.h.
 #include <ATen/SavedTensorHooks.h>
-#include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/graph_task.h>
 
@@ -82,9 +81,10 @@ class Cell : public torch::autograd::Function<Cell> {
     TORCH_CHECK(!at::GradMode::is_enabled(),
                 "OnePathCell: double backward is not implemented; call backward without create_graph, or use "
                 "advnas_ext.reference.cell");
-    TORCH_CHECK(grads[0].layout() == at::kStrided && !at::isTensorSubclassLike(grads[0]),
-                "OnePathCell: the gradient of the output must be a dense tensor, got one of layout ", grads[0].layout(),
-                " or of a class of its own");
+    constexpr c10::DispatchKeySet kBatched({c10::DispatchKey::Batched, c10::DispatchKey::FuncTorchBatched});
+    TORCH_CHECK(grads[0].layout() == at::kStrided && !grads[0].key_set().has_any(kBatched),
+                "OnePathCell: the gradient of the output must be a dense tensor and not a batch of gradients, got layout ",
+                grads[0].layout());
     const WithoutAutocast as_given;
     const auto call = c10::static_intrusive_pointer_cast<CellCall>(ctx->saved_data["call"].toCapsule());
     const variable_list saved = ctx->get_saved_variables();

@@ -462,7 +462,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(lab, folder, table, tmp_path, a
     short = tmp_path / "short.csv"
     short.write_text("".join(line for line in table.read_text().splitlines(keepends=True)[:1]))
     with short.open("a") as file:
-        file.writelines(f"0,{NASBENCH201.format(torch.full((6,), op))},90,1\n" for op in (1, 2, 3))
+        file.writelines(f"{op},{NASBENCH201.format(torch.full((6,), op))},90,1\n" for op in (1, 2, 3))
     files = set(folder.rglob("*"))
     names = {"FOLDER": folder, "TABLE": table, "SHORT": short}
     for name, path in names.items():

@@ -207,7 +207,7 @@ def test_a_front(advnas, tmp_path, monkeypatch):
             ["search", "--max-flops", "60 apples"],
             "max_flops: must be a number above 0, with k, K, M, G or nothing behind it",
         ),
-        (["search", "--max-flops", "1k"], "max_flops: must be at least that of the cheapest cell, 468.6k, got 1k"),
+        (["search", "--max-flops", "1k"], "max_flops: must be at least that of the cheapest cell, 468.7k, got 1k"),
         (["search", "--max-latency", "15ms"], "max_latency: needs latencies, a file with measured ones"),
         (["search", "--max-latency", "1s", "--latencies", "none.csv"], "none.csv: no such file of latencies"),
         (

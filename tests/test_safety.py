@@ -129,7 +129,7 @@ def test_a_backward_pass_after_one_that_failed(wrong, close):
     y = cell(x, path)
     batched = wrong == "batched"
     gradient = torch.ones(3, *y.shape) if batched else torch.ones_like(y).to_sparse()
-    with pytest.raises(RuntimeError, match="the gradient of the output must be a dense tensor"):
+    with pytest.raises(RuntimeError, match="the gradient of the output must be a dense tensor and not a batch"):
         torch.autograd.grad(y, x, gradient, is_grads_batched=batched)
     (found,) = torch.autograd.grad(y.sum(), x)
     close(found, expected)

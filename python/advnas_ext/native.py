@@ -274,7 +274,9 @@ def run_if_native(blocks: Sequence[Block], x: Tensor, path: Path | None) -> Tens
 
 
 def is_offset(path: Path | None) -> bool:
-    """Whether somebody gave offsets other values than 0, which the kernels do not add."""
+    """Whether somebody gave offsets other values than 0, which the kernels do not add. A graph of torch.compile cannot ask."""
+    if torch.compiler.is_compiling():
+        return False
     return path is not None and path.offsets is not None and bool(path.offsets.count_nonzero())
 
 
