@@ -178,7 +178,8 @@ def _with_baselines(gates: Tensor) -> Tensor:
 class Fused(nn.Module, ABC):
     """An operation that the executor runs as native steps in place of ``forward``."""
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, **settings: object) -> None:
+        super().__init_subclass__(**settings)
         if cls.__module__.startswith(f"{__package__}."):  # of others ``overrides`` is asked
             fidelity.stands_for(cls, "forward")
 
