@@ -11,7 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
-from advnas import search
+from advnas import quickstart, search
 from advnas.run import search as run
 from advnas.run.folder import RunFolder
 from advnas.run.watch import Interrupted, Watch
@@ -207,6 +207,12 @@ def test_nothing_is_made_for_a_run_that_cannot_start(config, tmp_path):
         run.start(ImageSearchConfig(**{**config.to_dict(), "data": "nothing"}))
     with pytest.raises(ValueError, match="estimator_settings"):
         run.start(ImageSearchConfig(**{**config.to_dict(), "estimator_settings": {"no": 1}}))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_quick_start_without_its_data_leaves_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        quickstart.main(out=tmp_path / "run", data_dir=tmp_path / "none")
     assert os.listdir(tmp_path) == []
 
 

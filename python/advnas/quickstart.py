@@ -21,7 +21,7 @@ from advnas.report.console import console as new_console
 from advnas.report.console import table as new_table
 from advnas.report.numbers import duration, interval, paired_difference
 from advnas.run import retrain, search
-from advnas.run.folder import RunFolder, first_free
+from advnas.run.folder import RunFolder, numbered
 from advnas.run.watch import Interrupted
 from advnas.spaces import SPACES
 from advnas.tables import Table
@@ -81,13 +81,18 @@ def main(
     """
     console = new_console()
     if data_dir is not None:
-        on_cifar(data_dir, table, first_free(out or Path("runs/cifar10")), seed, threads, console)
+        on_cifar(data_dir, table, free(out or Path("runs/cifar10")), seed, threads, console)
     elif table is not None:
         raise ValueError(
             "table: judges a search on CIFAR-10; give its folder with --data-dir (make search DATA_DIR=...)"
         )
     else:
-        on_clutter(first_free(out or Path("runs/clutter")), seed, threads, console)
+        on_clutter(free(out or Path("runs/clutter")), seed, threads, console)
+
+
+def free(out: Path) -> Path:
+    """Not made yet: the search may be refused."""
+    return next(path for path in numbered(out) if not path.exists())
 
 
 def on_cifar(

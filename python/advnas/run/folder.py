@@ -7,7 +7,7 @@ import io
 import itertools
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -220,14 +220,21 @@ class RunFolder:
 def first_free(wanted: Path) -> Path:
     """Make the first folder PATH, PATH-2, PATH-3, ... that nobody else has made, others that start at once included."""
     wanted.parent.mkdir(parents=True, exist_ok=True)
-    names = itertools.chain([wanted.name], (f"{wanted.name}-{number}" for number in itertools.count(2)))
+    paths = numbered(wanted)
     while True:
-        path = wanted.with_name(next(names))
+        path = next(paths)
         try:
             path.mkdir()
         except FileExistsError:
             continue
         return path
+
+
+def numbered(wanted: Path) -> Iterator[Path]:
+    """PATH, PATH-2, PATH-3, ..."""
+    yield wanted
+    for number in itertools.count(2):
+        yield wanted.with_name(f"{wanted.name}-{number}")
 
 
 def task_named_in(file: Path) -> str | None:
