@@ -92,14 +92,17 @@ class Cell : public torch::autograd::Function<Cell> {
     // Without another backward pass to come, activations are freed on the way.
     Pass pass = torch::autograd::get_current_graph_task_keep_graph() ? call->pass.copy() : std::move(call->pass);
     auto next = saved.begin();
-    for_inputs(pass, [&](Tensor& tensor) { tensor = *next++; });
-    if (call->saves_activations) for_activations(pass, [&](Tensor& tensor) { tensor = *next++; });
-    // Hooks may give back other strides than they got, as save_on_cpu(pin_memory=True) does.
-    const auto as_kernels_read_it = [](Tensor& tensor) {
-      if (tensor.defined()) tensor = tensor.contiguous(at::MemoryFormat::ChannelsLast);
-    };
-    as_kernels_read_it(pass.nodes.front());
-    if (call->saves_activations) for_activations(pass, as_kernels_read_it);
+    const auto take = [&](Tensor& tensor) { tensor = *next++; };
+    for_inputs(pass, take);
+    if (call->saves_activations) {
+      for_activations(pass, take);
+      // Hooks may give back other strides than they got, as save_on_cpu(pin_memory=True) does.
+      const auto order = [](Tensor& tensor) {
+        if (tensor.defined()) tensor = tensor.contiguous(at::MemoryFormat::ChannelsLast);
+      };
+      order(pass.nodes.front());
+      for_activations(pass, order);
+    }
     const auto wants = [&](int64_t place) { return place >= 0 && ctx->needs_input_grad(size_t(place)); };
     Wanted wanted{wants(0), wants(1), wants(call->offsets_place), {}, {}};
     for (const auto& places : call->places) {

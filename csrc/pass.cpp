@@ -19,8 +19,8 @@ void check(const Convolution& convolution, const ImageShape& source, const Image
   const Tensor &depthwise = convolution.depthwise, &weight = convolution.weight;
   const int64_t in = depthwise.defined() ? depthwise.size(0) : weight.size(1);
   TORCH_CHECK_VALUE(source.channels == in, "advnas_ext: a convolution takes ", in, " channels, got ", source.channels);
-  TORCH_CHECK_VALUE(convolution.weight.device() == x.device(), "advnas_ext: the images are on ", x.device(),
-                    " and a convolution on ", convolution.weight.device(), "; move one of them with .to()");
+  TORCH_CHECK_VALUE(weight.device() == x.device(), "advnas_ext: the images are on ", x.device(), " and a convolution on ",
+                    weight.device(), "; move one of them with .to()");
   check_rows(convolution, target.channels, x.device());
   TORCH_CHECK_VALUE(convolution.statistics != Statistics::kBatch || x.size(0) * target.height * target.width != 1,
                     "OnePathCell: batch statistics need more than one value per channel, got one image of ", source.height, "x",

@@ -218,8 +218,8 @@ class Recurrent : public torch::autograd::Function<Recurrent> {
     const auto [out, pre_input, states, pre] = at::areAnyTensorSubclassLike(inputs)
                                                    ? run(operator_of("recurrent_forward", advnas::forward<false>))
                                                    : run(advnas::forward<true>);
-    call->shares = at::SavedTensorDefaultHooks::get_hooks().has_value();
     if (call->save) {
+      call->shares = at::SavedTensorDefaultHooks::get_hooks().has_value();
       variable_list saved{inputs[kX], inputs[kH], h_mask.value_or(Tensor()), call->gate_values, call->ops, pre_input, states,
                           pre,        out};
       saved.insert(saved.end(), weights.begin(), weights.end());

@@ -97,7 +97,7 @@ def kept_threads() -> Iterator[None]:
 
 
 @pytest.fixture
-def one_thread(kept_threads: None) -> None:
+def one_thread() -> None:
     torch.set_num_threads(1)
 
 

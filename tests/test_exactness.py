@@ -26,12 +26,7 @@ RUNS = [
 each_run = pytest.mark.parametrize("op, winograd", RUNS, ids=[f"{op} winograd {w}" for op, w in RUNS])
 each_width = pytest.mark.parametrize("channels", [3, 16, 17, 32, 64])
 each_kind = pytest.mark.parametrize("kind", KINDS)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """So small tensors are slower with more."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")  # small tensors are slower with more
 
 
 def make_input(shape, kind, scale):

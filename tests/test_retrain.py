@@ -186,13 +186,12 @@ def test_a_loss_that_is_no_number_stops_it(config):
     assert all(math.isfinite(value.sum().item()) for value in good.values())
 
 
-def test_the_folder_that_it_made_is_in_the_command_that_goes_on(config, tmp_path, monkeypatch):
+def test_the_folder_that_it_made_is_in_the_command_that_goes_on(config, tmp_path, monkeypatch, interrupt):
     monkeypatch.chdir(tmp_path)
     unnamed = ImageRetrainConfig(**{**config.to_dict(), "out": None, "epochs": 1})
-    with monkeypatch.context() as patched:
-        patched.setattr(Watch, "after_step", lambda watch: (_ for _ in ()).throw(Interrupted(watch.go_on)))
-        with pytest.raises(Interrupted, match=r"^the command --out runs/digits-retrain-seed0$"):
-            retrain.start(unnamed, command="the command")
+    interrupt(RetrainState, 0, 1)
+    with pytest.raises(Interrupted, match=r"go on with: the command --out runs/digits-retrain-seed0$"):
+        retrain.start(unnamed, command="the command")
     with pytest.raises(ValueError, match=r"resume: needs the folder .* add --out FOLDER"):
         retrain.start(unnamed, go_on=True)
     assert os.listdir(tmp_path / "runs") == ["digits-retrain-seed0"]

@@ -25,8 +25,6 @@ from advnas.checkpoint import write_atomic
 from advnas.data import images
 from advnas.report.figures import COLOURS, plain, svg
 from advnas.run.folder import write_csv
-from advnas.spaces.nasbench201 import NASBENCH201
-from advnas.tables import Table
 from advnas.tasks.image import ImageSearchConfig
 from benchmarks.paper import jobs
 from benchmarks.paper.jobs import Job, WarmStarted, parsed
@@ -170,7 +168,7 @@ def draw(trials: Mapping[str, list[list[dict[str, float]]]]) -> bytes:
 def main(settings: Settings) -> None:
     torch.set_num_threads(1)
     images.load(settings.data, settings.data_dir)  # says what is missing before anything runs
-    Table.load(settings.table, NASBENCH201)
+    jobs.referee(settings.table)
     experiment = Experiment(settings)
     report(settings, experiment.recipe, experiment.go())
 

@@ -29,7 +29,6 @@ from advnas.analysis.rank import Ranked
 from advnas.report.console import Rounds, console, print_table
 from advnas.run.folder import write_csv
 from advnas.spaces.nasbench201 import NASBENCH201
-from advnas.tables import Table
 from advnas.tasks.image import ImageSearchConfig, ImageTask
 from advnas.training import seeded
 from advnas.untrained import promises
@@ -121,7 +120,7 @@ class Settings:
 
 
 def main(settings: Settings) -> None:
-    table = Table.load(settings.table, NASBENCH201)
+    table = jobs.referee(settings.table)
     column = NASBENCH201.columns[0]
     task = ImageTask(ImageSearchConfig(data=settings.data, data_dir=settings.data_dir, seed=settings.seed))
     generator = torch.Generator().manual_seed(settings.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -127,3 +128,19 @@ def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     rows = pixels.reshape(batch, height, width * channels).float()
     normal = torch.addcmul((-mean / std).repeat(width), rows, (1 / (255 * std)).repeat(width))
     return normal.reshape(pixels.shape).permute(0, 3, 1, 2)
+
+
+def split_classes(labels: Tensor, seed: int, share: Callable[[int], int]) -> tuple[Tensor, Tensor]:
+    """Indices of some images of each class, drawn, and of the rest; both ascending.
+
+    Args:
+        labels: int64 [count].
+        share: how many of so many images of a class, which are asked for in their order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        members = torch.nonzero(labels == label).flatten()
+        shuffled = members[torch.randperm(len(members), generator=generator)]
+        drawn[shuffled[: share(len(members))]] = True
+    return torch.nonzero(drawn).flatten(), torch.nonzero(~drawn).flatten()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advnas.data.images.base import ImageData, Images, normalise
+from advnas.data.images.base import ImageData, Images, normalise, split_classes
 
 
 def split_halves(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -16,17 +16,16 @@ def split_halves(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
     Every class is split in two, up to one image; the order within a half is by index.
     """
-    generator = torch.Generator().manual_seed(seed)
-    in_first = torch.zeros(len(labels), dtype=torch.bool)
     odd_classes = 0
-    for label in labels.unique():
-        members = torch.nonzero(labels == label).flatten()
-        shuffled = members[torch.randperm(len(members), generator=generator)]
-        # The odd images go to the halves in turn, the first one to the weights.
-        half = (len(shuffled) + (odd_classes + 1) % 2) // 2
-        odd_classes += len(shuffled) % 2
-        in_first[shuffled[:half]] = True
-    return torch.nonzero(in_first).flatten(), torch.nonzero(~in_first).flatten()
+
+    def half(count: int) -> int:
+        """The odd images go to the halves in turn, the first one to the weights."""
+        nonlocal odd_classes
+        first = (count + (odd_classes + 1) % 2) // 2
+        odd_classes += count % 2
+        return first
+
+    return split_classes(labels, seed, half)
 
 
 def size_of_next(left: int, size: int) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from advnas.data.images.base import Augment, ImageData, Images, pixel_statistics
+from advnas.data.images.base import Augment, ImageData, Images, pixel_statistics, split_classes
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 TEST_FOLDERS = ("test", "val", "valid")
@@ -51,19 +51,8 @@ def _without_split(folder: Path) -> ImageData:
     if min(torch.bincount(labels).tolist()) < 2:
         raise ValueError(f"{folder}: needs at least 2 images of every class, to hold some out for the test")
     pixels = _decode(files, _size(files[0]))
-    test, train = _held_out(labels, len(classes))
+    test, train = split_classes(labels, 0, lambda count: max(1, round(TEST_SHARE * count)))
     return _data(Images(pixels[train], labels[train]), Images(pixels[test], labels[test]), classes)
-
-
-def _held_out(labels: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Places of ``TEST_SHARE`` of each class, at least one, and of the rest."""
-    generator = torch.Generator().manual_seed(0)
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
-    for label in range(classes):
-        members = (labels == label).nonzero()[:, 0]
-        count = max(1, round(TEST_SHARE * len(members)))
-        held_out[members[torch.randperm(len(members), generator=generator)[:count]]] = True
-    return held_out.nonzero()[:, 0], (~held_out).nonzero()[:, 0]
 
 
 def _data(train: Images, test: Images, classes: tuple[str, ...]) -> ImageData:
