@@ -191,6 +191,7 @@ def test_a_front(advnas, tmp_path, monkeypatch):
         (["search", "--data", "cifar10"], "data_dir"),
         (["search", "--table", "none.csv"], "none.csv: no such table"),
         (["search", "--config", "none.yaml"], "none.yaml: no such configuration file"),
+        (["search", "--config", "~nobody-here/none.yaml"], "~nobody-here/none.yaml: no such configuration file"),
         (["search", "--config", "odd.yaml"], "odd.yaml: unknown setting 'epoch'; did you mean epochs?"),
         (["search", "--resume", "nothing"], "nothing: not the folder of a search"),
         (["search", "--resume", "nothing", "--seed", "3"], "--resume takes every setting from the run folder"),
@@ -222,6 +223,7 @@ def test_a_front(advnas, tmp_path, monkeypatch):
         (["query", "table.csv", "--top", "1", "--by", "speed"], "has no column 'speed'"),
         (["query", "table.csv", "--arch", CELL.replace("none", "nothing")], "unknown operation 'nothing'"),
         (["query", "none.csv", "--top", "1"], "none.csv: no such table"),
+        (["query", "~nobody-here/none.csv", "--top", "1"], "~nobody-here/none.csv: no such table"),
         (["fly"], "no such command; choose among search, retrain, query, table, analysis, info"),
     ],
 )

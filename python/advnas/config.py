@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 from pydantic_core import to_jsonable_python
 from typing_extensions import Self
 
+from advnas.files import at_home
 from advnas.report.numbers import quantity
 from advnas.spaces import SPACES
 from advnas_ext import ESTIMATORS
@@ -36,18 +37,18 @@ def located(names: Mapping[str, object]) -> Callable[[str], str]:
     """A data set: a name stays, a folder becomes an absolute path, so that a run can go on from anywhere."""
 
     def locate(name: str) -> str:
-        folder = Path(name).expanduser()
+        folder = at_home(name)
         return str(folder.absolute()) if name not in names and folder.is_dir() else name
 
     return locate
 
 
 def absolute(path: Path | None) -> Path | None:
-    return None if path is None else path.expanduser().absolute()
+    return None if path is None else at_home(path).absolute()
 
 
 def expanded(path: Path | None) -> Path | None:
-    return None if path is None else path.expanduser()
+    return None if path is None else at_home(path)
 
 
 def several(value: object) -> object:
@@ -138,7 +139,7 @@ class Settings:
             FileNotFoundError: there is no such file.
             ValueError: it is not a YAML mapping of settings, or holds one that is not acceptable.
         """
-        path = path.expanduser()
+        path = at_home(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such configuration file")
         try:

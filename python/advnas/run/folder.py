@@ -18,6 +18,7 @@ from torch import Tensor
 
 from advnas.checkpoint import load, save, write_atomic, write_json
 from advnas.config import SearchConfig, Settings
+from advnas.files import at_home
 from advnas.tasks import TASKS, Task
 
 if TYPE_CHECKING:
@@ -240,7 +241,7 @@ def numbered(wanted: Path) -> Iterator[Path]:
 def task_named_in(file: Path) -> str | None:
     """The task that a YAML file of settings names, if it is such a file and names one."""
     try:
-        settings = yaml.safe_load(file.expanduser().read_text("utf-8"))
+        settings = yaml.safe_load(at_home(file).read_text("utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return None  # whoever reads the settings says what is wrong
     task = settings.get("task") if isinstance(settings, dict) else None

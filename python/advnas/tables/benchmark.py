@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from advnas.files import at_home
 from advnas.tables import parquet
 from advnas.tables.blocks import Block, Blocks, Number
 from advnas.tables.parquet import ARCH, INDEX
@@ -68,7 +69,7 @@ class Benchmark:
     tested: tuple[str, ...] = ("cifar10", "cifar100", "ImageNet16-120")  # the data sets whose test is printed
 
     def __init__(self, path: Path) -> None:
-        self.path = Path(path).expanduser()
+        self.path = at_home(path)
         self._blocks = Blocks(self.path)
         self.name, self.hps = self._blocks.about["benchmark"], tuple(self._blocks.about["hps"])
         if not self.hps:
@@ -328,7 +329,7 @@ KINDS: dict[str, type[NasBench201 | NatsTopology]] = {
 
 def open_benchmark(path: Path) -> NasBench201 | NatsTopology:
     """The benchmark that a Parquet file holds; raises as :class:`Benchmark`."""
-    path = Path(path).expanduser()
+    path = at_home(path)
     name = parquet.metadata(parquet.opened(path), path)["benchmark"]
     return KINDS.get(name, NasBench201)(path)
 

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 from rich.console import Console
 
 from advnas.checkpoint import whole
+from advnas.files import at_home
 from advnas.report.console import Rounds
 from advnas.tables import sources
 from advnas.tables.parquet import ARCH, INDEX, MAGIC, Writer, write_rows
@@ -38,7 +39,7 @@ def convert(source: Path, dest: Path, space: Any, console: Console) -> dict[str,
         ValueError: the source is nothing that is known, or damaged; or DEST does not end with ``.parquet``.
         OSError: DEST cannot be written.
     """
-    source, dest = source.expanduser(), dest.expanduser()
+    source, dest = at_home(source), at_home(dest)
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
     if dest.suffix != ".parquet":

@@ -14,6 +14,7 @@ from typing import TypeAlias
 import numpy as np
 import pyarrow as pa
 
+from advnas.files import at_home
 from advnas.spaces import SPACES, Space
 from advnas.tables import parquet
 from advnas.tables.parquet import ARCH, INDEX
@@ -81,7 +82,7 @@ class Table:
             ValueError: no table knows the space, the file is not such a table, a row is incomplete or has no number where one
                 belongs, or a cell is there twice; with the line.
         """
-        path = Path(path).expanduser()
+        path = at_home(path)
         if space is not None and not space.columns:
             raise ValueError(f"{path}: there are no tables of the space {space.name}; leave --table out")
         if not path.is_file():

@@ -11,6 +11,7 @@ from pathlib import Path
 from advnas.data.text import tiny
 from advnas.data.text.corpus import Corpus, load_folder
 from advnas.data.text.windows import TextBatch, Windows
+from advnas.files import at_home
 
 # name -> loader(data_dir)
 TEXTS: dict[str, Callable[[Path | None], Corpus]] = {
@@ -32,12 +33,12 @@ def load(name: str, data_dir: Path | None = None) -> Corpus:
     """
     if name in TEXTS:
         return TEXTS[name](data_dir)
-    if not Path(name).expanduser().is_dir():
+    if not at_home(name).is_dir():
         raise FileNotFoundError(
             f"data: must be one of {', '.join(TEXTS)}, or a folder with train.txt, valid.txt and test.txt; there is no "
             f"folder {name}"
         )
-    return load_folder(Path(name).expanduser())
+    return load_folder(at_home(name))
 
 
 __all__ = ["TEXTS", "Corpus", "TextBatch", "Windows", "load"]
