@@ -57,7 +57,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = Path(path).expanduser()
+        self.path = at_home(path)
 
     @classmethod
     def new(cls, out: Path | None, name: str) -> RunFolder:
@@ -84,7 +84,7 @@ class RunFolder:
         Raises:
             ValueError: ``path`` is another file.
         """
-        path = path.expanduser()
+        path = at_home(path)
         if not path.is_file():
             return cls(path)
         folder = cls(path.absolute().parent.parent)

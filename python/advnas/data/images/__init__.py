@@ -11,6 +11,7 @@ from pathlib import Path
 from advnas.data.images import cifar, clutter, digits, folder
 from advnas.data.images.base import Augment, ImageData, Images
 from advnas.data.images.batches import Batches, Evaluation, split_halves
+from advnas.files import at_home
 
 # name -> loader(data_dir)
 DATA: dict[str, Callable[[Path | None], ImageData]] = {
@@ -34,11 +35,12 @@ def load(name: str, data_dir: Path | None = None) -> ImageData:
     """
     if name in DATA:
         return DATA[name](data_dir)
-    if not Path(name).expanduser().is_dir():
+    images = at_home(name)
+    if not images.is_dir():
         raise FileNotFoundError(
             f"data: must be one of {', '.join(DATA)}, or a folder of images; there is no folder {name}"
         )
-    return folder.load(Path(name).expanduser())
+    return folder.load(images)
 
 
 __all__ = ["DATA", "Augment", "Batches", "Evaluation", "ImageData", "Images", "load", "split_halves"]

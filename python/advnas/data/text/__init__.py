@@ -33,12 +33,13 @@ def load(name: str, data_dir: Path | None = None) -> Corpus:
     """
     if name in TEXTS:
         return TEXTS[name](data_dir)
-    if not at_home(name).is_dir():
+    texts = at_home(name)
+    if not texts.is_dir():
         raise FileNotFoundError(
             f"data: must be one of {', '.join(TEXTS)}, or a folder with train.txt, valid.txt and test.txt; there is no "
             f"folder {name}"
         )
-    return load_folder(at_home(name))
+    return load_folder(texts)
 
 
 __all__ = ["TEXTS", "Corpus", "TextBatch", "Windows", "load"]
