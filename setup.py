@@ -235,19 +235,25 @@ def ninja_file(torch, cxx: list[str], nvcc: Path | None) -> str:
     link_words += ["-Wl,-undefined,dynamic_lookup"] if sys.platform == "darwin" else []  # as Linux does unasked
     link = "build {}: link {}\n  flags = " + quoted(link_words)
 
+    # What knows nothing of where the CUDA kernels run is compiled once for the extension and for the shim.
+    shared = [*sorted(csrc.glob("*.cpp")), *sorted((csrc / "cpu").glob("*.cpp"))]
+    of_device = [source for source in shared if '#include "device.h"' in source.read_text()]
+    for source in shared:
+        if source not in of_device:
+            add("cxx", source, flags)
+
     # For tests: the passes for CUDA on the host, their kernels on the shim. Only `ninja shim.so` builds it.
     common, objects = objects, []
     host = quoted(["-O2", "-DADVNAS_SHIM", f"-I{ROOT / 'tests' / 'cuda_shim'}"])
     for source in (*kernels, ROOT / "tests" / "cuda_shim" / "shim.cpp"):
         add("cxx", source, f"{host} -x c++", "shim.")
-    shared = [*sorted(csrc.glob("*.cpp")), *sorted((csrc / "cpu").glob("*.cpp"))]
-    own = [source for source in shared if source != csrc / "gate.cpp"]  # registers operators
+    own = [source for source in of_device if source != csrc / "gate.cpp"]  # registers operators
     for source in (*own, *sorted((csrc / "cuda").glob("*.cpp"))):
         add("cxx", source, f"{host} {flags}", "shim.")
     lines.append(link.format("shim.so", " ".join([*common, *objects])))
 
     objects = common
-    for source in shared:
+    for source in of_device:
         add("cxx", source, flags)
     if nvcc:
         targets = " ".join(cuda_targets(nvcc))

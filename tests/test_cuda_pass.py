@@ -5,9 +5,13 @@ It is built for tests only, beside the extension, and takes tensors of the host 
 
 import copy
 import functools
+import re
+import subprocess
+from pathlib import Path as FilePath
 
 import pytest
 import torch
+from benchmarks.cuda.shim import setup_module
 from comparison import compare, in_plain_pytorch
 
 from advnas.networks import nasbench201
@@ -42,6 +46,23 @@ def shim(extension, monkeypatch):
     monkeypatch.setattr(head, "DEVICES", ())
     monkeypatch.setattr(recurrent, "_run", torch.ops.advnas_shim.recurrent.default)
     torch.set_num_threads(1)
+
+
+def test_what_the_extension_and_the_shim_share_is_the_same_for_both(extension):
+    setup = setup_module()
+
+    def said(*tool: str) -> str:
+        command = [setup.find_ninja(), "-C", str(setup.objects_folder(torch)), "-t", *tool]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    both = set.intersection(
+        *(set(re.findall(r"^    (\S+\.o)$", said("query", so), re.MULTILINE)) for so in ("shim.so", "_C.so"))
+    )
+    assert {"cell.cpp.o", "cpu/pass_forward.cpp.o"} <= both
+    for compiled in both:
+        files = [FilePath(file) for file in re.findall(r"^    (\S*/csrc/\S+)$", said("deps", compiled), re.MULTILINE)]
+        assert files, compiled
+        assert not [file for file in files if "ADVNAS_SHIM" in file.read_text()], compiled
 
 
 @pytest.mark.parametrize("op", range(5), ids=NAS_BENCH_201)
