@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 import torch
+from comparison import natively
 from torch import nn
 from torch.nn.utils import prune
 
@@ -52,13 +53,15 @@ def test_bfloat16_gates_get_their_gradient(cell, x, close):
 
 
 def test_autocast_runs_convolutions_in_bfloat16(cell, x, close):
-    path = Path.from_ops([3, 0, 0, 1, 0, 0])
+    path = Path.from_ops([3, 0, 0, 0, 1, 0])
     cell.edges["1<-0"][3].op[1].weight.data.mul_(10)
     with torch.autocast("cpu", torch.bfloat16):
         y = cell(x, path)
     y.float().sum().backward()
     assert path.gates.grad.isfinite().all()
-    close(y.float(), cell(x, path), dtype=torch.bfloat16)
+    expected = cell(x, path)
+    close(y.float(), expected, dtype=torch.bfloat16)
+    assert not torch.equal(y.float(), expected)
 
 
 def test_no_grad_and_inference_mode(cell, x):
@@ -190,13 +193,24 @@ def test_an_import_brings_no_compiler():
 
 @pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")  # as the package does; pytest resets it
 def test_compile(cell, x):
-    path = Path.from_ops(OPS)
-    compiled = torch.compile(lambda x, path: cell(x.relu(), path) * 2, backend="aot_eager")
-    y = compiled(x, path)
-    expected = cell(x.relu(), path) * 2
-    assert torch.equal(y, expected)
-    y.sum().backward()
-    assert path.gates.grad.isfinite().all()
+    """Natively, with the same outputs and gradients."""
+    found = []
+
+    def call(x, path):
+        return cell(x.relu(), path) * 2
+
+    for run in (torch.compile(call, backend="aot_eager"), call):
+        path, leaf = Path.from_ops(OPS), x.clone().requires_grad_()
+        with natively():
+            y = run(leaf, path)
+        y.square().sum().backward()
+        weights = [parameter.grad for parameter in cell.parameters() if parameter.grad is not None]
+        assert len(weights) == 8  # of four convolutions, with their biases
+        cell.zero_grad()
+        found.append((y, leaf.grad, path.gates.grad, *weights))
+    for compiled, eager in zip(*found, strict=True):
+        assert torch.equal(compiled, eager)
+    assert path.gates.grad.any()
 
 
 def test_two_python_threads(cell, x):
@@ -350,8 +364,10 @@ def test_weight_step_past_a_node_that_needs_no_gradient():
     path = Path.from_ops(torch.tensor([3, 4, 0, 0, 3, 1]), requires_grad=False)
     x, weight = torch.randn(5, 8, 9, 9), torch.randn(5, 8, 9, 9)
     picked = [cell.edges[edge][3].op[1].weight for edge in ("1<-0", "3<-1")]
-    native, plain = (torch.autograd.grad((y * weight).sum(), picked) for y in (cell(x, path), cell.plain(x, path)))
-    for ours, theirs in zip(native, plain, strict=True):
+    with natively():
+        y = cell(x, path)
+    found, expected = (torch.autograd.grad((y * weight).sum(), picked) for y in (y, cell.plain(x, path)))
+    for ours, theirs in zip(found, expected, strict=True):
         assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
 
 
@@ -362,8 +378,9 @@ def test_values_made_again(ops):
     cell, x, weight = OnePathCell(8).double(), *torch.randn(2, 6, 8, 12, 12).double()
     path = Path.from_ops(torch.tensor(ops), dtype=torch.double)
     parameters = [p for p in cell.parameters() if p.dim() == 4]
-    loss = (cell(x, path) * weight).sum()
-    cell(torch.randn_like(x), path)
+    with natively(times=2):
+        loss = (cell(x, path) * weight).sum()
+        cell(torch.randn_like(x), path)
     first = torch.autograd.grad(loss, [path.gates, *parameters], retain_graph=True, allow_unused=True)
     again = torch.autograd.grad(loss, [path.gates, *parameters], allow_unused=True)
     loss = (cell.plain(x, path) * weight).sum()
@@ -393,7 +410,9 @@ def test_convolutions_that_leave_one_node_together(ops, frozen, size, channels):
         for parameter in cell.edges[f"{k + 1}<-0"].parameters():
             parameter.requires_grad_(False)
     wanted = [x, path.gates, *(p for p in cell.parameters() if p.requires_grad and p.dim() == 4)]
-    ours = torch.autograd.grad((cell(x, path) * weight).sum(), wanted, allow_unused=True)
+    with natively():
+        y = cell(x, path)
+    ours = torch.autograd.grad((y * weight).sum(), wanted, allow_unused=True)
     plain = torch.autograd.grad((cell.plain(x, path) * weight).sum(), wanted, allow_unused=True)
     for one, theirs in zip(ours, plain, strict=True):
         assert (one is None) == (theirs is None)

@@ -286,6 +286,22 @@ def test_a_weight_step_computes_no_advantage():
         search.assign_grad(loss)
 
 
+def test_a_baseline_is_needed_where_advantages_are_collected():
+    model = Model()
+    with pytest.raises(RuntimeError, match="there is no path; make a Search"):
+        _ = model.first.needs_baseline
+    search = Search(model)
+    search.sample()
+    assert model.first.needs_baseline
+    assert model.elastic.width.needs_baseline
+    search.sample(gates=False)
+    assert not model.first.needs_baseline
+    assert not model.elastic.width.needs_baseline
+    search.sample()
+    search.follow(search.export())
+    assert not model.first.needs_baseline
+
+
 def test_a_zero_operation_of_a_choice():
     class Nothing(nn.Module):
         def forward(self, x):
@@ -346,9 +362,11 @@ def test_compiles_with_a_graph_for_each_candidate():
     counts = []
     for seed in range(40):
         path = search.sample(torch.Generator().manual_seed(seed))
-        assert torch.equal(compiled(X), model(X))
-        compiled(X).sum().backward()
-        assert path.gates.grad is not None
+        outputs = compiled(X), model(X)
+        assert torch.equal(*outputs)
+        compared, expected = (torch.autograd.grad(y.square().sum(), path.gates)[0] for y in outputs)
+        assert torch.equal(compared, expected)
+        assert expected.all()
         counts.append(len(graphs))
     assert counts[19] == counts[-1] <= 2 * 12
 

@@ -16,6 +16,7 @@ from advnas.data.images import DATA
 from advnas.report.numbers import written
 from advnas.run import search as run
 from advnas.tasks import TASKS
+from advnas.tasks.image import ImageSearchConfig
 from advnas_ext import ESTIMATORS
 
 CELL = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|skip_connect~0|nor_conv_1x1~1|avg_pool_3x3~2|"
@@ -258,11 +259,11 @@ def test_help(advnas, command):
 def test_every_flag_is_explained(advnas, monkeypatch):
     monkeypatch.setenv("COLUMNS", "250")
     out = re.sub(r" *[│ ]\n[│ ] {4,}", " ", advnas("search", "--help")[1])  # an option a line
-    fixed = (
-        "config preset task data data-dir estimator epochs warmup-epochs channels cells batch-size table seed threads"
-    )
-    for flag in [*fixed.split(), "out", "resume"]:
-        assert re.search(rf"^[│ ] --{flag} \S+ +[A-Za-z][\w ,;:/'.()-]{{15,}}\(default: ", out, re.M), flag
+    flags = {name.replace("_", "-") for name in ImageSearchConfig.names()} | {"config", "preset", "resume"}
+    for flag in flags:
+        line = re.search(rf"^[│ ] --{flag}[ ,].*\(default: ", out, re.M)
+        assert line, flag
+        assert len(line[0].split()) >= 5, line[0]  # the flag, its values, and some words
     assert f"--estimator {'|'.join(ESTIMATORS)} " in out
 
 
@@ -311,6 +312,21 @@ def test_query_prints_a_row_or_the_best(advnas, table):
     out = advnas("query", str(table), "--top", "1", "--by", "params_m")[1]
     assert CELL in out
     assert "93.25" not in out
+
+
+def test_query_shows_some_of_many_others_that_are_the_same_network(advnas, made_up_table):
+    arguments = [
+        "query",
+        str(made_up_table),
+        "--arch",
+        "|avg_pool_3x3~0|+|nor_conv_1x1~0|none~1|+|avg_pool_3x3~0|none~1|none~2|",
+    ]
+    out = advnas(*arguments)[1]
+    assert "... and 264 more; --same lists all" in out
+    assert sum(line.startswith("|") for line in out.splitlines()) == 2 * lookup.SHOWN
+    out = advnas(*arguments, "--same")[1]
+    assert "more" not in out
+    assert sum(line.startswith("|") for line in out.splitlines()) == 274 + 185
 
 
 def test_query_says_which_others_are_the_same_network(advnas, table):

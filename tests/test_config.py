@@ -102,6 +102,14 @@ def test_a_missing_file_is_named(tmp_path):
         ImageSearchConfig().with_file(tmp_path / "my.yaml")
 
 
+def test_a_number_that_yaml_takes_for_a_text(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("estimator_settings: {coefficient: 1e-2, unpicked: sum, zero: true}\nlr: 1e-2\n")
+    config = ImageSearchConfig().with_file(file)
+    assert config.lr == 0.01
+    assert config.estimator_settings == {"coefficient": 0.01, "unpicked": "sum", "zero": True}
+
+
 def test_settings_of_older_files_are_read_by_their_names_of_today(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text("judge_cells: 3\njudge_steps: 70\n")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from comparison import counted, in_plain_pytorch
 from torch import nn
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.func import functional_call, grad, jvp, vmap
 from torch.optim.swa_utils import update_bn
 from torch.utils.checkpoint import checkpoint
@@ -114,12 +115,16 @@ def test_onnx(seed):
 
 
 def test_compiled_it_still_runs_natively(x, calls):
-    network = make_found()
-    compiled = torch.compile(network, backend="eager")
-    torch.testing.assert_close(compiled(x), network(x))
+    network, found = make_found(), []
+    for run in (torch.compile(network, backend="eager"), network):
+        y = run(x)
+        y.square().sum().backward()
+        found.append([y, *(parameter.grad for parameter in network.parameters())])
+        network.zero_grad()
     assert len(calls) == 2
-    compiled(x).sum().backward()
-    assert network.stem[0].weight.grad is not None
+    for compiled, eager in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, eager)
+        assert eager.any()
 
 
 def test_transforms(x):
@@ -155,9 +160,15 @@ def test_with_other_weights_it_still_runs_natively(x, calls):
 
 
 @each_mode
-def test_meta_and_fake_tensors_have_shapes(training):
-    network = make_found().to("meta").train(training)
-    assert network(torch.empty(2, 3, 8, 8, device="meta")).shape == (2, 10)
+def test_meta_and_fake_tensors_have_shapes(x, training, calls):
+    network = make_found().train(training)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        for images in (x, mode.from_tensor(x)):
+            y = network(images)
+            assert isinstance(y, FakeTensor)
+            assert y.shape == (2, 10)
+    assert not calls
+    assert network.to("meta")(x.to("meta")).shape == (2, 10)
 
 
 def test_a_default_device():
@@ -346,6 +357,22 @@ def test_explain_names_what_does_not_run_natively():
         "cells.2.edges.1<-0.2": "1 has hooks",
         "cells.4.edges.3<-2.1": "Hardtanh has no native kernels",
         "lastact": "1 is a GELU, not a ReLU",
+    }
+
+
+@pytest.mark.parametrize("kind", RECURRENT_CELLS)
+def test_explain_of_recurrent_cells(kind):
+    class Own(nn.Parameter):
+        pass
+
+    assert advnas_ext.explain(kind(4)) == {"": None}
+    model = nn.ModuleDict({"first": kind(4), "second": kind(4), "third": kind(4)})
+    model["second"].weights[1] = Own(torch.ones(4, 8))
+    model["third"].weights[0] = nn.Parameter(torch.ones(8, 8).to_sparse())
+    assert advnas_ext.explain(model) == {
+        "first": None,
+        "second": "a tensor is a Own",
+        "third": "the layout of a tensor is torch.sparse_coo",
     }
 
 

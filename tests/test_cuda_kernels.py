@@ -30,6 +30,7 @@ def found(cuda_kernels, nvcc):
 
 
 def test_nothing_spills(found):
+    assert found
     for kernel, by_target in found.items():
         for target, resources in by_target.items():
             used = (resources.spill_stores, resources.spill_loads, resources.stack)

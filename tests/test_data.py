@@ -7,6 +7,7 @@ from advnas.data import images as data
 from advnas.data.images import Augment, Batches, Evaluation, ImageData, Images, split_halves
 from advnas.data.images.base import normalise, pixel_statistics
 
+PLAIN = Augment(0, flip=False)
 MEAN, STD = torch.tensor([0.2, 0.4, 0.6]), torch.tensor([0.1, 0.2, 0.3])
 
 
@@ -17,14 +18,12 @@ def random_images(count, height=8, width=8, channels=3, classes=4):
     return Images(pixels, torch.arange(count) % classes)
 
 
-def batches(images, batch_size, seed=0, index=None, augment=None, drop_last=False):
+def batches(images, batch_size, seed=0, index=None, augment=PLAIN):
     return Batches(
         data_of(images, augment=augment),
         torch.arange(len(images)) if index is None else index,
         batch_size,
         generator=torch.Generator().manual_seed(seed),
-        augment=augment is not None,
-        drop_last=drop_last,
     )
 
 
@@ -210,18 +209,6 @@ def test_every_image_comes_once_in_an_epoch(batch_size, sizes):
         assert torch.equal(torch.cat([y for _, y in epoch]), images.labels[numbers])
 
 
-def test_drop_last_leaves_out_what_does_not_fill_a_batch():
-    images = random_images(10)
-    dropping = batches(images, 4, drop_last=True)
-    left_out = []
-    for _ in range(8):
-        epoch = [identities(x) for x, _ in one_epoch(dropping)]
-        assert [len(numbers) for numbers in epoch] == [4, 4] == [4] * len(dropping)
-        left_out.append(set(range(10)) - set(torch.cat(epoch).tolist()))
-        assert len(left_out[-1]) == 2
-    assert len(set.union(*left_out)) > 2
-
-
 def test_order_depends_on_seed_and_epoch():
     images = random_images(32)
     augment = Augment(1, flip=True)
@@ -234,8 +221,7 @@ def test_order_depends_on_seed_and_epoch():
 
 
 @pytest.mark.parametrize("stop", [0, 1, 3, 5, 6, 7])
-@pytest.mark.parametrize("drop_last", [False, True])
-def test_resumed_batches_go_on_bit_for_bit(stop, drop_last, tmp_path):
+def test_resumed_batches_go_on_bit_for_bit(stop, tmp_path):
     """Stopped before, in the middle of, and at the end of an epoch."""
     images = random_images(23)
 
@@ -243,7 +229,7 @@ def test_resumed_batches_go_on_bit_for_bit(stop, drop_last, tmp_path):
         while True:
             yield from source
 
-    make = {"augment": Augment(2, flip=True), "drop_last": drop_last}
+    make = {"augment": Augment(2, flip=True)}
     whole = forever(batches(images, 4, **make))
     expected = [next(whole) for _ in range(stop + 15)][stop:]
 
@@ -279,10 +265,10 @@ def test_state_of_other_images_is_refused():
         second.load_state_dict(first.state_dict())
 
 
-@pytest.mark.parametrize(("batch_size", "count", "drop_last"), [(0, 5, False), (4, 0, False), (6, 5, True)])
-def test_batches_that_would_never_come(batch_size, count, drop_last):
+@pytest.mark.parametrize(("batch_size", "count"), [(0, 5), (4, 0)])
+def test_batches_that_would_never_come(batch_size, count):
     with pytest.raises(ValueError, match=f"must have a batch, got batch_size {batch_size} for {count} images"):
-        batches(random_images(5), batch_size, index=torch.arange(count), drop_last=drop_last)
+        batches(random_images(5), batch_size, index=torch.arange(count))
 
 
 def test_evaluation_batches_are_in_order():

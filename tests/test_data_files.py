@@ -250,6 +250,13 @@ def cut_image(folder):
     path.write_bytes(path.read_bytes()[:600])
 
 
+def deep_image(mode, values):
+    def save(folder):
+        Image.fromarray(np.full((9, 9), values)).convert(mode).save(folder / "train/cat/2.tif")
+
+    return save
+
+
 def rename(source, target):
     return lambda folder: (folder / source).rename(folder / target)
 
@@ -258,8 +265,11 @@ def rename(source, target):
     ("damage", "message"),
     [
         (empty_class, "train/eel: holds no image"),
-        (break_image, "test/dog/1.png: not an image that can be read.*replace or remove it"),
-        (cut_image, "train/cat/2.png: not an image that can be read.*replace or remove it"),
+        (break_image, "test/dog/1.png: not an image that can be read.*convert, replace or remove it"),
+        (cut_image, "train/cat/2.png: not an image that can be read.*convert, replace or remove it"),
+        (deep_image("I;16", np.uint16(40_000)), r"2.tif: not an .* more than 8 bits a channel \(mode I;16\); convert"),
+        (deep_image("I", np.int32(40_000)), r"more than 8 bits a channel \(mode I\)"),
+        (deep_image("F", np.float32(0.5)), r"more than 8 bits a channel \(mode F\)"),
         (rename("test", "other"), "has train, but no folder test or val or valid beside it"),
         (rename("test/dog", "test/cow"), "must have the same classes as .*; only one has cow, dog"),
         (rename("train", "../elsewhere"), "must hold at least 2 folders, one for each class, got"),

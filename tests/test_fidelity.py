@@ -91,13 +91,13 @@ def weight_in_place(change: Callable[[Tensor], Tensor]) -> Callable:
 
 def own_forward(layer: nn.Module) -> None:
     usual = layer.forward
-    layer.forward = lambda x: 2 * usual(x)
+    layer.forward = lambda *arguments: 2 * usual(*arguments)
 
 
 HOOKS: dict[str, Callable] = {
     "forward hook": on(lambda m: m.register_forward_hook(lambda module, given, out: 3 * out)),
-    "forward pre-hook": on(lambda m: m.register_forward_pre_hook(lambda module, given: (given[0] - 1,))),
-    "backward hook": on(lambda m: m.register_full_backward_hook(lambda module, given, out: (5 * given[0],))),
+    "forward pre-hook": on(lambda m: m.register_forward_pre_hook(lambda module, given: (given[0] - 1, *given[1:]))),
+    "backward hook": on(lambda m: m.register_full_backward_hook(lambda module, given, out: (5 * given[0], *given[1:]))),
     "backward pre-hook": on(lambda m: m.register_full_backward_pre_hook(lambda module, out: (7 * out[0],))),
     "hook with keywords": on(
         lambda m: m.register_forward_hook(lambda module, given, named, out: out + 1, with_kwargs=True)

@@ -54,6 +54,8 @@ def test_a_file_that_is_no_checkpoint_of_a_search(tmp_path):
         ("gpu", None, "device: must be cpu, cuda or cuda:N, got 'gpu'"),
         ("cuda:x", None, "device: must be cpu, cuda or cuda:N, got 'cuda:x'"),
         ("cpu:1", None, "device: must be cpu, cuda or cuda:N, got 'cpu:1'"),
+        ("cpu:", None, "device: must be cpu, cuda or cuda:N, got 'cpu:'"),
+        ("cuda:", None, "device: must be cpu, cuda or cuda:N, got 'cuda:'"),
         ("cuda:99", None, "device: cuda:99 is not there, torch sees"),
         ("cpu", "bfloat16", "amp: bfloat16 needs a GPU, got the device cpu; leave --amp out"),
     ],

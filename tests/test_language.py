@@ -172,7 +172,9 @@ def test_measuring_carries_the_hidden_state_and_has_no_dropout(folder):
 
 def test_texts_that_do_not_fill_a_window_are_refused():
     corpus = Corpus.of_lines([["a b c d"] * 100, ["a"] * 3, ["a"] * 300])
-    with pytest.raises(ValueError, match=r"a text must have at least batch_size \* \(bptt \+ 1\) = 48 tokens, got 6"):
+    with pytest.raises(
+        ValueError, match=r"a text in 8 columns must have at least 8 \* \(bptt \+ 1\) = 48 tokens, got 6"
+    ):
         LanguageTask(LanguageSearchConfig(**TINY), corpus)
 
 
@@ -266,25 +268,35 @@ def test_the_test_is_over_all_tokens(folder, tmp_path):
 
 def test_an_interrupted_retraining_goes_on_bit_for_bit(folder, tmp_path, monkeypatch):
     """Also while it averages."""
-    whole = retrain.start(retrain_config(folder, tmp_path / "whole", patience=0, epochs=4, lr=50.0))
+    whole = retrain.start(retrain_config(folder, tmp_path / "whole", patience=0, epochs=4, lr=100.0))
     real, count = Watch.after_step, iter(range(1, 10_000))
     steps = len(LanguageTask(retrain_config(folder, None)).training(torch.Generator()))
 
     def after_step(watch):
         watch.stop = next(count) == 3 * steps + 2
+        assert not watch.stop or watch.state.recipe.averages
         real(watch)
 
-    config = retrain_config(folder, tmp_path / "part", patience=0, epochs=4, lr=50.0)
+    config = retrain_config(folder, tmp_path / "part", patience=0, epochs=4, lr=100.0)
     with monkeypatch.context() as patched:
         patched.setattr(Watch, "after_step", after_step)
         with pytest.raises(Interrupted):
             retrain.start(config)
-    assert rows(tmp_path / "part" / "retrain.csv") == [] if (tmp_path / "part" / "retrain.csv").exists() else True
+    assert not (tmp_path / "part" / "retrain.csv").exists()
     retrain.start(config, go_on=True)
     one, other = (json.loads((folder / "retrain.json").read_text()) for folder in (whole, tmp_path / "part"))
     assert {k: v for k, v in one.items() if k not in ("seconds", "out")} == {
         k: v for k, v in other.items() if k not in ("seconds", "out")
     }
+
+
+def test_a_cell_with_a_node_that_puts_nothing_out_is_averaged_too(folder, tmp_path):
+    """Its weight never has a gradient, and so no average."""
+    arch = "|none~0|+|relu~0|none~1|+|identity~0|sigmoid~1|relu~2|"
+    config = retrain_config(folder, tmp_path / "run", arch=arch, patience=0, epochs=4, lr=100.0)
+    path = retrain.start(config)
+    assert retrain.restore(path)[1].recipe.averages
+    assert len(rows(path / "retrain.csv")) == 4
 
 
 def test_averaging_begins_where_the_perplexity_stays(folder):

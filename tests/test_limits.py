@@ -10,6 +10,7 @@ from advnas.limits import SHARES, AdditiveCosts, Limit, MeasuredCosts, additive_
 from advnas.report.numbers import quantity, written
 from advnas.run import search as run
 from advnas.spaces.nasbench201 import NASBENCH201
+from advnas.spaces.recurrent import RECURRENT
 from advnas.tables import Table
 from advnas.tasks.image import ImageSearchConfig, ImageTask
 from advnas.tasks.language import LanguageSearchConfig, LanguageTask
@@ -179,6 +180,7 @@ def test_what_makes_no_limit(settings, message):
             ("", "skip_connect", 1),
             "must have the columns edge, op, latency_s or arch_str, latency_s",
         ),
+        ("edge,op", ("", "skip_connect", "longer than its header"), "got edge, op, None"),
         ("edge,op,latency_s", ("", "skip_connect", "slow"), "latency_s must be seconds >= 0, got 'slow'"),
         ("edge,op,latency_s", ("", "skip_connect", -1), "latency_s must be seconds >= 0, got '-1'"),
         ("edge,op,latency_s", ("", "skip_connect", math.nan), "latency_s must be seconds >= 0, got 'nan'"),
@@ -202,6 +204,15 @@ def test_a_task_without_costs_says_so():
     config = LanguageSearchConfig(data="tiny", max_flops=("1M",), threads=1)
     with pytest.raises(ValueError, match="the task language has no such costs"):
         limits_of(config, LanguageTask(config))
+
+
+def test_a_task_without_measures_of_untrained_networks_has_one_limit(tmp_path):
+    rows = [("", "", 0.001), *(("", op, 0.001 * place) for place, op in enumerate(RECURRENT.ops))]
+    given = {"data": "tiny", "latencies": write(tmp_path / "l.csv", "edge,op,latency_s", rows), "threads": 1}
+    one, two = (LanguageSearchConfig(**given, max_latency=limits) for limits in (("15ms",), ("8ms", "15ms")))
+    assert len(limits_of(one, LanguageTask(one))) == 1
+    with pytest.raises(ValueError, match="the task language has no measures of untrained networks; give one limit"):
+        limits_of(two, LanguageTask(two))
 
 
 def test_the_least_limit_that_is_shown_is_enough():

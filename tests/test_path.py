@@ -58,6 +58,38 @@ def test_from_ops_takes_integers(ops):
         Path.from_ops(ops)
 
 
+@pytest.mark.parametrize("name", ["gates", "offsets"])
+def test_counterparts_on_another_device(name):
+    """One for a path and a device, where a gradient is wanted; on the host, and elsewhere, the tensor itself."""
+    path, other = (Path.from_ops([1, 0]).with_offsets() for _ in range(2))
+    tensor, on = getattr(path, name), getattr(path, f"{name}_on")
+    assert on("cpu") is tensor
+    assert on(torch.device("cpu")) is tensor
+    with torch.no_grad():
+        assert on("meta") is tensor
+    counterpart = on("meta")
+    assert counterpart.device.type == "meta"
+    assert counterpart.shape == tensor.shape
+    assert counterpart.requires_grad
+    assert counterpart.grad_fn.next_functions[0][0].variable is tensor
+    assert on(torch.device("meta")) is counterpart
+    assert getattr(other, f"{name}_on")("meta") is not counterpart
+    with torch.no_grad():
+        assert on("meta") is tensor
+    setattr(path, name, tensor.detach().clone().requires_grad_())
+    assert on("meta") is not counterpart
+
+
+def test_a_detached_path_has_no_counterparts():
+    path = Path.from_ops([1, 0]).with_offsets()
+    path.gates_on("meta")
+    detached = path.detach()
+    assert detached.gates_on("meta") is detached.gates
+    assert detached.offsets_on("meta") is None
+    assert Path.from_ops([1, 0]).offsets_on("meta") is None
+    assert Path.from_ops([1, 0], requires_grad=False).gates_on("meta").device.type == "cpu"
+
+
 def test_what_the_backward_pass_has_to_reach():
     path = Path.from_ops([1, 0])
     assert [tensor.data_ptr() for tensor in path.leaves] == [path.gates.data_ptr()]

@@ -112,6 +112,16 @@ def test_several_in_one_file():
         reader.load()
 
 
+@pytest.mark.parametrize("error", [ValueError, KeyError, EOFError])
+def test_what_others_do_with_the_items_is_theirs(error):
+    def each(key, value):
+        raise error("of mine")
+
+    with pytest.raises(error) as raised:
+        Reader(io.BytesIO(pickle.dumps({"cells": {1: 2}})), "cells", each).load()
+    assert raised.value.args == ("of mine",)
+
+
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("count", [1, 5, 2500])
 def test_items_of_a_section_are_handed_out(protocol, count):

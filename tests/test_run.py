@@ -11,7 +11,8 @@ import torch
 import yaml
 from PIL import Image
 
-from advnas import quickstart, search
+from advnas import cli, quickstart, search
+from advnas.analysis import searched
 from advnas.run import search as run
 from advnas.run.folder import RunFolder
 from advnas.run.watch import Interrupted, Watch
@@ -119,7 +120,8 @@ def test_a_run_folder_holds_everything(config, table):
     assert not set(split["weights"]) & set(split["architecture"])
     assert Image.open(folder / "curves.png").format == "PNG"
     assert (folder / "cell.svg").read_text().startswith("<svg")
-    assert any(name.startswith("events.out.tfevents") for name in os.listdir(folder / "tensorboard"))
+    (events,) = os.listdir(folder / "tensorboard")
+    assert events.startswith("events.out.tfevents")
 
 
 def test_the_table_never_steers(config, table, tmp_path):
@@ -214,6 +216,50 @@ def test_a_quick_start_without_its_data_leaves_nothing(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such folder"):
         quickstart.main(out=tmp_path / "run", data_dir=tmp_path / "none")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_quick_start_from_end_to_end(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(quickstart, "SEARCH", replace(quickstart.SEARCH, epochs=2, warmup_epochs=1, channels=2))
+    monkeypatch.setattr(quickstart, "RETRAIN", replace(quickstart.RETRAIN, epochs=1, channels=2))
+    monkeypatch.setattr(quickstart, "RANDOM_CELLS", 2)
+    monkeypatch.setattr(run, "curves", lambda *args: b"")
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "name[" / "of]").mkdir(parents=True)
+    quickstart.main(out=tmp_path / "name[" / "of]", threads=1)
+    folder = tmp_path / "name[" / "of]-2"
+    found, trained = RunFolder(folder).result(), RunFolder(folder).retrained()
+    assert trained["arch"] == found["arch"]
+    assert "<svg" in (folder / "comparison.svg").read_text()
+    lines = capsys.readouterr().out.splitlines()
+    (own,) = [line for line in lines if "found cell " in line and "%" in line]
+    assert f"{100 * trained['test_accuracy']:.2f}" in own
+    others = [RunFolder(folder / f"random-{number}").retrained()["test_accuracy"] for number in (1, 2)]
+    (best,) = [line for line in lines if "best of 2 random cells" in line]
+    assert f"{100 * max(others):.2f}" in best
+    assert f"{100 * (trained['test_accuracy'] - max(others)):+.2f} (" in best
+    assert lines[-1].startswith(f"run folder   {folder} (")
+
+
+def test_a_quick_start_does_not_judge_digits_by_a_table(table, tmp_path):
+    with pytest.raises(ValueError, match="table: judges a search on CIFAR-10; give its folder with --data-dir"):
+        quickstart.main(out=tmp_path / "run", table=table)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_run_of_another_machine_goes_on_without_its_gpu(config, monkeypatch):
+    with monkeypatch.context() as patched:
+        interrupted_after(3, patched)
+        with pytest.raises(Interrupted):
+            run.start(config)
+    file = config.out / "config.yaml"
+    file.write_text(file.read_text().replace("device: cpu", "device: cuda:99"))
+    with pytest.raises(ValueError, match=r"device: cuda:99 is not there, torch sees .* use --device cpu"):
+        cli.search(["--resume", str(config.out)])
+    cli.search(["--resume", str(config.out), "--device", "cpu"])
+    assert yaml.safe_load(file.read_text())["device"] == "cpu"
+    file.write_text(file.read_text().replace("device: cpu", "device: cuda"))
+    if not torch.cuda.is_available():
+        assert searched(config.out)[1].config.device == "cpu"
 
 
 def test_a_table_that_lacks_cells_is_refused_before_the_search(config, table, tmp_path):

@@ -27,6 +27,18 @@ def test_a_folder_of_texts(tmp_path, prefix):
     assert torch.equal(texts.load("ptb", tmp_path).train, corpus.train)
 
 
+def test_what_editors_write(tmp_path):
+    """A byte-order mark, ends of lines of other systems, and characters that only Python takes for the end of a line."""
+    parts = {part: b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode() for part, text in LINES.items()}
+    corpus = texts.load(str(write(tmp_path, **parts)))
+    plain = texts.load(str(write(tmp_path / "plain")))
+    assert corpus.words == plain.words
+    for part in ("train", "valid", "test"):
+        assert torch.equal(getattr(corpus, part), getattr(plain, part))
+    odd = write(tmp_path / "odd", train="the cat\x0c sat\u2028on <unk>\n", valid="the\n", test="the\n")
+    assert texts.load(str(odd)).train.tolist().count(corpus.words.index("<eos>")) <= 1
+
+
 @pytest.mark.parametrize(
     "parts, message",
     [
@@ -37,6 +49,10 @@ def test_a_folder_of_texts(tmp_path, prefix):
             r"test\.txt, line 2: must have words of .*train\.txt, got 'a'",
         ),
         ({"valid": b"the cat\ncaf\xe9\n"}, r"valid\.txt, line 2: must be UTF-8, got byte 0xe9; convert the file"),
+        (
+            {"valid": b"\xef\xbb\xbfthe cat\ncaf\xe9\n"},
+            r"valid\.txt, line 2: must be UTF-8, got byte 0xe9; convert the file",
+        ),
     ],
 )
 def test_texts_that_are_none(tmp_path, parts, message):
@@ -172,7 +188,7 @@ def test_the_first_pass_can_begin_in_the_middle():
 
 def test_a_text_that_is_too_short_and_a_state_of_another_text():
     with pytest.raises(
-        ValueError, match=r"at least batch_size \* \(bptt \+ 1\) = 16 tokens, got 15; use a longer text"
+        ValueError, match=r"in 4 columns must have at least 4 \* \(bptt \+ 1\) = 16 tokens, got 15; use a longer"
     ):
         windows(count=15)
     with pytest.raises(ValueError, match="the state must be of a text of 11 rows, got 12; give the same data"):

@@ -2,12 +2,14 @@
 
 import csv
 import json
+from unittest import mock
 
 import pytest
 import torch
 
 from advnas.run import search as run
 from advnas.run.folder import RunFolder
+from advnas.run.watch import Watch
 from advnas.tasks.image import ImageSearchConfig
 
 SMALL = {
@@ -50,6 +52,17 @@ def test_it_goes_on_as_if_the_warm_up_had_been_its_own(warm_up, tmp_path, estima
         assert torch.equal(value, other["parts"]["network"][name])
     found, expected = (json.loads((folder / "result.json").read_text()) for folder in (taken, whole))
     assert found["arch"] == expected["arch"]
+
+
+def test_it_goes_on_from_its_first_epoch(warm_up, tmp_path, monkeypatch):
+    """Whatever stopped it there."""
+    whole = run.start(config(warm_start=warm_up, out=tmp_path / "whole"))
+    with monkeypatch.context() as patched:
+        patched.setattr(Watch, "after_step", mock.Mock(side_effect=OSError("gone")))
+        with pytest.raises(OSError, match="gone"):
+            run.start(config(warm_start=warm_up, out=tmp_path / "part"))
+    run.resume(tmp_path / "part")
+    assert rows(tmp_path / "part") == rows(whole)
 
 
 def test_time_of_the_warm_up_counts(warm_up, tmp_path):

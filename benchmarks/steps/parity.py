@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import io
+import os
 import statistics
 from collections import defaultdict
 from collections.abc import Callable
@@ -111,7 +112,7 @@ def add(rows: list[Row], path: FilePath) -> None:
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        if file.tell() == 0:
+        if file.seek(0, os.SEEK_END) == 0:
             writer.writeheader()
         writer.writerows(rows)
         file.write(text.getvalue())

@@ -38,6 +38,7 @@ SearchSettings = TypeVar("SearchSettings", bound=SearchConfig)
 RetrainSettings = TypeVar("RetrainSettings", bound=RetrainConfig)
 Several = Annotated[int, Field(ge=4)]  # enough for two halves with a spread, and for a rank correlation
 Preset = Literal["paper", "fast"]
+MOVABLE = ("data", "data-dir", "device")  # what a search that goes on may have elsewhere
 
 USAGE = """usage: advnas COMMAND [OPTIONS]
 
@@ -152,9 +153,9 @@ def search(args: Sequence[str]) -> None:
     kind = SearchArguments[task.search_config]  # type: ignore[name-defined]
     given = parse(kind, args, "advnas search", kind(settings=task.search_defaults()))
     if given.resume is not None:
-        if flags_of(args) - {"--resume", "--data", "--data-dir"}:
+        if flags_of(args) - {"--resume", *(f"--{name}" for name in MOVABLE)}:
             raise ValueError("--resume takes every setting from the run folder; leave the other flags out")
-        flags = {"data": option(args, "--data"), "data_dir": option(args, "--data-dir")}
+        flags = {name.replace("-", "_"): option(args, f"--{name}") for name in MOVABLE}
         moved = {name: value for name, value in flags.items() if value is not None}
         folder = run.resume(given.resume, console(), moved)
     else:

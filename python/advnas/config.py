@@ -66,6 +66,20 @@ def quantities(kind: str) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
     return check
 
 
+def numbers(settings: Any) -> Any:
+    """The texts among the values that are numbers, as numbers: YAML takes 1e-2 for a text."""
+    if not isinstance(settings, Mapping):
+        return settings
+    return {name: number(value) if isinstance(value, str) else value for name, value in settings.items()}
+
+
+def number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 # Settings of files that were written before these had other names.
 RENAMED = {"judge_cells": "halving_cells", "judge_steps": "halving_steps"}
 
@@ -86,7 +100,9 @@ OptionalFile = Annotated[Path | None, AfterValidator(absolute), tyro.conf.arg(me
 OptionalFolder = Annotated[Path | None, AfterValidator(absolute), tyro.conf.arg(metavar="DIR")]
 OutFolder = Annotated[Path | None, AfterValidator(expanded), tyro.conf.arg(metavar="DIR")]
 OptionalCount = Annotated[Count | None, tyro.conf.arg(metavar="INT")]
-EstimatorSettings = Annotated[dict[str, int | float | bool | str | None], tyro.conf.arg(metavar="NAME VALUE ...")]
+EstimatorSettings = Annotated[
+    dict[str, int | float | bool | str | None], BeforeValidator(numbers), tyro.conf.arg(metavar="NAME VALUE ...")
+]
 Name = Annotated[str, Field(min_length=1)]
 CountLimits = Annotated[tuple[str, ...], BeforeValidator(several), AfterValidator(quantities("flops")), LIMITS]
 TimeLimits = Annotated[tuple[str, ...], BeforeValidator(several), AfterValidator(quantities("latency")), LIMITS]

@@ -21,6 +21,11 @@ Module = TypeVar("Module", bound=nn.Module)
 CPU = torch.device("cpu")
 
 
+def gpus() -> int:
+    """That torch sees."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 @dataclass(frozen=True)
 class Placement:
     """A device, and the type of its automatic mixed precision if there is one.
@@ -46,13 +51,12 @@ class Placement:
         """
         if device is None:
             device = "cuda" if torch.cuda.is_available() and _C.cuda else "cpu"
-        kind, _, number = device.partition(":")
-        if kind not in ("cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
+        kind, colon, number = device.partition(":")
+        if kind not in ("cpu", "cuda") or (colon and not (kind == "cuda" and number.isdecimal())):
             raise ValueError(f"device: must be cpu, cuda or cuda:N, got {device!r}")
         if kind == "cuda":
-            count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-            if int(number or 0) >= count:
-                raise ValueError(f"device: {device} is not there, torch sees {count} GPUs; use --device cpu")
+            if int(number or 0) >= gpus():
+                raise ValueError(f"device: {device} is not there, torch sees {gpus()} GPUs; use --device cpu")
             return cls(torch.device(device), AMP[amp] if amp else None)
         if amp is not None:
             raise ValueError(f"amp: {amp} needs a GPU, got the device {device}; leave --amp out")

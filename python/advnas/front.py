@@ -108,6 +108,8 @@ class Field:
         """The cost from which on a cell within a limit is near it: a quarter of the networks is, and enough of them."""
         costs = limit.costs.of(torch.tensor(self.networks))
         within = costs[costs <= limit.value * (1 + 1e-9)].sort(descending=True).values
+        if not len(within):
+            raise ValueError(f"front: of {len(costs):,} cells none is within {limit}; give a larger limit")
         count = max(math.ceil(NEAR * len(within)), FINALISTS)
         return within[min(count, len(within)) - 1].item()
 

@@ -150,6 +150,8 @@ def limits_of(config: SearchConfig, task: Task) -> list[Limit]:
     )
     if config.front and len(values) <= 1:
         values = spread(costs, task, *values)
+    if len(set(values)) > 1 and not task.has_promises:
+        raise ValueError(f"front: the task {task.name} has no measures of untrained networks; give one limit at a time")
     return [Limit(costs, kind, value) for value in sorted(set(values))]
 
 
@@ -186,7 +188,7 @@ def latencies(file: Path, task: Task) -> CellCosts:
     if {"edge", "op", LATENCY} <= set(columns):
         return of_operations(_by_name((((row["edge"], row["op"]), row) for row in rows), file), task, file)
     raise ValueError(
-        f"{file}: must have the columns edge, op, {LATENCY} or arch_str, {LATENCY}, got {', '.join(columns) or 'no rows'}"
+        f"{file}: must have the columns edge, op, {LATENCY} or arch_str, {LATENCY}, got {', '.join(map(str, columns)) or 'no rows'}"
     )
 
 

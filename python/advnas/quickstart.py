@@ -6,6 +6,7 @@ Without data it takes the cluttered digits that the package generates; with CIFA
 from __future__ import annotations
 
 import random
+import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from advnas.cli import message
+from advnas.files import at_home
 from advnas.report.comparison import comparison
 from advnas.report.console import console as new_console
 from advnas.report.console import table as new_table
@@ -92,7 +94,7 @@ def main(
 
 def free(out: Path) -> Path:
     """Not made yet: the search may be refused."""
-    return next(path for path in numbered(out) if not path.exists())
+    return next(path for path in numbered(at_home(out)) if not path.exists())
 
 
 def on_cifar(
@@ -118,7 +120,8 @@ def on_cifar(
             f"table        {found['table'][column]:.2f} % ({column}), better than {100 * better / len(rows):.1f} % of all "
             f"{len(rows):,} cells"
         )
-    console.print(f"run folder   {folder}\ngo on with   advnas retrain {folder}")
+    go_on = shlex.join(["advnas", "retrain", str(folder)])
+    console.print(f"run folder   {folder}\ngo on with   {go_on}", markup=False)
 
 
 def on_clutter(folder: Path, seed: int, threads: int | None, console: Console) -> None:
@@ -163,7 +166,8 @@ def on_clutter(folder: Path, seed: int, threads: int | None, console: Console) -
     columns = ["trained from scratch", "test accuracy", "found cell's lead, points (95%)", "parameters", "FLOPs"]
     console.print(new_table(searched["arch"], columns, rows))
     console.print(
-        f"search time  {duration(searched['seconds'])}\nrun folder   {folder} (comparison.svg, cell.svg, curves.png)"
+        f"search time  {duration(searched['seconds'])}\nrun folder   {folder} (comparison.svg, cell.svg, curves.png)",
+        markup=False,
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from advnas_ext import fidelity, native, reference
 from advnas_ext.fidelity import Obstacle
 from advnas_ext.native import Fused, Graph, Prologue, Step
-from advnas_ext.operations import Discarded, Identity, SeparableConv
+from advnas_ext.operations import Discarded, Identity, SeparableConv, Zero
 from advnas_ext.path import Path
 
 DARTS = (
@@ -36,23 +36,6 @@ NUM_EDGES = sum(range(NUM_INPUTS, NUM_INPUTS + NUM_INNER))
 
 State = Sequence[int]
 """The nodes of a graph whose values are side by side, each of as many channels."""
-
-
-class Zero(Fused):
-    """Contributes nothing, of the size that the others have."""
-
-    def __init__(self, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-
-    def obstacle(self) -> Obstacle:
-        return None
-
-    def steps(self) -> Sequence[Step]:
-        return (native.ZERO if self.stride == 1 else native.HALVED_ZERO,)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
 
 
 class PoolNorm(Fused, nn.Sequential):

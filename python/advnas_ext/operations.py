@@ -21,16 +21,20 @@ NAS_BENCH_201 = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_po
 
 
 class Zero(Fused):
-    """Contributes nothing, whatever its input holds."""
+    """Contributes nothing, whatever its input holds; of the size that others of this stride have."""
+
+    def __init__(self, stride: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
 
     def obstacle(self) -> Obstacle:
         return None
 
     def steps(self) -> Sequence[Step]:
-        return (native.ZERO,)
+        return (native.ZERO if self.stride == 1 else native.HALVED_ZERO,)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.zeros_like(x)
+        return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
 
 
 class Identity(Fused):

@@ -207,9 +207,12 @@ def test_outputs_and_gradients_of_weights_are_those_of_nni(name):
         places = dict(zip(search.choices, ops, strict=True))
         path = search.follow(places)
         follow(theirs, sample_on(search, path))
+        outputs = []
         for model in (ours, theirs):
             model.zero_grad()
-            model(IMAGES).square().sum().backward()
+            outputs.append(model(IMAGES))
+            outputs[-1].square().sum().backward()
+        assert torch.equal(*outputs), places
         for (label, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
             assert (mine.grad is None) == (other.grad is None), label
             if mine.grad is not None:

@@ -59,9 +59,12 @@ def test_outputs_and_gradients_of_weights_are_those_of_whittle(kind):
     search = Search(Supernet(model, SPACE), RandomEstimator, dtype=torch.float64)
     for places in every_path(search):
         theirs.set_sub_network(**config_on(search, search.follow(places)))
+        outputs = []
         for network, of in ((search.model, model), (theirs, theirs)):
             of.zero_grad()
-            network(TOKENS).square().sum().backward()
+            outputs.append(network(TOKENS))
+            outputs[-1].square().sum().backward()
+        assert torch.equal(*outputs), places
         for (name, mine), other in zip(model.named_parameters(), theirs.named_parameters(), strict=True):
             assert (mine.grad is None) == (other[1].grad is None), name
             assert mine.grad is None or torch.equal(mine.grad, other[1].grad), name

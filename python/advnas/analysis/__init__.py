@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from advnas.device import gpus
 from advnas.run.folder import RunFolder
 from advnas.run.search import Search, restore
 
@@ -15,7 +16,7 @@ def searched(checkpoint: Path, threads: int | None = None) -> tuple[RunFolder, S
 
     Args:
         checkpoint: a run folder, or the checkpoint in it.
-        threads: CPU threads from now on; None: as many as the search had.
+        threads: CPU threads from now on; None: as many as the search had. Without a GPU it is on the CPU.
 
     Raises:
         FileNotFoundError: there is no search.
@@ -23,7 +24,7 @@ def searched(checkpoint: Path, threads: int | None = None) -> tuple[RunFolder, S
             ``checkpoint`` is another file.
     """
     folder = RunFolder.of(checkpoint)
-    run = restore(folder, {"table": None})
+    run = restore(folder, {"table": None, **({} if gpus() else {"device": "cpu"})})
     if run.state.work == 0:
         raise ValueError(f"{folder.path}: has no trained supernet; give a search that was begun, of one limit at most")
     if threads is not None:

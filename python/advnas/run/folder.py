@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import itertools
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from advnas.training import Training
 
 History = Sequence[Mapping[str, Any]]
-# Where files lie and what else is written does not change what a run does; the task has a fingerprint of the data.
-NOT_DECISIVE = ("data", "data_dir", "table", "tensorboard", "out")
+# Where files lie, where it runs and what else is written does not change what a run does; the task has a fingerprint of the data.
+NOT_DECISIVE = ("data", "data_dir", "table", "tensorboard", "out", "device")
 CHECKPOINTS = "checkpoint"
 
 
@@ -194,14 +195,20 @@ class RunFolder:
     def write_figure(self, name: str, content: bytes | str) -> None:
         write_atomic(self / name, content)
 
-    def write_events(self, row: Mapping[str, Any]) -> None:
-        """Add a row of the history to TensorBoard's event files."""
+    @contextlib.contextmanager
+    def events(self) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+        """A function that adds a row of the history to an event file of TensorBoard's."""
         from torch.utils.tensorboard import SummaryWriter
 
         with SummaryWriter(str(self / "tensorboard")) as writer:
-            for name, value in row.items():
-                if isinstance(value, float):
-                    writer.add_scalar(name, value, row["epoch"])
+
+            def add(row: Mapping[str, Any]) -> None:
+                for name, value in row.items():
+                    if isinstance(value, float):
+                        writer.add_scalar(name, value, row["epoch"])
+                writer.flush()
+
+            yield add
 
     # -------------------------------------------------------------------------------------------------- a retraining
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,12 @@ NOT_OF_WARM_UP = (
     "schedule_epochs",
     "estimator",
     "estimator_settings",
+    "arch_init",
+    "arch_lr",
+    "arch_lr_min",
+    "arch_betas",
+    "arch_weight_decay",
+    "arch_grad_clip",
     "gate_baseline",
     "warm_start",
     "valid_batches",
@@ -68,7 +76,8 @@ def resume(path: Path, console: Console | None = None, moved: Mapping[str, Any] 
     """Go on with an interrupted search as if it had not stopped.
 
     Args:
-        moved: settings ``data`` and ``data_dir`` where the same data lies elsewhere now; the run folder keeps them.
+        moved: settings ``data`` and ``data_dir`` where the same data lies elsewhere now, and ``device``; the run folder keeps
+            them.
 
     Raises:
         FileNotFoundError: the folder holds no search.
@@ -118,7 +127,7 @@ class Search:
 
     def warm_up(self, folder: RunFolder) -> dict[str, Any]:
         """The state at the end of the warm-up in another run folder."""
-        own = {k: v for k, v in self.decisive().items() if k not in NOT_OF_WARM_UP and not k.startswith("arch_")}
+        own = {k: v for k, v in self.decisive().items() if k not in NOT_OF_WARM_UP}
         found = folder.load("search", own, only=own)
         epochs, wanted = found["values"]["epoch"], self.config.warmup_epochs
         if epochs != wanted or found["values"]["step"] != 0:
@@ -140,10 +149,11 @@ class Search:
         if not learnt:
             console.print("note: every epoch is a warm-up epoch, so that the logits stay at 0 and no cell is found")
         progress = Progress("searching", self.config.epochs, self._shown(), console)
-        with Watch(
-            self.state, progress, folder, self.decisive(), _go_on(folder), lambda: self._record(folder)
-        ) as watch:
-            search(self.task, self.state, watch)
+        with contextlib.ExitStack() as opened:
+            events = [opened.enter_context(folder.events())] if self.config.tensorboard else []
+            record = partial(self._record, folder, events)
+            watch = Watch(self.state, progress, folder, self.decisive(), _go_on(folder), record)
+            search(self.task, self.state, opened.enter_context(watch))
         self._write(folder)  # once more, for a search that ended between a checkpoint and its files
         arch, seconds = self.state.history[-1]["arch"], self.state.history[-1]["seconds"]
         if not self.config.halving_cells or not learnt:
@@ -201,11 +211,11 @@ class Search:
         columns = {"train_loss": metrics["loss"], **{f"valid_{name}": form for name, form in metrics.items()}}
         return {**columns, "entropy": ".3f", **dict.fromkeys(self.task.space.columns[:1], ".2f")}
 
-    def _record(self, folder: RunFolder) -> Mapping[str, Any]:
+    def _record(self, folder: RunFolder, events: list[Callable[[Mapping[str, Any]], None]]) -> Mapping[str, Any]:
         """Write what there is after an epoch; its row."""
         row = self._write(folder)
-        if self.config.tensorboard:
-            folder.write_events(row)
+        for add in events:
+            add(row)
         return row
 
     def _write(self, folder: RunFolder) -> Mapping[str, Any]:

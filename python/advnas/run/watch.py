@@ -67,7 +67,9 @@ class Watch:
             self.folder.save(self.state, self.settings)
 
     def __enter__(self) -> Watch:
-        if self.state.work == 0:
+        if self.folder is not None and (
+            self.state.work == 0 or not self.folder.checkpoint(self.state.kind).exists()  # of a warm start
+        ):
             self.save()
         main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
         signals = (signal.SIGINT, signal.SIGTERM) if main else ()

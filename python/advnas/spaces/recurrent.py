@@ -2,14 +2,13 @@
 
 from advnas.networks.language import darts, one_path
 from advnas.spaces.base import Space
-
-ACTIVATIONS = ("identity", "tanh", "sigmoid", "relu", "none")
+from advnas_ext.recurrent import OPS
 
 # Node 0 joins the input and the hidden state; what leaves the cell is the mean of the others.
 RECURRENT = Space(
     name="recurrent",
     task="language",
-    ops=ACTIVATIONS,
+    ops=OPS,
     num_nodes=4,
     network=one_path,
     zero_op="none",
@@ -20,7 +19,7 @@ RECURRENT = Space(
 DARTS_RECURRENT = Space(
     name="darts_recurrent",
     task="language",
-    ops=ACTIVATIONS,
+    ops=OPS,
     num_nodes=9,
     network=darts,
     zero_op="none",

@@ -111,6 +111,10 @@ REBUILT: dict[str, Callable[..., Any]] = {
 }
 
 
+class Elsewhere(Exception):
+    """What those who take the items raise, which says nothing of the pickle."""
+
+
 class Reader:
     """Reads pickles of protocol 2 to 5 from a file, one after another.
 
@@ -149,6 +153,8 @@ class Reader:
                 if op not in ACTIONS:
                     raise ValueError(f"the operation {op:#x}")
                 ACTIONS[op](self)
+        except Elsewhere as error:
+            raise error.args[0] from None
         except EOFError:
             raise ValueError("the pickle ends in the middle; the file may be truncated, get it again") from None
         except DAMAGE as error:
@@ -261,7 +267,7 @@ class Reader:
             if isinstance(item, Run):
                 target.setdefault(RUNS, []).append(item)
             elif hands_out and self._each is not None:
-                self._each(item, next(flow))
+                self._hand_out(self._each, item, next(flow))
             else:
                 target[item] = next(flow)
         if hands_out:
@@ -269,6 +275,13 @@ class Reader:
                 if isinstance(self._memo[place], (dict, list)):
                     self._memo[place] = PRUNED
             self._pruned = len(self._memo)
+
+    @staticmethod
+    def _hand_out(each: Callable[[Any, Any], None], key: Any, value: Any) -> None:
+        try:
+            each(key, value)
+        except Exception as error:
+            raise Elsewhere(error) from error
 
     def _set_item(self) -> None:
         last = self._stack.pop()

@@ -84,7 +84,7 @@ class Table:
         """
         path = at_home(path)
         if space is not None and not space.columns:
-            raise ValueError(f"{path}: there are no tables of the space {space.name}; leave --table out")
+            raise ValueError(f"{path}: there are no tables of the space {space.name}")
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such table")
         with path.open("rb") as file:

@@ -134,6 +134,8 @@ class Task(ABC):
     """Metrics in the order of the history's columns, without valid_, train_ or test_; with the format of each."""
     result: ClassVar[str]
     """The metric by which people compare networks."""
+    has_promises: ClassVar[bool] = False
+    """Whether :meth:`promises` is there."""
 
     def __init__(self, config: SearchConfig | RetrainConfig) -> None:
         self.config = config
@@ -225,9 +227,9 @@ class Task(ABC):
         :mod:`advnas.untrained`.
 
         Raises:
-            ValueError: the task has no such measures.
+            NotImplementedError: the task has no such measures, see ``has_promises``.
         """
-        raise ValueError(f"front: the task {self.name} has no measures of untrained networks; give one limit at a time")
+        raise NotImplementedError
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint depends on beside the settings, such as the size of the data, in plain types."""

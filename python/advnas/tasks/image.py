@@ -150,6 +150,7 @@ class ImageTask(Task):
     """
 
     name = "image"
+    has_promises = True
     search_config = ImageSearchConfig
     retrain_config = ImageRetrainConfig
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {

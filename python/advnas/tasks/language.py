@@ -163,7 +163,8 @@ class AveragedSgd(Recipe):
         kept = [weight.detach().clone() for weight in self.weights]
         with torch.no_grad():
             for weight in self.weights:
-                weight.copy_(self.optimizer.state[weight]["ax"])
+                # No gradient ever came to the weight of a node that nothing flows out of.
+                weight.copy_(self.optimizer.state.get(weight, {}).get("ax", weight))
             try:
                 yield
             finally:

@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from advnas_ext.estimators.base import Estimator
+from advnas_ext.estimators.base import Estimator, through_softmax
 from advnas_ext.path import Path
 
 
@@ -47,8 +47,7 @@ class RelaxedEstimator(Estimator):
     def _through_softmax(path: Path, weight_grad: Tensor) -> Tensor:
         """From dL/dw to dL/dlogits, both [num_edges, num_ops]."""
         path = cast(RelaxedPath, path)  # checked at the public edge
-        mean = (path.weights * weight_grad).sum(1, keepdim=True)
-        return path.weights * (weight_grad - mean) / path.temperature
+        return through_softmax(path.weights, weight_grad) / path.temperature
 
     def _estimate(self, path: Path, gate_grad: Tensor, loss: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
         return self._through_softmax(path, self._by_op(path, gate_grad)), {}

@@ -45,8 +45,6 @@ class Batches:
         index: int64 [count], the images of a pass, on the host.
         batch_size: images in a batch; the last of a pass may have fewer, or one more.
         generator: of the order and of the augmentation, on the host.
-        augment: whether to.
-        drop_last: leave out a last batch that is not full; a pass then misses some images, others each time.
 
     Raises:
         ValueError: a pass would have no batch.
@@ -59,35 +57,31 @@ class Batches:
         batch_size: int,
         *,
         generator: torch.Generator,
-        augment: bool = True,
-        drop_last: bool = False,
     ) -> None:
-        if batch_size < 1 or len(index) < (batch_size if drop_last else 1):
+        if batch_size < 1 or len(index) < 1:
             raise ValueError(f"Batches: a pass must have a batch, got batch_size {batch_size} for {len(index)} images")
         self.data = data
         self.index = index
         self.batch_size = batch_size
         self.generator = generator
-        self.augment = data.augment if augment else None
-        self._length = len(index) - (len(index) % batch_size if drop_last else 0)
         self._order = index[:0]
         self._position = 0
 
     def __len__(self) -> int:
-        merged = self._length > self.batch_size > 1 and self._length % self.batch_size == 1
-        return -(-self._length // self.batch_size) - merged
+        count = len(self.index)
+        merged = count > self.batch_size > 1 and count % self.batch_size == 1
+        return -(-count // self.batch_size) - merged
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches ``(x, y)``: x float32 [batch, channels, height, width] in channels_last layout, y int64 [batch]."""
         if self._position >= len(self._order):
-            self._order = self.index[torch.randperm(len(self.index), generator=self.generator)][: self._length]
+            self._order = self.index[torch.randperm(len(self.index), generator=self.generator)]
             self._position = 0
         while self._position < len(self._order):
             size = size_of_next(len(self._order) - self._position, self.batch_size)
             chosen = self._order[self._position : self._position + size]
             pixels, labels = picked(self.data.train, chosen)
-            if self.augment is not None:
-                pixels = self.augment(pixels, self.generator)
+            pixels = self.data.augment(pixels, self.generator)
             self._position += len(chosen)  # before the batch is out: a state that is saved then has it behind it
             yield normalise(pixels, self.data.mean, self.data.std), labels
 

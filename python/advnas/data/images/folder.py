@@ -100,9 +100,11 @@ def _hidden(path: Path, folder: Path) -> bool:
 def _open(path: Path, size: int | None = None) -> Image.Image:
     try:
         with Image.open(path) as file:
+            if file.mode.startswith(("I", "F")):  # which Pillow cuts off at 255
+                raise ValueError(f"it has more than 8 bits a channel (mode {file.mode})")
             image = file.convert("RGB")
     except Exception as error:  # a damaged file can raise anything
-        raise ValueError(f"{path}: not an image that can be read: {error}; replace or remove it") from None
+        raise ValueError(f"{path}: not an image that can be read: {error}; convert, replace or remove it") from None
     return (
         image if size is None or image.size == (size, size) else image.resize((size, size), Image.Resampling.BILINEAR)
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,9 +101,8 @@ def _file(folder: Path, part: str) -> Path:
 def _lines(file: Path) -> list[str]:
     raw = file.read_bytes()
     try:
-        return raw.decode().splitlines()
+        text = raw.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise ValueError(
-            f"{file}, line {line}: must be UTF-8, got byte {raw[error.start]:#x}; convert the file"
-        ) from None
+        line, byte = error.object[: error.start].count(b"\n") + 1, error.object[error.start]
+        raise ValueError(f"{file}, line {line}: must be UTF-8, got byte {byte:#x}; convert the file") from None
+    return [line.rstrip("\n") for line in io.StringIO(text, newline=None)]

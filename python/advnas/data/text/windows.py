@@ -67,8 +67,9 @@ class Windows:
         rows = len(tokens) // batch_size
         if rows < length + 1:
             raise ValueError(
-                f"Windows: a text must have at least batch_size * (bptt + 1) = {batch_size * (length + 1)} tokens, got "
-                f"{len(tokens)}; use a longer text, or a smaller --batch-size or --bptt"
+                f"Windows: a text in {batch_size} columns must have at least {batch_size} * (bptt + 1) = "
+                f"{batch_size * (length + 1)} tokens, got {len(tokens)}; use a longer text, a smaller --bptt or, where it "
+                "trains, a smaller --batch-size"
             )
         self._text = placement.put(tokens[: rows * batch_size].view(batch_size, rows).t().contiguous())
         self._length = length
