@@ -59,8 +59,20 @@ def descend(
         FloatingPointError: the norm is not finite; the weights are as they were.
     """
     scaler.scale(loss).backward()
+    clip_gradients(weights, optimizer, scaler, clip)
+    follow_gradients(optimizer, scaler)
+
+
+def clip_gradients(
+    weights: Iterable[Tensor], optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, clip: float
+) -> None:
+    """Raises as :func:`descend`."""
     scaler.unscale_(optimizer)
     check_finite("norm of the weights' gradient", clip_grad_norm_(weights, clip))
+
+
+def follow_gradients(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+    """A step, after which there are no gradients."""
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad()

@@ -32,6 +32,7 @@ from advnas.data.images import DATA, Batches, Evaluation, ImageData, load, split
 from advnas.networks.nasbench201 import REDUCTIONS
 from advnas.report.numbers import wilson
 from advnas.tasks.base import Recipe, Score, Task, fingerprint
+from advnas.training import follow_gradients
 from advnas.untrained import promises
 from advnas_ext import Path, PathCost
 
@@ -128,9 +129,7 @@ class CosineSgd(Recipe):
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
 
     def step(self, scaler: torch.amp.GradScaler) -> None:
-        scaler.step(self.optimizer)
-        scaler.update()
-        self.optimizer.zero_grad()
+        follow_gradients(self.optimizer, scaler)
         self.schedule.step()
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import torch
 import tyro
 from pydantic import AfterValidator
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 
 from advnas.config import (
     Count,
@@ -35,6 +34,7 @@ from advnas.data.text import TEXTS, TextBatch, Windows, load
 from advnas.data.text.corpus import Corpus
 from advnas.networks.language import LanguageModel, draw_masks
 from advnas.tasks.base import Recipe, Score, Scores, Task, fingerprint
+from advnas.training import clip_gradients, follow_gradients
 from advnas_ext import Path
 
 Data = Annotated[Name, AfterValidator(located(TEXTS)), tyro.conf.arg(metavar="|".join([*TEXTS, "FOLDER"]))]
@@ -142,11 +142,8 @@ class AveragedSgd(Recipe):
         return self.optimizer.param_groups[0]["t0"] != NEVER
 
     def step(self, scaler: torch.amp.GradScaler) -> None:
-        scaler.unscale_(self.optimizer)
-        clip_grad_norm_(self.weights, self.config.grad_clip)
-        scaler.step(self.optimizer)
-        scaler.update()
-        self.optimizer.zero_grad()
+        clip_gradients(self.weights, self.optimizer, scaler, self.config.grad_clip)
+        follow_gradients(self.optimizer, scaler)
         self.steps += 1
 
     def after_epoch(self, metrics: Mapping[str, float]) -> None:
