@@ -229,5 +229,10 @@ def test_a_network_that_was_made_on_meta(assign, close, calls):
             buffer.fill_(3)
         other.load_state_dict(network.state_dict())
     close(other(x, path), expected)
-    assert len(calls) == 2
-    assert set(advnas_ext.explain(other).values()) == {None}
+    obstacles = set(advnas_ext.explain(other).values())
+    if assign:  # a checkpoint has none of the constants, which stay on meta
+        assert len(calls) == 1
+        assert "has its identity on meta" in obstacles
+    else:
+        assert len(calls) == 2
+        assert obstacles == {None}
