@@ -1,6 +1,7 @@
 """Experiments on what credit is worth, small."""
 
 import csv
+import statistics
 
 import pytest
 import torch
@@ -94,7 +95,18 @@ def test_the_authors_settings_end_to_end(made_up_table, tmp_path, monkeypatch, c
     assert {float(row["seconds"]) for row in rows if row["iterations"] == "0"} == {0}
     starts = {(row["seed"], row["cifar10_test_200"]) for row in rows if row["iterations"] == "0"}
     assert len(starts) == 2, "estimators of a seed share its warm-up"
-    assert "| critic |" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert "| estimator | after 3 | after 6 | by seed | seconds |" in lines
+    (line,) = [line for line in lines if line.startswith("| critic |")]
+    found = [
+        statistics.median(
+            float(row["cifar10_test_200"])
+            for row in rows
+            if row["estimator"] == "critic" and row["iterations"] == steps
+        )
+        for steps in ("3", "6")
+    ]
+    assert line.startswith(f"| critic | {found[0]:.2f} | {found[1]:.2f} |")
     assert "<svg" in (tmp_path / "results" / "paper-nb201-authors.svg").read_text()
 
     monkeypatch.setattr(Job, "start", lambda job: pytest.fail("a run that is done must not be run again"))
