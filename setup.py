@@ -237,7 +237,7 @@ def ninja_file(torch, cxx: list[str], nvcc: Path | None) -> str:
 
     # What knows nothing of where the CUDA kernels run is compiled once for the extension and for the shim.
     shared = [*sorted(csrc.glob("*.cpp")), *sorted((csrc / "cpu").glob("*.cpp"))]
-    of_device = [source for source in shared if '#include "device.h"' in source.read_text()]
+    of_device = [source for source in shared if '#include "device.h"' in source.read_text("utf-8")]
     for source in shared:
         if source not in of_device:
             add("cxx", source, flags)

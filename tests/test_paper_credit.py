@@ -27,6 +27,13 @@ def test_variants_are_measured_on_the_same_paths(searched, tmp_path, capsys):
     credit.go(settings)
     credit.go(settings)  # adds its rows
     rows = list(csv.DictReader((tmp_path / "credit.csv").open()))
+    exact = [row for row in rows if row["variant"] == "exact"]
+    assert len(exact) == 4
+    rows = [row for row in rows if row["variant"] != "exact"]
+    for row in (*rows, *exact):  # a softmax's gradient sums to 0 on every edge
+        assert sum(float(value) for name, value in row.items() if name.startswith("push_")) == pytest.approx(
+            0, abs=1e-6
+        )
     names = [row["variant"] for row in rows]
     assert len(names) == 4 * len(set(names))
     assert {"reinforce", "4 paths, critic", "advantage", "advantage, input, operation means off"} < set(names)

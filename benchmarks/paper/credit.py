@@ -6,7 +6,9 @@ At the weights of a finished search and the logits that it had after each of ``-
 gives its loss and the advantages of its edges, with no baseline and with the edge's input. From these come the gradients of all
 variants, so that they see the same noise, beside the exact gradient (leave-one-out, all paths of a batch) as in advnas analysis
 signal. The values that a variant takes off (means of each edge, of each operation, an additive critic) are fitted to the half of
-the batches that it is not measured on. Costs are medians of the passes as they ran. Appends to ``credit.csv`` in ``--results``.
+the batches that it is not measured on. Costs are medians of the passes as they ran. ``push_OP`` is where the mean gradient moves
+the logits of an operation, as a mean over the edges in units of the gradient's norm; the exact gradient has a line for that.
+Appends to ``credit.csv`` in ``--results``.
 """
 
 from __future__ import annotations
@@ -162,11 +164,33 @@ def operation_means(picked: Tensor, advantages: Tensor) -> Tensor:
     return torch.where(count >= 5, means, edge_means(picked, advantages))
 
 
-def at(run: Search, epoch: int, settings: Settings, rounds: Rounds) -> tuple[Measured, list[Signal]]:
+Row = dict[str, object]
+
+
+def at(run: Search, epoch: int, settings: Settings, rounds: Rounds) -> list[Row]:
+    """A row for each variant, and one for the exact gradient."""
     measured = measure(run, torch.tensor(run.state.logits[epoch]), settings.batches, settings.paths, rounds)
     score = one_hot(measured.ops, measured.logits.shape[1]) - measured.logits.softmax(1)
     exact = leave_one_out(score, measured.losses, settings.paths).flatten(0, 1)
-    return measured, [compare(name, found.flatten(0, 1), exact, cost) for name, found, cost in variants(measured)]
+    common: Row = {
+        "searched_by": run.config.estimator,
+        "seed": run.config.seed,
+        "epoch": epoch,
+        "entropy": torch.special.entr(measured.logits.softmax(1)).sum(1).mean().item(),
+    }
+    rows = []
+    for name, found, cost in variants(measured):
+        gradients = found.flatten(0, 1)
+        signal = compare(name, gradients, exact, cost)
+        rows.append({**common, **row(run, signal), **pushes(run, gradients)})
+    last: Row = {**common, "variant": "exact", **pushes(run, exact)}
+    return [*rows, {name: last.get(name, "") for name in rows[0]}]
+
+
+def pushes(run: Search, gradients: Tensor) -> Row:
+    mean = gradients.mean(0)
+    values = -mean.mean(0) / mean.norm()
+    return {f"push_{op}": value for op, value in zip(run.task.ops, values.tolist(), strict=True)}
 
 
 def go(settings: Settings) -> None:
@@ -175,26 +199,25 @@ def go(settings: Settings) -> None:
     _, run = searched(settings.run, threads=1)
     if not any(isinstance(module, OnePathCell) for module in run.state.network.modules()):
         raise ValueError(f"{settings.run}: must be a search of NAS-Bench-201's cells, got {run.config.space}")
-    rows = []
+    rows: list[Row] = []
     with Rounds("measuring paths", len(settings.epochs) * settings.batches, console()) as rounds:
         for epoch in settings.epochs:
-            measured, signals = at(run, epoch, settings, rounds)
-            rows += [row(run, epoch, measured, signal) for signal in signals]
+            rows += at(run, epoch, settings, rounds)
     settings.results.mkdir(parents=True, exist_ok=True)
     file = settings.results / "credit.csv"
-    write_csv(file, [*(read_csv(file) if file.exists() else []), *rows])
+    before: list[Row] = [*read_csv(file)] if file.exists() else []
+    columns = dict.fromkeys(name for line in (*before, *rows) for name in line)
+    write_csv(file, [{name: line.get(name, "") for name in columns} for line in (*before, *rows)])
     shown = ["epoch", "entropy", "variant", "correlation", "snr", "ms", "after_1_s"]
+    moved = ["epoch", "variant", *(name for name in rows[0] if name.startswith("push_"))]
     snr = [name for name in rows[0] if name.startswith("snr_")]
-    print_table(f"{settings.run}", [*shown, *snr], [[text(line[name]) for name in (*shown, *snr)] for line in rows])
+    for title, names in ((f"{settings.run}", [*shown, *snr]), ("where the logits are moved", moved)):
+        print_table(title, names, [[text(line[name]) for name in names] for line in rows])
 
 
-def row(run: Search, epoch: int, measured: Measured, signal: Signal) -> dict[str, object]:
-    p, edges = measured.logits.softmax(1), run.task.space.edge_names
+def row(run: Search, signal: Signal) -> Row:
+    edges = run.task.space.edge_names
     return {
-        "searched_by": run.config.estimator,
-        "seed": run.config.seed,
-        "epoch": epoch,
-        "entropy": torch.special.entr(p).sum(1).mean().item(),
         "variant": signal.name,
         "correlation": signal.correlation,
         "correlation_low": signal.low,
