@@ -261,9 +261,7 @@ def test_every_flag_is_explained(advnas, monkeypatch):
     out = re.sub(r" *[│ ]\n[│ ] {4,}", " ", advnas("search", "--help")[1])  # an option a line
     flags = {name.replace("_", "-") for name in ImageSearchConfig.names()} | {"config", "preset", "resume"}
     for flag in flags:
-        line = re.search(rf"^[│ ] --{flag}[ ,].*\(default: ", out, re.M)
-        assert line, flag
-        assert len(line[0].split()) >= 5, line[0]  # the flag, its values, and some words
+        assert re.search(rf"^[│ ] --{flag}[ ,].*? +[A-Za-z][^│\n]{{15,}}\(default: ", out, re.M), flag
     assert f"--estimator {'|'.join(ESTIMATORS)} " in out
 
 

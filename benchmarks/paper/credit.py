@@ -183,8 +183,7 @@ def at(run: Search, epoch: int, settings: Settings, rounds: Rounds) -> list[Row]
         gradients = found.flatten(0, 1)
         signal = compare(name, gradients, exact, cost)
         rows.append({**common, **row(run, signal), **pushes(run, gradients)})
-    last: Row = {**common, "variant": "exact", **pushes(run, exact)}
-    return [*rows, {name: last.get(name, "") for name in rows[0]}]
+    return [*rows, {**common, "variant": "exact", **pushes(run, exact)}]
 
 
 def pushes(run: Search, gradients: Tensor) -> Row:
@@ -207,12 +206,13 @@ def go(settings: Settings) -> None:
     file = settings.results / "credit.csv"
     before: list[Row] = [*read_csv(file)] if file.exists() else []
     columns = dict.fromkeys(name for line in (*before, *rows) for name in line)
-    write_csv(file, [{name: line.get(name, "") for name in columns} for line in (*before, *rows)])
+    lines = [{name: line.get(name, "") for name in columns} for line in (*before, *rows)]
+    write_csv(file, lines)
     shown = ["epoch", "entropy", "variant", "correlation", "snr", "ms", "after_1_s"]
     moved = ["epoch", "variant", *(name for name in rows[0] if name.startswith("push_"))]
     snr = [name for name in rows[0] if name.startswith("snr_")]
     for title, names in ((f"{settings.run}", [*shown, *snr]), ("where the logits are moved", moved)):
-        print_table(title, names, [[text(line[name]) for name in names] for line in rows])
+        print_table(title, names, [[text(line[name]) for name in names] for line in lines[len(before) :]])
 
 
 def row(run: Search, signal: Signal) -> Row:

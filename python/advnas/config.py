@@ -19,7 +19,7 @@ from pydantic_core import to_jsonable_python
 from typing_extensions import Self
 
 from advnas.files import at_home
-from advnas.report.numbers import quantity
+from advnas.report.numbers import number, quantity
 from advnas.spaces import SPACES
 from advnas_ext import ESTIMATORS
 
@@ -71,13 +71,6 @@ def numbers(settings: Any) -> Any:
     if not isinstance(settings, Mapping):
         return settings
     return {name: number(value) if isinstance(value, str) else value for name, value in settings.items()}
-
-
-def number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 # Settings of files that were written before these had other names.
@@ -183,7 +176,7 @@ class SearchConfig(Settings):
     task: TaskName
     """What the cell is for. It decides which other settings there are."""
     space: Space
-    """Search space."""
+    """Search space of the cell."""
     data: Name
     """Data set."""
     data_dir: OptionalFolder = None

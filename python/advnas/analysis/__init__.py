@@ -12,11 +12,11 @@ from advnas.run.search import Search, restore
 
 
 def searched(checkpoint: Path, threads: int | None = None) -> tuple[RunFolder, Search]:
-    """The run folder of a search, and the search as its checkpoint has it.
+    """The run folder of a search, and the search as its checkpoint has it; on the CPU where there is no GPU.
 
     Args:
         checkpoint: a run folder, or the checkpoint in it.
-        threads: CPU threads from now on; None: as many as the search had. Without a GPU it is on the CPU.
+        threads: CPU threads from now on; None: as many as the search had.
 
     Raises:
         FileNotFoundError: there is no search.

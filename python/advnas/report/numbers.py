@@ -23,6 +23,16 @@ def interval(value: float, bounds: Sequence[float]) -> str:
     return f"{100 * value:.2f}% (95%: {100 * low:.2f} - {100 * high:.2f})"
 
 
+def number(text: str) -> int | float | str:
+    """The number that a text is; any other text as it is."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
 # What a number may end with, by what it counts; seconds for a latency.
 SUFFIXES: dict[str, dict[str, float]] = {
     "flops": {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9},

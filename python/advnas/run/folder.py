@@ -20,6 +20,7 @@ from torch import Tensor
 from advnas.checkpoint import load, save, write_atomic, write_json
 from advnas.config import SearchConfig, Settings
 from advnas.files import at_home
+from advnas.report.numbers import number
 from advnas.tasks import TASKS, Task
 
 if TYPE_CHECKING:
@@ -196,8 +197,11 @@ class RunFolder:
         write_atomic(self / name, content)
 
     @contextlib.contextmanager
-    def events(self) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-        """A function that adds a row of the history to an event file of TensorBoard's."""
+    def events(self, wanted: bool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+        """A function that adds a row of the history to an event file of TensorBoard's; where none is wanted it does nothing."""
+        if not wanted:
+            yield lambda row: None
+            return
         from torch.utils.tensorboard import SummaryWriter
 
         with SummaryWriter(str(self / "tensorboard")) as writer:
@@ -241,8 +245,8 @@ def first_free(wanted: Path) -> Path:
 def numbered(wanted: Path) -> Iterator[Path]:
     """PATH, PATH-2, PATH-3, ..."""
     yield wanted
-    for number in itertools.count(2):
-        yield wanted.with_name(f"{wanted.name}-{number}")
+    for count in itertools.count(2):
+        yield wanted.with_name(f"{wanted.name}-{count}")
 
 
 def task_named_in(file: Path) -> str | None:
@@ -267,12 +271,3 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
     """Rows of a CSV file, with integers and other numbers as such."""
     with path.open(newline="", encoding="utf-8") as file:
         return [{name: number(value) for name, value in row.items()} for row in csv.DictReader(file)]
-
-
-def number(text: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text

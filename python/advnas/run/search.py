@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import shlex
 from collections.abc import Callable, Mapping
@@ -149,11 +148,10 @@ class Search:
         if not learnt:
             console.print("note: every epoch is a warm-up epoch, so that the logits stay at 0 and no cell is found")
         progress = Progress("searching", self.config.epochs, self._shown(), console)
-        with contextlib.ExitStack() as opened:
-            events = [opened.enter_context(folder.events())] if self.config.tensorboard else []
-            record = partial(self._record, folder, events)
-            watch = Watch(self.state, progress, folder, self.decisive(), _go_on(folder), record)
-            search(self.task, self.state, opened.enter_context(watch))
+        with folder.events(self.config.tensorboard) as add_event:
+            record = partial(self._record, folder, add_event)
+            with Watch(self.state, progress, folder, self.decisive(), _go_on(folder), record) as watch:
+                search(self.task, self.state, watch)
         self._write(folder)  # once more, for a search that ended between a checkpoint and its files
         arch, seconds = self.state.history[-1]["arch"], self.state.history[-1]["seconds"]
         if not self.config.halving_cells or not learnt:
@@ -211,11 +209,10 @@ class Search:
         columns = {"train_loss": metrics["loss"], **{f"valid_{name}": form for name, form in metrics.items()}}
         return {**columns, "entropy": ".3f", **dict.fromkeys(self.task.space.columns[:1], ".2f")}
 
-    def _record(self, folder: RunFolder, events: list[Callable[[Mapping[str, Any]], None]]) -> Mapping[str, Any]:
+    def _record(self, folder: RunFolder, add_event: Callable[[Mapping[str, Any]], None]) -> Mapping[str, Any]:
         """Write what there is after an epoch; its row."""
         row = self._write(folder)
-        for add in events:
-            add(row)
+        add_event(row)
         return row
 
     def _write(self, folder: RunFolder) -> Mapping[str, Any]:

@@ -134,8 +134,6 @@ class Task(ABC):
     """Metrics in the order of the history's columns, without valid_, train_ or test_; with the format of each."""
     result: ClassVar[str]
     """The metric by which people compare networks."""
-    has_promises: ClassVar[bool] = False
-    """Whether :meth:`promises` is there."""
 
     def __init__(self, config: SearchConfig | RetrainConfig) -> None:
         self.config = config
@@ -221,6 +219,11 @@ class Task(ABC):
             ValueError: the task has none.
         """
         raise ValueError(f"max_flops and max_params: the task {self.name} has no such costs; leave them out")
+
+    @property
+    def has_promises(self) -> bool:
+        """Whether the task has :meth:`promises`."""
+        return type(self).promises is not Task.promises
 
     def promises(self, network: nn.Module, batch: Any, path: Path) -> tuple[float, ...]:
         """What a cell of an untrained supernet promises, by several measures, each the larger the better; see

@@ -48,7 +48,7 @@ class ImageSearchConfig(SearchConfig):
     task: TaskName = "image"
     """What the cell is for; it decides which other settings there are: advnas search --task language --help."""
     space: Space = "nasbench201"
-    """Search space."""
+    """Search space of the cell."""
     data: Data = "digits"
     """Data set, or a folder with an image folder for each class."""
     data_dir: OptionalFolder = None
@@ -149,7 +149,6 @@ class ImageTask(Task):
     """
 
     name = "image"
-    has_promises = True
     search_config = ImageSearchConfig
     retrain_config = ImageRetrainConfig
     presets: ClassVar[Mapping[str, Mapping[str, object]]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -101,7 +100,7 @@ def _file(folder: Path, part: str) -> Path:
 def _lines(file: Path) -> list[str]:
     raw = file.read_bytes()
     try:
-        text = raw.removeprefix(codecs.BOM_UTF8).decode()
+        text = raw.decode("utf-8-sig")  # with or without a byte-order mark
     except UnicodeDecodeError as error:
         line, byte = error.object[: error.start].count(b"\n") + 1, error.object[error.start]
         raise ValueError(f"{file}, line {line}: must be UTF-8, got byte {byte:#x}; convert the file") from None
