@@ -132,7 +132,7 @@ def test_each_limit_gets_the_best_of_its_own_by_what_all_losses_tell(searched, f
     assert trained[0] == (set(range(pool.size)), state.config.halving_steps // 2)
     for (earlier, steps), (later, more) in itertools.pairwise(trained):
         assert later <= earlier
-        assert more == 2 * steps
+        assert more == 4 * steps
 
 
 def test_a_search_for_several_limits(tmp_path, few):

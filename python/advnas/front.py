@@ -11,6 +11,7 @@ small ones.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -31,7 +32,6 @@ KNOWN = 20_000  # cells among which networks are looked for; all of a space that
 NEAR = 0.25  # of the networks within a limit, the dearest
 DRAWN = 150  # networks near each limit that are ranked
 FINALISTS = 48  # of each limit, that are trained
-FIRST = 4  # the first comparison leaves one in so many; later ones leave half
 
 
 class Field:
@@ -123,6 +123,7 @@ class Pool(Contest):
         last: losses of the last comparison of each cell, by its place.
     """
 
+    share = 4
     kind = "front"
     values = (*Contest.values, "contenders", "last")
 
@@ -138,14 +139,12 @@ class Pool(Contest):
 
     @property
     def rounds(self) -> int:
-        return max(1, (self.most // FIRST).bit_length())
+        """Comparisons until each limit has one cell left."""
+        return next(count for count in itertools.count(1) if self.most // self.share**count <= 1)
 
     def steps_after(self, round: int) -> int:
         """There are many, and they tell of each other: half of what others have."""
-        return max(1, self.config.halving_steps // 2) << round
-
-    def left_after(self, rounds: int) -> int:
-        return self.size if rounds == 0 else self.size // FIRST >> rounds - 1
+        return max(1, self.config.halving_steps // 2) * self.share**round
 
     def staying(self, ranked: list[int], losses: dict[int, float]) -> list[int]:
         self.last |= losses
@@ -154,8 +153,7 @@ class Pool(Contest):
         )
         told = dict(zip(ranked, known.tolist(), strict=True))
         by_limit = [sorted(places, key=lambda place: told[place]) for places in self.contenders]
-        share = FIRST if self.epoch == 1 else 2
-        self.contenders = [places[: max(1, len(places) // share)] for places in by_limit]
+        self.contenders = [places[: max(1, len(places) // self.share)] for places in by_limit]
         still_in = {place for places in self.contenders for place in places}
         return [place for place in ranked if place in still_in]
 

@@ -137,12 +137,14 @@ class Contest(Training):
     """Cells that are trained and compared, round by round.
 
     Attributes:
+        share: a comparison leaves one cell in so many, which trains until it has so many times the steps.
         cells: int64 [num_edges] each.
         contestants: by places in ``cells``, of those that are left.
         left: places in ``cells`` that are still in, best first.
         epoch: rounds that are over.
     """
 
+    share: ClassVar[int] = 2
     kind = "halving"
     unit = "comparison"
     parts = ()
@@ -154,7 +156,7 @@ class Contest(Training):
         self.size = len(cells)
         steps = [0, *(self.steps_after(round) for round in range(self.rounds))]
         more = [after - before for before, after in itertools.pairwise(steps)]
-        super().__init__(total_work=sum(max(1, self.left_after(done)) * count for done, count in enumerate(more)))
+        super().__init__(total_work=sum(self.left_after(done) * count for done, count in enumerate(more)))
         self.left = list(range(self.size))
         self.contestants = {place: self._contestant(place) for place in self.left}
 
@@ -165,11 +167,11 @@ class Contest(Training):
     @property
     def rounds(self) -> int:
         """Comparisons until one cell is left."""
-        return self.size.bit_length() - 1
+        return next(count for count in itertools.count() if self.left_after(count) == 1)
 
     def left_after(self, rounds: int) -> int:
         """Cells that stay after so many comparisons; about so many where there are several limits."""
-        return self.size >> rounds
+        return max(1, self.size // self.share**rounds)
 
     @property
     def steps(self) -> int:
@@ -177,8 +179,8 @@ class Contest(Training):
         return self.steps_after(self.epoch)
 
     def steps_after(self, round: int) -> int:
-        """Of each contestant at the comparison of a round: twice as many as in the one before."""
-        return self.config.halving_steps << round
+        """Of each contestant at the comparison of a round."""
+        return self.config.halving_steps * self.share**round
 
     def arch(self, place: int) -> str:
         """The string of a cell."""
@@ -220,7 +222,7 @@ class Contest(Training):
         Raises:
             ValueError: an earlier version has made it, which compared in another way.
         """
-        if "contestants" not in state or any("losses" not in saved for saved in state["contestants"].values()):
+        if "contestants" not in state or not all(map(self._goes_on, state["contestants"].values())):
             raise ValueError(
                 f"the comparison was begun by an earlier version; remove checkpoint/{self.kind}.pt to begin it anew"
             )
@@ -229,9 +231,16 @@ class Contest(Training):
         for place, saved in state["contestants"].items():
             self.contestants[place].load_state_dict(saved)
 
+    @property
+    def _last_steps(self) -> int:
+        return self.steps_after(max(self.rounds, 1) - 1)
+
     def _contestant(self, place: int) -> Contestant:
-        last = self.steps_after(max(self.rounds, 1) - 1)
-        return Contestant(self.task, self.config, self.cells[place], self.arch(place), last)
+        return Contestant(self.task, self.config, self.cells[place], self.arch(place), self._last_steps)
+
+    def _goes_on(self, saved: dict[str, Any]) -> bool:
+        """Whether a contestant was trained as it would be now."""
+        return "losses" in saved and saved["parts"]["schedule"]["T_max"] == self._last_steps
 
 
 class Halving(Contest):
