@@ -129,6 +129,29 @@ def test_the_correlation_after_a_second_is_that_of_what_a_second_allows():
     assert 180 <= covered <= 199  # of 200 with a chance of 0.95 each
 
 
+def on_common_batches(cosine, seed, batches=100, paths=4):
+    """Samples of which each batch has several, and exact ones whose noise is that of the same batches."""
+    mean, exact = two_gradients(cosine)
+    common = samples_of(torch.zeros_like(mean), 3, batches * paths, seed).unflatten(0, (batches, paths))
+    own = samples_of(torch.zeros_like(mean), 1, batches, seed + 1000)  # of the batch
+    return mean + common + own[:, None], exact + common.mean(1) + own
+
+
+def test_noise_in_common_is_no_correlation():
+    """The means as they are would correlate by 0.5 + noise: (3 + 6 (9 / 400 + 1 / 100)) / 6 or so."""
+    found, covered = [], 0
+    for seed in range(200):
+        result = signal.compare_on_batches("", *on_common_batches(0.5, seed), 0.05)
+        found.append(result.correlation)
+        covered += result.low <= 0.5 <= result.high
+    assert sum(found) / 200 == pytest.approx(0.5, abs=0.01)
+    assert 180 <= covered <= 199  # of 200 with a chance of 0.95 each
+    samples, exact = on_common_batches(0.5, 0)
+    shuffled = signal.compare_on_batches("", samples[:, torch.tensor([2, 0, 3, 1])], exact, 0.05)
+    assert shuffled.snr == pytest.approx(signal.compare_on_batches("", samples, exact, 0.05).snr)
+    assert shuffled.snr == pytest.approx(2 / math.sqrt(6 * 10), rel=0.25)
+
+
 def test_correlation_by_edge():
     mean = torch.tensor([[1.0, -1.0], [2.0, -2.0]], dtype=torch.float64)
     exact = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)

@@ -219,6 +219,14 @@ def test_a_front(advnas, tmp_path, monkeypatch):
             ["search", "--max-latency", "1s", "--latencies", "table.csv"],
             "table.csv: must have the columns edge, op, latency_s",
         ),
+        (
+            ["search", "--max-latency", "1s", "--latencies", "quoted.csv"],
+            "quoted.csv: not a CSV file: field larger than",
+        ),
+        (
+            ["search", "--channels", "3000000", "--cells", "1"],
+            "too large for the memory; take smaller batches or networks: ",
+        ),
         (["lab"], "choose a measurement: advnas analysis signal or advnas analysis rank"),
         (["query"], "FILE"),
         (["query", "table.csv"], "give one of --arch and --top"),
@@ -233,13 +241,14 @@ def test_a_front(advnas, tmp_path, monkeypatch):
 )
 def test_wrong_input_is_one_line_and_exit_code_2(advnas, table, tmp_path, args, message):
     (tmp_path / "odd.yaml").write_text("epoch: 3\n")
+    (tmp_path / "quoted.csv").write_text('edge,op,latency_s\n"' + "0<-1,none,1\n" * 20_000)
     code, out, err = advnas(*args)
     assert (code, out) == (2, "")
     assert message in err
     assert err.startswith(f"advnas {args[0]}: ")
     assert err.count("\n") == 1
     assert err.endswith("\n")
-    assert sorted(os.listdir(tmp_path)) == ["odd.yaml", "table.csv"]  # nothing is left behind
+    assert sorted(os.listdir(tmp_path)) == ["odd.yaml", "quoted.csv", "table.csv"]  # nothing is left behind
 
 
 @pytest.mark.parametrize("columns", ["60", "200"])

@@ -281,9 +281,11 @@ def test_what_is_derived_has_two_inputs_a_node(name):
 SMALL = {"space": "darts", "channels": 2, "cells": 1, "epochs": 1, "valid_batches": 1, "device": "cpu", "threads": 1}
 
 
-@pytest.mark.parametrize("estimator", ["advantage", "random"])
-def test_a_search_finds_a_genotype(tmp_path, estimator):
-    config = ImageSearchConfig(**SMALL, estimator=estimator, steps_per_epoch=2, out=tmp_path / "run")
+@pytest.mark.parametrize(
+    ("estimator", "told"), [("advantage", {}), ("random", {}), ("advantage", {"estimator_settings": {"zero_op": None}})]
+)
+def test_a_search_finds_a_genotype(tmp_path, estimator, told):
+    config = ImageSearchConfig(**SMALL, **told, estimator=estimator, seed=1, steps_per_epoch=2, out=tmp_path / "run")
     folder = RunFolder(start(config))
     result = folder.result()
     assert torch.equal(DARTS.parse(result["genotype"]), DARTS.parse(result["arch"]))

@@ -102,6 +102,43 @@ def search(rank):
     return driver.state_dict()
 
 
+class Exits(nn.Module):
+    """A second choice that runs where the data say so."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = (OnePathChoice([nn.Tanh(), nn.Identity(), nn.Sigmoid()], baseline=None) for _ in range(2))
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.b(x) if x.mean() > 0 else x
+
+
+def data_dependent(rank):
+    logits = {}
+    for estimator in (AdvantageEstimator, ESTIMATORS["reinforce"], ESTIMATORS["rloo"]):
+        model = Exits()
+        driver = Search(model, estimator, group=dist.group.WORLD)
+        optimizer = torch.optim.SGD([driver.logits], lr=0.5)
+        data, paths = torch.Generator().manual_seed(rank), torch.Generator().manual_seed(0)
+        for _ in range(12):
+            driver.sample(paths)
+            loss = model(torch.randn(4, 3, generator=data)).square().sum()
+            driver.backward(loss)
+            driver.assign_grad(loss)
+            optimizer.step()
+            driver.after_step()
+        logits[estimator.__name__] = driver.logits.detach()
+    return logits
+
+
+def test_an_edge_is_active_that_is_so_in_one_process(tmp_path):
+    first, second = in_processes(data_dependent, tmp_path)
+    for name, logits in first.items():
+        assert torch.equal(logits, second[name]), name
+        assert logits[1].any(), name
+
+
 def test_every_estimator_stays_the_same_in_all_processes(tmp_path):
     first, second = in_processes(all_estimators, tmp_path)
     for name, state in first.items():

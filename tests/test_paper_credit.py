@@ -66,6 +66,28 @@ def test_all_variants_of_a_loss_that_adds_up_have_the_exact_gradient_for_their_m
         assert seconds in (1.0, 2.0, 3.0, 4.0), name
 
 
+def test_noise_that_variants_share_with_the_exact_gradient_is_no_correlation(searched, tmp_path, monkeypatch):
+    """Advantages whose mean is orthogonal to the gradient, with the noise of the loss."""
+    seeds = iter(range(24))
+    values = torch.tensor([[0.3, -0.3, 0.0, 0.0], [0.0, 0.0, 0.3, -0.3]], dtype=torch.float64)
+
+    def noisy(run, logits, batches, paths, rounds):
+        generator = torch.Generator().manual_seed(next(seeds))
+        ops = torch.randint(4, (batches, paths, 6), generator=generator)
+        noise = 2 * torch.randn(batches, paths, generator=generator, dtype=torch.float64)
+        both = (values[1, ops] + noise[..., None],) * 2
+        uniform = torch.zeros(6, 4, dtype=torch.float64)
+        return credit.Measured(uniform, ops, values[0, ops].sum(-1) + noise, both, 1.0, (2.0, 3.0))
+
+    monkeypatch.setattr(credit, "measure", noisy)
+    credit.go(credit.Settings(run=searched, epochs=(1,) * 24, batches=150, paths=8, results=tmp_path))
+    rows = [row for row in csv.DictReader((tmp_path / "credit.csv").open()) if row["variant"] != "exact"]
+    for name, correlation in (("advantage", 0), ("advantage, operation means off", 0), ("4 paths, leave one out", 1)):
+        found = [float(row["correlation"]) for row in rows if row["variant"] == name]
+        assert statistics.mean(found) == pytest.approx(correlation, abs=0.12), name
+        assert any(value < correlation for value in found)
+
+
 def test_what_is_taken_off_takes_noise_off():
     measured, _ = made()
     noise = {name: gradients.flatten(0, 1).var(0).sum().item() for name, gradients, _ in credit.variants(measured)}

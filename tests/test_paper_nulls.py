@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from benchmarks.paper import nulls, scores
+from benchmarks.paper import authors, budgets, nb201, nulls, ptb, scores, signals
 from benchmarks.paper.scores import synflow, zico
 from torch import nn
 
@@ -168,10 +168,20 @@ def test_how_well_scores_rank(table, tmp_path, capsys):
     assert all(float(row["low"]) <= float(row["spearman"]) <= float(row["high"]) for row in rows.values())
 
 
-def test_unknown_starts_are_refused(table):
-    settings = nulls.Settings(table=table, data="digits", starts=("rloo", "synflw"))
-    with pytest.raises(ValueError, match=r"starts: must be among rloo, critic, largest, .*, got synflw"):
-        nulls.main(settings)
+def test_unknown_names_are_refused_before_anything_runs(table, tmp_path):
+    out = tmp_path / "runs"
+    common = {"table": table, "data": "digits", "out": out}
+    for go, settings, message in [
+        (nulls.main, nulls.Settings(**common, starts=("rloo", "synflw")), "starts: must be among rloo, .*, got synflw"),
+        (budgets.main, budgets.Settings(**common, kinds=("flop",)), "kinds: must be among flops, latency, got flop"),
+        (authors.main, authors.Settings(**common, estimators=("foo",)), "estimators: .*, got foo"),
+        (nb201.main, nb201.Settings(**common, estimators=("foo",)), "estimators: .*, got foo"),
+        (signals.go, signals.Settings(estimators=("random",)), "estimators: must be among advantage, .*, got random"),
+        (ptb.Experiment, ptb.Settings(data="tiny", out=out, estimators=("foo",)), "estimators: .*, got foo"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            go(settings)
+    assert not out.exists()
 
 
 def test_an_interrupted_search_goes_on(tmp_path, interrupt):

@@ -262,6 +262,17 @@ def test_a_run_of_another_machine_goes_on_without_its_gpu(config, monkeypatch):
         assert searched(config.out)[1].config.device == "cpu"
 
 
+def test_what_was_saved_on_a_gpu_goes_on_without_it(config, monkeypatch):
+    whole = run.start(ImageSearchConfig(**{**config.to_dict(), "out": config.out.with_name("whole")}))
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.serialization, "location_tag", lambda storage: "cuda:1")
+        interrupted_after(3, patched)
+        with pytest.raises(Interrupted):
+            run.start(config)
+    run.resume(config.out)
+    assert (config.out / "logits.csv").read_text() == (whole / "logits.csv").read_text()
+
+
 def test_a_table_that_lacks_cells_is_refused_before_the_search(config, table, tmp_path):
     cut = tmp_path / "cut.csv"
     cut.write_text("".join(table.read_text().splitlines(keepends=True)[:1000]))

@@ -26,6 +26,7 @@ from advnas.data import images
 from advnas.report.figures import COLOURS, plain, svg
 from advnas.run.folder import write_csv
 from advnas.tasks.image import ImageSearchConfig
+from advnas_ext import ESTIMATORS
 from benchmarks.paper import jobs
 from benchmarks.paper.jobs import Job, WarmStarted, parsed
 
@@ -175,6 +176,7 @@ def draw(trials: Mapping[str, list[list[dict[str, float]]]]) -> bytes:
 
 def main(settings: Settings) -> None:
     torch.set_num_threads(1)
+    jobs.require_names("estimators", settings.estimators, ESTIMATORS)
     images.load(settings.data, settings.data_dir)  # says what is missing before anything runs
     jobs.referee(settings.table)
     experiment = Experiment(settings)

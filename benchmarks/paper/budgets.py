@@ -208,6 +208,7 @@ def mean_regret(rows: Sequence[dict[str, Any]], name: str) -> float:
 
 
 def main(settings: Settings) -> None:
+    jobs.require_names("kinds", settings.kinds, COSTS)
     images.load(settings.data, settings.data_dir)  # says what is missing before anything runs
     Experiment(settings).go()
 

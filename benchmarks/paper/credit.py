@@ -5,9 +5,10 @@
 At the weights of a finished search and the logits that it had after each of ``--epochs``, every path of ``--batches`` x ``--paths``
 gives its loss and the advantages of its edges, with no baseline and with the edge's input. From these come the gradients of all
 variants, so that they see the same noise, beside the exact gradient (leave-one-out, all paths of a batch) as in advnas analysis
-signal. The values that a variant takes off (means of each edge, of each operation, an additive critic) are fitted to the half of
-the batches that it is not measured on. Costs are medians of the passes as they ran. ``push_OP`` is where the mean gradient moves
-the logits of an operation, as a mean over the edges in units of the gradient's norm; the exact gradient has a line for that.
+signal: variants of one half of the batches beside the exact gradient of the other half. The values that a variant takes off (means
+of each edge, of each operation, an additive critic) are fitted to the half of the batches that it is not measured on. Costs are
+medians of the passes as they ran. ``push_OP`` is where the mean gradient moves the logits of an operation, as a mean over the edges
+in units of the gradient's norm; the exact gradient has a line for that.
 Appends to ``credit.csv`` in ``--results``.
 """
 
@@ -24,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from advnas.analysis import searched
-from advnas.analysis.signal import Signal, compare
+from advnas.analysis.signal import Signal, compare_on_batches
 from advnas.report.console import Rounds, console, print_table
 from advnas.run.folder import read_csv, write_csv
 from advnas.run.search import Search
@@ -171,7 +172,7 @@ def at(run: Search, epoch: int, settings: Settings, rounds: Rounds) -> list[Row]
     """A row for each variant, and one for the exact gradient."""
     measured = measure(run, torch.tensor(run.state.logits[epoch]), settings.batches, settings.paths, rounds)
     score = one_hot(measured.ops, measured.logits.shape[1]) - measured.logits.softmax(1)
-    exact = leave_one_out(score, measured.losses, settings.paths).flatten(0, 1)
+    exact = leave_one_out(score, measured.losses, settings.paths)[:, 0]
     common: Row = {
         "searched_by": run.config.estimator,
         "seed": run.config.seed,
@@ -180,9 +181,8 @@ def at(run: Search, epoch: int, settings: Settings, rounds: Rounds) -> list[Row]
     }
     rows = []
     for name, found, cost in variants(measured):
-        gradients = found.flatten(0, 1)
-        signal = compare(name, gradients, exact, cost)
-        rows.append({**common, **row(run, signal), **pushes(run, gradients)})
+        signal = compare_on_batches(name, found, exact, cost)
+        rows.append({**common, **row(run, signal), **pushes(run, found.flatten(0, 1))})
     return [*rows, {**common, "variant": "exact", **pushes(run, exact)}]
 
 

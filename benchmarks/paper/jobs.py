@@ -63,7 +63,8 @@ class Job:
 
 
 class WarmStarted:
-    """Searches of one recipe that go on from a warm-up for each seed, as if it had been their own.
+    """Searches of one recipe that go on from a warm-up for each seed, as if it had been their own (but for random search, which draws
+    cells in a warm-up of its own).
 
     Args:
         out: folder of the runs; gets recipe.yaml.
@@ -167,7 +168,7 @@ def equal_time(
     """Epochs of each estimator, so that all learn for as long as ``reference`` does; measured once and kept in ``file``.
 
     Raises:
-        ValueError: it was measured for other names.
+        ValueError: it was measured for other names, or for another reference.
     """
     if not file.exists():
         cost = measure()
@@ -175,11 +176,20 @@ def equal_time(
         epochs = {
             name: recipe.warmup_epochs + max(1, round(learning * cost[reference] / took)) for name, took in cost.items()
         }
-        write_json(file, {"seconds_per_step": cost, "epochs": epochs})
-    epochs = json.loads(file.read_text())["epochs"]
+        write_json(file, {"reference": reference, "seconds_per_step": cost, "epochs": epochs})
+    measured = json.loads(file.read_text())
+    epochs = measured["epochs"]
+    if (of := measured.get("reference", reference)) != reference:
+        raise ValueError(f"{file}: the time is that of {of}, not of {reference}; choose another --out")
     if missing := [name for name in names if name not in epochs]:
         raise ValueError(f"{file}: was measured without {', '.join(missing)}; choose another --out")
     return epochs
+
+
+def require_names(setting: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Before anything runs: raises ValueError where a name is unknown."""
+    if unknown := [name for name in given if name not in set(known)]:
+        raise ValueError(f"{setting}: must be among {', '.join(known)}, got {unknown[0]}")
 
 
 def main(name: str, description: str | None, settings: type, go: Callable[[Any], None]) -> None:

@@ -226,6 +226,7 @@ def draw(done: dict[str, Searches]) -> bytes:
 
 def main(settings: Settings) -> None:
     torch.set_num_threads(1)
+    jobs.require_names("estimators", settings.estimators, ESTIMATORS)
     images.load(settings.data, settings.data_dir)  # says what is missing before anything runs
     jobs.referee(settings.table, *OTHERS)
     Experiment(settings).go()

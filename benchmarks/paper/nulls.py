@@ -201,8 +201,7 @@ def table(settings: Settings, rows: Sequence[dict[str, Any]]) -> str:
 
 def main(settings: Settings) -> None:
     images.load(settings.data, settings.data_dir)  # says what is missing before anything runs
-    if unknown := [start for start in settings.starts if start not in STARTS]:
-        raise ValueError(f"starts: must be among {', '.join(STARTS)}, got {unknown[0]}")
+    jobs.require_names("starts", settings.starts, STARTS)
     referee = jobs.referee(settings.table)
     every = runs(settings)
     left = [run for run in every if not run.file.exists()]

@@ -9,6 +9,7 @@ Equal time: a search has as many epochs as its steps, measured in turns before, 
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,8 @@ from advnas.run.folder import History, RunFolder, read_csv, write_csv
 from advnas.run.search import Search
 from advnas.spaces.recurrent import DARTS_V2, RECURRENT
 from advnas.tasks.language import LanguageRetrainConfig, LanguageSearchConfig, LanguageTask
-from benchmarks.paper.jobs import Job, equal_time, keep, main, parsed, run, step_seconds
+from advnas_ext import ESTIMATORS
+from benchmarks.paper.jobs import Job, equal_time, keep, main, parsed, require_names, run, step_seconds
 
 TIMED = 5  # pairs of steps
 SHORT = {"epochs": 10, "units": 128, "dropout": 0.2, "dropout_hidden": 0.0}
@@ -90,6 +92,7 @@ def lstm_units(words: int, units: int, num_edges: int) -> int:
 
 class Experiment:
     def __init__(self, settings: Settings) -> None:
+        require_names("estimators", settings.estimators, ESTIMATORS)
         self.settings = settings
         data = {"data": settings.data, "data_dir": settings.data_dir, "threads": 1}
         presets = LanguageTask.presets[settings.preset]
@@ -138,7 +141,8 @@ class Experiment:
         return Job.search(self.settings.out / f"search-{name}-{seed}", *flags)
 
     def training(self, name: str, arch: str, seed: int, *flags: str) -> Job:
-        folder = self.settings.out / name
+        """That of a cell; another cell of the same name has another folder."""
+        folder = self.settings.out / f"{name}-{hashlib.sha256(arch.encode()).hexdigest()[:8]}"
         recipe = str(self.settings.out / "retrain.yaml")
         command = ("retrain", "--config", recipe, "--arch", arch, "--seed", str(seed), "--out", str(folder), *flags)
         going_on = RunFolder(folder).checkpoint("retrain").exists()

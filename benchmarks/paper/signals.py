@@ -25,7 +25,7 @@ from advnas.report.console import Rounds, console, print_table
 from advnas.run.folder import write_csv
 from advnas.search import estimate
 from advnas_ext import AdvantageEstimator
-from benchmarks.paper.jobs import main
+from benchmarks.paper.jobs import main, require_names
 from benchmarks.paper.toy import OPS, POSITIONS, Toy
 
 REFERENCE = "reinforce"
@@ -119,6 +119,7 @@ def measured(place: Place, settings: Settings, advance: Any) -> list[dict[str, A
 
 
 def go(settings: Settings) -> None:
+    require_names("estimators", settings.estimators, LEARNING)
     torch.set_num_threads(1)
     every = list(places(settings))
     each = rounds(settings.samples, settings.exact_samples)

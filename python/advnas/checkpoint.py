@@ -86,7 +86,7 @@ def load(path: Path, kind: str, config: Mapping[str, Any], only: Collection[str]
         # torch reads an archive with flipped bits without a word.
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             damaged = archive.testzip()
-        payload = torch.load(io.BytesIO(content), weights_only=True) if damaged is None else None
+        payload = torch.load(io.BytesIO(content), "cpu", weights_only=True) if damaged is None else None
     except Exception as error:  # whatever the unpickling of garbage comes to
         raise ValueError(
             f"{path}: not a checkpoint, or a damaged one ({type(error).__name__}); start the run again"

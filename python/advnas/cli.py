@@ -329,6 +329,11 @@ def message(error: Exception) -> str:
     return " ".join(text.split())
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Of the host, for which torch has no class of its own, or of a GPU."""
+    return isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code: 0 done, 2 wrong usage or input, 130 interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -364,5 +369,13 @@ def dispatch(args: Sequence[str]) -> int:
         raise
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"advnas {command}: {message(error)}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(
+            f"advnas {command}: too large for the memory; take smaller batches or networks: {message(error)}",
+            file=sys.stderr,
+        )
         return 2
     return 0

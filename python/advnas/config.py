@@ -228,7 +228,7 @@ class SearchConfig(Settings):
     halving_cells: Index = 0
     """Cells a stage of networks that are trained at the end, to compare the best cell with its neighbours; 0: none."""
     halving_steps: Count = 150
-    """Steps to the first comparison; each leaves half, for twice the steps. A front: half as many; a quarter, four times the steps."""
+    """Steps to the first comparison; each leaves half, for twice the steps. Of a front: half of it; a quarter, for four times."""
     max_flops: CountLimits = ()
     """Most multiply-adds of the network that is trained afterwards, such as 60M. Several: a cell for each, as with --front."""
     max_params: CountLimits = ()

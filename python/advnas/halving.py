@@ -154,7 +154,7 @@ class Contest(Training):
         self.config, self.task, self.search = search.config, task, search
         self.cells = list(cells)
         self.size = len(cells)
-        steps = [0, *(self.steps_after(round) for round in range(self.rounds))]
+        steps = [0, *self.plan]
         more = [after - before for before, after in itertools.pairwise(steps)]
         super().__init__(total_work=sum(self.left_after(done) * count for done, count in enumerate(more)))
         self.left = list(range(self.size))
@@ -172,6 +172,11 @@ class Contest(Training):
     def left_after(self, rounds: int) -> int:
         """Cells that stay after so many comparisons; about so many where there are several limits."""
         return max(1, self.size // self.share**rounds)
+
+    @property
+    def plan(self) -> list[int]:
+        """Steps of a contestant at each comparison."""
+        return [self.steps_after(round) for round in range(self.rounds)]
 
     @property
     def steps(self) -> int:
@@ -214,7 +219,7 @@ class Contest(Training):
 
     def state_dict(self) -> dict[str, Any]:
         saved = {place: contestant.state_dict() for place, contestant in self.contestants.items()}
-        return {**super().state_dict(), "contestants": saved}
+        return {**super().state_dict(), "plan": self.plan, "contestants": saved}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state.
@@ -222,7 +227,7 @@ class Contest(Training):
         Raises:
             ValueError: an earlier version has made it, which compared in another way.
         """
-        if "contestants" not in state or not all(map(self._goes_on, state["contestants"].values())):
+        if state.get("plan") != self.plan:
             raise ValueError(
                 f"the comparison was begun by an earlier version; remove checkpoint/{self.kind}.pt to begin it anew"
             )
@@ -231,16 +236,9 @@ class Contest(Training):
         for place, saved in state["contestants"].items():
             self.contestants[place].load_state_dict(saved)
 
-    @property
-    def _last_steps(self) -> int:
-        return self.steps_after(max(self.rounds, 1) - 1)
-
     def _contestant(self, place: int) -> Contestant:
-        return Contestant(self.task, self.config, self.cells[place], self.arch(place), self._last_steps)
-
-    def _goes_on(self, saved: dict[str, Any]) -> bool:
-        """Whether a contestant was trained as it would be now."""
-        return "losses" in saved and saved["parts"]["schedule"]["T_max"] == self._last_steps
+        last = self.steps_after(max(self.rounds, 1) - 1)
+        return Contestant(self.task, self.config, self.cells[place], self.arch(place), last)
 
 
 class Halving(Contest):

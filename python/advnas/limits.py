@@ -179,6 +179,8 @@ def latencies(file: Path, task: Task) -> CellCosts:
     try:
         with file.open(newline="", encoding="utf-8-sig") as opened:  # with or without a byte-order mark
             rows = list(csv.DictReader(opened))
+    except csv.Error as error:
+        raise ValueError(f"{file}: not a CSV file: {error}") from None
     except UnicodeDecodeError:
         table = Table.load_whole(file, task.space)  # Parquet
         rows = [{"arch_str": arch, LATENCY: str(row.get(LATENCY))} for arch, row in table.rows.items()]

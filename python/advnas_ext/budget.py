@@ -60,9 +60,9 @@ class PathCost:
         if not all(math.isfinite(value) for row in rows for value in [*row, constant]):
             raise ValueError(f"PathCost: costs and constant must be finite, got {costs!r} and {constant!r}")
         self.sizes = [len(row) for row in rows]
-        self.costs = torch.zeros(len(rows), max(self.sizes), dtype=torch.float64)
+        self.costs = torch.zeros(len(rows), max(self.sizes), dtype=torch.float64, device="cpu")
         for edge, row in enumerate(rows):
-            self.costs[edge, : len(row)] = torch.tensor(row, dtype=torch.float64)
+            self.costs[edge, : len(row)] = torch.tensor(row, dtype=torch.float64, device="cpu")
         self.constant = float(constant)
 
     @property
@@ -80,7 +80,7 @@ class PathCost:
             float64 [...].
         """
         picked = torch.as_tensor(ops).cpu()
-        return self.constant + self.costs[torch.arange(len(self.costs)), picked].sum(-1)
+        return self.constant + self.costs[torch.arange(len(self.costs), device="cpu"), picked].sum(-1)
 
     def expected(self, probabilities: Tensor) -> Tensor:
         """E[cost] for ``probabilities`` [..., num_edges, num_ops]: [...], of their dtype; autograd can follow it."""
@@ -172,11 +172,11 @@ class Budget:
 
         if self._excess(logits, estimator) <= self._tolerance:
             return
-        low, nus = 0.0, torch.logspace(-9, 10, GRID, dtype=torch.float64) / costs.abs().max()
+        low, nus = 0.0, torch.logspace(-9, 10, GRID, dtype=torch.float64, device="cpu") / costs.abs().max()
         for _ in range(REFINEMENTS):
             first = int((self._excess(moved(nus), estimator) <= self._tolerance).int().argmax())
             low, high = float(nus[first - 1]) if first else low, float(nus[first])
-            nus = torch.linspace(low, high, GRID + 1, dtype=torch.float64)[1:]
+            nus = torch.linspace(low, high, GRID + 1, dtype=torch.float64, device="cpu")[1:]
         estimator.logits.copy_(moved(nus[-1:])[0])
 
     def best_path(self, estimator: Estimator) -> Tensor:

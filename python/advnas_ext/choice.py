@@ -21,6 +21,7 @@ BLIND = 1e-4  # |<dy, h>| / (|dy| |h|) of an edge whose loss does not depend on 
 class Current:
     """The path that all choices of a search follow, in all copies of its model."""
 
+    needs_gates: bool = True  # whether the estimator learns from advantages
     path: Path | None = None
     rows: list[list[int]] = field(default_factory=list)  # path.ops
     weights: list[list[float]] = field(default_factory=list)  # path.gates
@@ -39,7 +40,7 @@ class Current:
 
     def __getstate__(self) -> dict[str, Any]:
         """A pickled model has no path."""
-        return Current().__dict__
+        return Current(self.needs_gates).__dict__
 
 
 class OnePathChoice(nn.Module):
@@ -94,20 +95,26 @@ class OnePathChoice(nn.Module):
         self.zero_op = zero_op
         self._current = Current()
         self._edge = 0
+        self._decision = name  # as its search calls it
         self._watch: Watch | None = Watch()
 
     def __len__(self) -> int:
         return len(self.candidates) + len(self.values)
 
     def bind(self, current: Current, edge: int, name: str) -> None:
-        """What :class:`advnas_ext.Search` does to every choice that it finds."""
-        self._current, self._edge, self.name = current, edge, name
+        """What :class:`advnas_ext.Search` does to every choice that it finds.
+
+        Args:
+            name: of the decision, for messages. The name that was given stays, since in another model it may be another decision.
+        """
+        self._current, self._edge, self._decision = current, edge, name
 
     def forward(self, *arguments: Any, **keywords: Any) -> Tensor:
         """The gated output of the picked candidate; of several picks the sum.
 
         Raises:
-            RuntimeError: there is no path; or the choice is among values, which are not called.
+            RuntimeError: there is no path; the choice is among values, which are not called; or a candidate has changed the input
+                that it is compared with, or that another one takes.
             TypeError: a candidate does not return a tensor.
         """
         if torch.compiler.is_compiling():  # the candidates are graphs then; otherwise each path would be one
@@ -117,22 +124,29 @@ class OnePathChoice(nn.Module):
     def _run(self, *arguments: Any, **keywords: Any) -> Tensor:
         if self.values:
             raise RuntimeError(
-                f"OnePathChoice {self.name!r}: it is among values; read .value, and pass what depends on it to .gate()"
+                f"OnePathChoice {self._decision!r}: it is among values; read .value, and pass what depends on it to .gate()"
             )
         path, picks = self._active_picks()
-        first = arguments[0] if arguments else None
+        first = arguments[0] if arguments and isinstance(arguments[0], Tensor) else None
         terms = []
         for pick, op in picks:
             if not path.gates.requires_grad and self._current.weights[self._edge][pick] == 0:
                 continue
+            version = _version(first)
             h = self.candidates[op](*arguments, **keywords)
             if not isinstance(h, Tensor):
                 raise TypeError(
-                    f"OnePathChoice {self.name!r}: candidate {op} must return a tensor, got {type(h).__name__}; let the choice be "
-                    "inside of it, or return one tensor"
+                    f"OnePathChoice {self._decision!r}: candidate {op} must return a tensor, got {type(h).__name__}; let the "
+                    "choice be inside of it, or return one tensor"
                 )
-            suits = self.baseline == "input" and isinstance(first, Tensor) and first.shape == h.shape
-            terms.append(self._gated(h, path, pick, first if suits else None))
+            compared = first if self.baseline == "input" and first is not None and first.shape == h.shape else None
+            is_read = len(picks) > 1 or (compared is not None and path.gates.requires_grad)
+            if is_read and _version(first) != version:
+                raise RuntimeError(
+                    f"OnePathChoice {self._decision!r}: candidate {op} changes its input in place, which is still needed; give its "
+                    "first layer inplace=False"
+                )
+            terms.append(self._gated(h, path, pick, compared))
         return self._with_offset(sum(terms[1:], start=terms[0]), path)
 
     @property
@@ -143,7 +157,7 @@ class OnePathChoice(nn.Module):
             RuntimeError: there is no path; or the choice is among modules.
         """
         if not self.values:
-            raise RuntimeError(f"OnePathChoice {self.name!r}: it is among modules; call it")
+            raise RuntimeError(f"OnePathChoice {self._decision!r}: it is among modules; call it")
         _, picks = self._active_picks()
         return self.values[picks[0][1]]
 
@@ -154,7 +168,7 @@ class OnePathChoice(nn.Module):
         Raises:
             RuntimeError: there is no path.
         """
-        return self._active_picks()[0].gates.requires_grad
+        return self._path().gates.requires_grad
 
     def gate(self, h: Tensor, baseline: Tensor | None = None) -> Tensor:
         """``h``, gated: for what depends on :attr:`value`.
@@ -169,13 +183,18 @@ class OnePathChoice(nn.Module):
     def extra_repr(self) -> str:
         return f"name={self.name!r}" + (f", values={self.values}" if self.values else "")
 
-    def _active_picks(self) -> tuple[Path, list[tuple[int, int]]]:
-        """The path, and which of its picks are which candidates."""
+    def _path(self) -> Path:
         path = self._current.path
-        if path is None or path.active is None:
+        if path is None:
             raise RuntimeError(
-                f"OnePathChoice {self.name!r}: there is no path; make a Search of the model and call its sample()"
+                f"OnePathChoice {self._decision!r}: there is no path; make a Search of the model and call its sample()"
             )
+        return path
+
+    def _active_picks(self) -> tuple[Path, list[tuple[int, int]]]:
+        """The path, and which of its picks are which candidates: the decision takes part in it from now on."""
+        path = self._path()
+        assert path.active is not None  # follow() has set it
         path.active[self._edge] = True
         size = len(self)
         return path, [(pick, op) for pick, op in enumerate(self._current.rows[self._edge]) if op < size]
@@ -186,8 +205,8 @@ class OnePathChoice(nn.Module):
             return h if weight == 1 else h * weight
         self._current.gated.add(self._edge)
         y = gate(h, path.gates_on(h.device)[self._edge, pick], baseline)
-        if self._watch is not None and y.requires_grad and path.picks == 1:
-            self._watch = self._watch.on(y, h if baseline is None else h - baseline, str(self.name))
+        if self._watch is not None and self._current.needs_gates and y.requires_grad and path.picks == 1:
+            self._watch = self._watch.on(y, h if baseline is None else h - baseline, str(self._decision))
         return y
 
     def _with_offset(self, y: Tensor, path: Path) -> Tensor:
@@ -195,12 +214,41 @@ class OnePathChoice(nn.Module):
         return y if offsets is None else y + offsets[self._edge].to(y.dtype)
 
 
-def path_of(choices: Sequence[OnePathChoice]) -> Path:
+class FixedValue(nn.Module):
+    """What :meth:`advnas_ext.Search.fix` puts in the place of a choice among values; it is used in the same way.
+
+    Attributes:
+        values: of the choice.
+        place: of the value that was found.
+    """
+
+    needs_baseline = False
+
+    def __init__(self, values: tuple[Any, ...], place: int) -> None:
+        super().__init__()
+        self.values = values
+        self.place = place
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def value(self) -> Any:
+        return self.values[self.place]
+
+    def gate(self, h: Tensor, baseline: Tensor | None = None) -> Tensor:
+        return h
+
+    def extra_repr(self) -> str:
+        return repr(self.value)
+
+
+def path_of(choices: Sequence[OnePathChoice | FixedValue]) -> Path:
     """The path of some choices of one search alone, for a module that takes a path: ``cell(x, path_of(self.choices))``.
 
     Args:
-        choices: one for each edge of the module. Those who ask for the same choices get the same path, so that on a GPU all their
-            gates' gradients cross to the host in one copy.
+        choices: one for each edge of the module, all of a search or all fixed. Those who ask for the same choices get the same
+            path, so that on a GPU all their gates' gradients cross to the host in one copy.
 
     Raises:
         RuntimeError: there is no path.
@@ -208,16 +256,34 @@ def path_of(choices: Sequence[OnePathChoice]) -> Path:
     """
     if not choices:
         raise ValueError("path_of: needs at least one choice, got none")
-    current, edges = choices[0]._current, tuple(choice._edge for choice in choices)
-    path, _ = choices[0]._active_picks()
-    if edges not in current.parts:
-        index = list(edges)
-        assert path.active is not None  # follow() has set it
-        path.active[index] = True
-        current.gated.update(edges)
-        offsets = None if path.offsets is None else path.offsets[index]
-        current.parts[edges] = Path(path.ops[index], path.gates[index], offsets)
-    return current.parts[edges]
+    searched = [choice for choice in choices if isinstance(choice, OnePathChoice)]
+    if not searched:
+        return Path.from_ops(
+            [choice.place for choice in choices if isinstance(choice, FixedValue)], requires_grad=False
+        )
+    current, edges = searched[0]._current, tuple(choice._edge for choice in searched)
+    path, _ = searched[0]._active_picks()
+    if edges in current.parts:
+        return current.parts[edges]
+    index = list(edges)
+    assert path.active is not None  # follow() has set it
+    path.active[index] = True
+    current.gated.update(edges)
+    offsets = None if path.offsets is None else _rows(path.offsets, index)
+    part = Path(path.ops[index], _rows(path.gates, index), offsets)
+    if torch.is_grad_enabled() or not path.gates.requires_grad:  # others would do without the gradient
+        current.parts[edges] = part
+    return part
+
+
+def _rows(tensor: Tensor, index: Sequence[int]) -> Tensor:
+    """``tensor[index]``, through which more than one backward pass can go: nothing is saved for it."""
+    return torch.stack([tensor[row] for row in index])
+
+
+def _version(tensor: Tensor | None) -> int:
+    """Changes when the tensor is changed in place. Tensors of inference mode do not count."""
+    return -1 if tensor is None or tensor.is_inference() else tensor._version
 
 
 class Watch:

@@ -60,7 +60,7 @@ def best_paths(
     room = limit + ROUNDING * sum(max(map(abs, row)) for row in prices)
     if not least <= room:
         raise ValueError(f"best_paths: limit must be at least that of the cheapest path, {least:g}, got {limit!r}")
-    return torch.tensor(Knapsack(values, prices, room, count).solve())
+    return torch.tensor(Knapsack(values, prices, room, count).solve(), device="cpu")
 
 
 class Knapsack:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from advnas_ext.budget import Budget
-from advnas_ext.choice import Current, OnePathChoice
+from advnas_ext.choice import Current, FixedValue, OnePathChoice
 from advnas_ext.estimators import AdvantageEstimator, Estimator
 from advnas_ext.path import Path
 
@@ -85,10 +85,18 @@ class Search:
         self.budget = None if budget is None else Budget(budget.cost.ordered(list(self.choices)), budget.limit)
         if self.budget is not None:
             self.budget.project(self.estimator)
-        self._current = Current()
-        for edge, (name, places) in enumerate(self.choices.items()):
-            for choice in places:
-                choice.bind(self._current, edge, name)
+        self._current = Current(self.estimator.needs_gate_gradients)
+        self._projected: tuple[Tensor, Tensor] | None = None  # the gradient before and after the budget's projection
+        self._bind()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Search:
+        """A search of a copy of the model, which follows paths of its own."""
+        copied = copy.copy(self)
+        memo |= {id(self): copied, id(self.group): self.group}
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        copied._current = Current(self.estimator.needs_gate_gradients)
+        copied._bind()
+        return copied
 
     @property
     def path(self) -> Path | None:
@@ -111,29 +119,20 @@ class Search:
             gates: whether advantages are to be computed; False for a step of the weights, which needs none.
         """
         path = self.estimator.sample(generator, group=self.group)
-        self._current.follow(path if gates else path.detach())
-        return cast(Path, self.path)
+        return self._led_along(path if gates else path.detach())
 
     def follow(self, places: dict[str, int]) -> Path:
         """Let the model follow a path that is given, as :meth:`export` gives one; without gradients of gates."""
-        unknown = places.keys() ^ self.choices.keys()
-        if unknown:
-            raise ValueError(
-                f"Search.follow: places must name the decisions {list(self.choices)}, differs in {sorted(unknown)}"
-            )
-        for name, place in places.items():
-            last = len(self.choices[name][0]) - 1
-            if not 0 <= place <= last:
-                raise ValueError(f"Search.follow: {name} must be from 0 to {last}, got {place}")
-        self._current.follow(Path.from_ops([places[name] for name in self.choices], requires_grad=False))
-        return cast(Path, self.path)
+        self._require_places("follow", places)
+        return self._led_along(Path.from_ops([places[name] for name in self.choices], requires_grad=False))
 
     def backward(self, loss: Tensor) -> None:
         """The backward pass of an architecture step: gradients of the gates alone, none of the weights."""
         loss.backward(inputs=self._sampled("backward").leaves)
 
     def assign_grad(self, loss: Tensor | float, *, scale: float = 1.0, accumulate: bool = False) -> None:
-        """See :meth:`advnas_ext.Estimator.assign_grad`: after the backward pass of ``loss``.
+        """See :meth:`advnas_ext.Estimator.assign_grad`: after the backward pass of ``loss``. The gates' gradients are used up
+        by it, so that with ``accumulate`` each of several batches on one path counts once.
 
         Raises:
             RuntimeError: no path was sampled, or no choice ran on it.
@@ -155,9 +154,17 @@ class Search:
                     f"Search.assign_grad: the value of {', '.join(silent)} was read, and nothing that depends on it went through "
                     "its gate(): it would never learn; write y = choice.gate(f(x, choice.value))"
                 )
-        self.estimator.assign_grad(path, loss, scale=scale, accumulate=accumulate, group=self.group)
-        if self.budget is not None:
-            self.budget.project_grad(self.estimator)
+        before = self.logits.grad
+        if accumulate:
+            self.logits.grad = self._unprojected(before)
+        try:
+            self.estimator.assign_grad(path, loss, scale=scale, accumulate=accumulate, group=self.group)
+        except BaseException:
+            self.logits.grad = before
+            raise
+        for leaf in path.leaves:
+            leaf.grad = None
+        self._project_grad()
 
     def after_step(self) -> None:
         """See :meth:`advnas_ext.Estimator.after_step`: after the step of the logits' optimizer."""
@@ -175,9 +182,20 @@ class Search:
 
         Args:
             places: of the candidates, by decision; None: those of :meth:`export`.
+
+        Raises:
+            ValueError: ``places`` are not those of the decisions; or a choice has hooks or a ``forward`` of its own, which its
+                candidate would not have.
         """
         places = self.export() if places is None else places
-        return _without_choices(copy.deepcopy(self.model), places)
+        self._require_places("fix", places)
+        copied = copy.deepcopy(self.model)
+        for module in copied.modules():
+            if isinstance(module, OnePathChoice):
+                module.bind(
+                    Current(), module._edge, str(module._decision)
+                )  # for who holds it elsewhere: it has no path
+        return _without_choices(copied, places)
 
     def state_dict(self) -> dict[str, Any]:
         """The model's and the estimator's, and the candidates of each decision."""
@@ -200,6 +218,44 @@ class Search:
             )
         self.model.load_state_dict(state["model"])
         self.estimator.load_state_dict(state["estimator"])
+        if self.budget is not None:
+            self.budget.project(self.estimator)
+
+    def _bind(self) -> None:
+        for edge, (name, places) in enumerate(self.choices.items()):
+            for choice in places:
+                choice.bind(self._current, edge, name)
+
+    def _led_along(self, path: Path) -> Path:
+        """The path that the model follows from now on, another search of the same model or not."""
+        self._bind()
+        self._current.follow(path)
+        return path
+
+    def _project_grad(self) -> None:
+        self._projected = None
+        if self.budget is not None and self.logits.grad is not None:
+            whole = self.logits.grad.clone()
+            self.budget.project_grad(self.estimator)
+            self._projected = whole, self.logits.grad.clone()
+
+    def _unprojected(self, gradient: Tensor | None) -> Tensor | None:
+        """What a gradient was before the budget's projection, which is not linear: that of a sum is not the sum of those of its
+        terms. A gradient that somebody has changed since is as it is."""
+        if gradient is None or self._projected is None or not torch.equal(gradient, self._projected[1]):
+            return gradient
+        return self._projected[0]
+
+    def _require_places(self, function: str, places: dict[str, int]) -> None:
+        unknown = places.keys() ^ self.choices.keys()
+        if unknown:
+            raise ValueError(
+                f"Search.{function}: places must name the decisions {list(self.choices)}, differs in {sorted(unknown)}"
+            )
+        for name, place in places.items():
+            last = len(self.choices[name][0]) - 1
+            if not 0 <= place <= last:
+                raise ValueError(f"Search.{function}: {name} must be from 0 to {last}, got {place}")
 
     def _sizes(self) -> dict[str, int]:
         """The number of candidates of each decision."""
@@ -210,20 +266,6 @@ class Search:
         if path is None or not path.gates.requires_grad:
             raise RuntimeError(f"Search.{function}: there is no path with gates; call sample() first")
         return path
-
-
-class FixedValue(nn.Module):
-    """What a choice among values becomes."""
-
-    def __init__(self, value: Any) -> None:
-        super().__init__()
-        self.value = value
-
-    def gate(self, h: Tensor, baseline: Tensor | None = None) -> Tensor:
-        return h
-
-    def extra_repr(self) -> str:
-        return repr(self.value)
 
 
 def _decisions(model: nn.Module) -> dict[str, list[OnePathChoice]]:
@@ -245,10 +287,20 @@ def _decisions(model: nn.Module) -> dict[str, list[OnePathChoice]]:
 
 def _without_choices(module: nn.Module, places: dict[str, int]) -> nn.Module:
     if isinstance(module, OnePathChoice):
-        place = places[str(module.name)]
-        return FixedValue(module.values[place]) if module.values else _without_choices(module.candidates[place], places)
+        place = places[str(module._decision)]
+        _require_plain(module)
+        return FixedValue(module.values, place) if module.values else _without_choices(module.candidates[place], places)
     # Not named_children(): a module that stands at two places is replaced at both.
     for name, child in list(module._modules.items()):
         if child is not None:
             module._modules[name] = _without_choices(child, places)
     return module
+
+
+def _require_plain(choice: OnePathChoice) -> None:
+    hooks = choice._forward_hooks or choice._forward_pre_hooks or choice._backward_hooks or choice._backward_pre_hooks
+    if hooks or type(choice).forward is not OnePathChoice.forward:
+        raise ValueError(
+            f"Search.fix: choice {choice._decision!r} has {'hooks' if hooks else 'a forward of its own'}, which the fixed model "
+            "would lose; put them on the candidates or around the choice"
+        )

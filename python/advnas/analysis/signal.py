@@ -192,34 +192,61 @@ def rounds(samples: int, exact_samples: int) -> int:
 
 
 def compare(name: str, samples: Tensor, exact: Tensor, cost: float, after: float = AFTER) -> Signal:
-    """Gradient samples [count, num_edges, num_ops] of an estimator beside unbiased samples of the exact gradient.
+    """Gradient samples [count, num_edges, num_ops] of an estimator beside unbiased samples of the exact gradient, of other batches.
 
     Args:
         cost: seconds for a sample.
         after: seconds of averaging, of :attr:`Signal.after`.
     """
     generator = torch.Generator().manual_seed(0)
-    halves, exact_halves = _halves(samples), _halves(exact)
-    drawn, exact_drawn = _resampled(samples, generator).flatten(2), _resampled(exact, generator).flatten(2)
-    resampled = _correlation(drawn, exact_drawn)
-    noise_by_edge = samples.var(0).sum(-1)
-    noise = noise_by_edge.sum().item()
-    left = noise * cost / after
-    averaged = _correlation(halves.flatten(1), exact_halves.flatten(1), left).item()
-    averaged_drawn = _correlation(drawn, exact_drawn, left)
+    drawn = _resampled(samples, generator), _resampled(exact, generator)
+    return _signal(name, samples.var(0).sum(-1), (_halves(samples), _halves(exact)), drawn, _correlation, cost, after)
+
+
+def compare_on_batches(name: str, samples: Tensor, exact: Tensor, cost: float, after: float = AFTER) -> Signal:
+    """The same where an estimator's samples [batches, count, num_edges, num_ops] and those of the exact gradient, [batches,
+    num_edges, num_ops], are of the same losses.
+
+    Their noise is common, so that no batch is compared with itself; and a batch is drawn again as a whole.
+    """
+    generator = torch.Generator().manual_seed(0)
+    both = torch.stack([samples.mean(1), exact], 1)
+    halves, drawn = _halves(both).unbind(1), _resampled(both, generator).unbind(2)
+    noise = samples.flatten(0, 1).var(0).sum(-1)
+    return _signal(name, noise, halves, drawn, _crossed_correlation, cost, after)
+
+
+Means = tuple[Tensor, ...]  # of two halves, those of an estimator and the exact ones, [2, ..., num_edges, num_ops] each
+
+
+def _signal(
+    name: str,
+    noise_by_edge: Tensor,
+    halves: Means,
+    drawn: Means,
+    correlate: Callable[[Tensor, Tensor, float], Tensor],
+    cost: float,
+    after: float,
+) -> Signal:
+    """From the means of the samples, and from those of resamples [2, RESAMPLES, num_edges, num_ops]."""
+    (by_edge, exact_by_edge), whole, exact = halves, halves[0].flatten(1), halves[1].flatten(1)
+    left = noise_by_edge.sum().item() * cost / after
+
+    def interval(noise: float) -> tuple[float, float]:
+        """A resample in which noise hides the signal could have any correlation."""
+        found = correlate(drawn[0].flatten(2), drawn[1].flatten(2), noise)
+        return found.nan_to_num(nan=-1).quantile(0.025).item(), found.nan_to_num(nan=1).quantile(0.975).item()
+
     return Signal(
         name,
-        _correlation(halves.flatten(1), exact_halves.flatten(1)).item(),
-        # A resample in which noise hides the signal could have any correlation.
-        resampled.nan_to_num(nan=-1).quantile(0.025).item(),
-        resampled.nan_to_num(nan=1).quantile(0.975).item(),
-        tuple(_correlation(halves, exact_halves).tolist()),
-        _ratio(_square_of_mean(halves.flatten(1)), noise_by_edge.sum()).item(),
-        tuple(_ratio(_square_of_mean(halves), noise_by_edge).tolist()),
+        correlate(whole, exact, 0.0).item(),
+        *interval(0.0),
+        tuple(correlate(by_edge, exact_by_edge, 0.0).tolist()),
+        _ratio(_square_of_mean(whole), noise_by_edge.sum()).item(),
+        tuple(_ratio(_square_of_mean(by_edge), noise_by_edge).tolist()),
         cost,
-        averaged,
-        averaged_drawn.nan_to_num(nan=-1).quantile(0.025).item(),
-        averaged_drawn.nan_to_num(nan=1).quantile(0.975).item(),
+        correlate(whole, exact, left).item(),
+        *interval(left),
     )
 
 
@@ -342,7 +369,15 @@ def _correlation(halves: Tensor, exact: Tensor, noise: float = 0.0) -> Tensor:
     Args:
         noise: to be left in the square of the first mean, as of an average of few samples.
     """
-    product = (halves.mean(0) * exact.mean(0)).sum(-1)
+    return _normalised((halves.mean(0) * exact.mean(0)).sum(-1), halves, exact, noise)
+
+
+def _crossed_correlation(halves: Tensor, exact: Tensor, noise: float) -> Tensor:
+    """The same of halves whose noise is that of the same half of the exact samples: each is compared with the other half."""
+    return _normalised((halves * exact.flip(0)).sum(-1).mean(0), halves, exact, noise)
+
+
+def _normalised(product: Tensor, halves: Tensor, exact: Tensor, noise: float) -> Tensor:
     squares = _square_of_mean(halves) + noise, _square_of_mean(exact)
     known = squares[0].minimum(squares[1]) > 0
     return (product / squares[0].sqrt() / squares[1].sqrt()).where(known, math.nan).clamp(-1, 1)

@@ -69,7 +69,6 @@ def start(
         raise ValueError(
             'there is no cell to train: give the folder of a finished search, or --arch "|...|+|...|+|...|"'
         )
-    torch.set_num_threads(config.threads or torch.get_num_threads())
     return train(task_of(config), config, go_on, command, console)
 
 
@@ -81,6 +80,7 @@ def train(
     console: Console | None = None,
 ) -> Path:
     """:func:`start` with a task at hand, such as one of your own."""
+    torch.set_num_threads(config.threads or torch.get_num_threads())
     config = replace(config, threads=torch.get_num_threads(), device=str(task.placement.device))
     state = RetrainState(config, task)
     settings = decisive(config, task)

@@ -22,7 +22,7 @@ from advnas.report.cell import cell_svg
 from advnas.report.console import Progress, Rounds, table
 from advnas.report.curves import curves
 from advnas.run.folder import Logits, RunFolder, decisive
-from advnas.run.watch import Watch
+from advnas.run.watch import Interrupted, Watch
 from advnas.search import search
 from advnas.state import SearchState
 from advnas.tables import Table
@@ -168,8 +168,11 @@ class Search:
         """A cell for each limit; the one of the largest, and the seconds of the search."""
         folder.save(self.state, self.decisive())  # untrained: what a resumption asks for
         field = front.Field(self.task, self.limits, self.config.seed)
-        with Rounds("looking at networks", len(self.limits) * front.DRAWN, console) as rounds:
-            field.look(self.state, rounds.advance)
+        try:
+            with Rounds("looking at networks", len(self.limits) * front.DRAWN, console) as rounds:
+                field.look(self.state, rounds.advance)
+        except KeyboardInterrupt:  # nothing of it is kept
+            raise Interrupted(f"stopped while looking at networks; go on with: {_go_on(folder)}") from None
         pool = front.Pool(self.state, self.task, *field.finalists())
         limits = ", ".join(map(str, self.limits))
         console.print(f"comparing {pool.size} of {len(field.promises)} cells for the limits {limits}")

@@ -57,7 +57,7 @@ class DartsSpace(Space):
 
     def derive(self, estimator: Estimator, zero_op: int | None) -> Tensor:
         assert zero_op is not None  # see kept
-        kept = estimator.topology(self.inputs, KEPT)
+        kept = estimator.topology(self.inputs, KEPT, zero_op)
         return kept.masked_fill(kept < 0, zero_op)
 
     def completed(self, path: Tensor, num_ops: int, zero_op: int | None, generator: torch.Generator) -> Tensor:

@@ -145,9 +145,10 @@ class Estimator(nn.Module, ABC):
             scale: what the loss was multiplied by before its backward pass, such as ``scaler.get_scale()`` of a ``GradScaler``;
                 gradients of gates are divided by it, so that those of different steps have one unit.
             accumulate: add to ``logits.grad`` instead, as ``backward()`` does: over several paths or batches, before one step of
-                the optimizer.
-            group: as for :meth:`sample`. Gradients of gates and losses become their means over all processes. Call it in all of
-                them.
+                the optimizer. Gradients of gates add up, too: for several batches on one path, one call each, set those of
+                ``path.leaves`` to None in between, as :class:`advnas_ext.Search` does.
+            group: as for :meth:`sample`. Gradients of gates and losses become their means over all processes, and an edge is
+                active that is so in one of them. Call it in all of them.
 
         Raises:
             FloatingPointError: the loss, a gradient of a gate or the estimate is infinite or not a number.
@@ -193,13 +194,14 @@ class Estimator(nn.Module, ABC):
         return self._known_logits().argmax(1)
 
     @torch.no_grad()
-    def topology(self, nodes: Sequence[Sequence[int]], inputs: int = 2) -> Tensor:
+    def topology(self, nodes: Sequence[Sequence[int]], inputs: int = 2, zero_op: int | None = None) -> Tensor:
         """The cell that DARTS derives (Liu, Simonyan & Yang 2019, section 2.4): each node keeps its strongest incoming edges. The
         strength of an edge is the probability of its best operation other than the zero operation.
 
         Args:
             nodes: the incoming edges of each node.
             inputs: edges that a node keeps, or all where it has fewer.
+            zero_op: place of an operation that puts out zeros, where the estimator was not told of it.
 
         Returns:
             int64 [num_edges]: the operation of an edge that is kept, never the zero operation, and -1 for one that is not. Among
@@ -211,7 +213,10 @@ class Estimator(nn.Module, ABC):
         named = [edge for edges in nodes for edge in edges]
         holds = sorted(set(named)) == sorted(named) and all(0 <= edge < self.num_edges for edge in named)
         self._require(f"nodes must name edges from 0 to {self.num_edges - 1}, each once", nodes, holds)
-        strength, best = self.probabilities().masked_fill(self.padding | self._is_zero_op, -1).max(1)
+        left_out = self.padding | self._is_zero_op
+        if zero_op is not None:
+            left_out = left_out | (torch.arange(self.num_ops, device="cpu") == zero_op)
+        strength, best = self.probabilities().masked_fill(left_out, -1).max(1)
         kept = torch.full((self.num_edges,), -1, device="cpu")
         for edges in nodes:
             for edge in sorted(edges, key=lambda edge: -strength[edge].item())[:inputs]:
@@ -362,13 +367,16 @@ class Estimator(nn.Module, ABC):
 
     def _averaged(self, path: Path, gate_grad: Tensor, loss: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
         """Means over the processes of a group. Before any value is looked at, so that all go on or none."""
-        mine = torch.cat([path.ops.flatten(), gate_grad.flatten(), loss[None]])
-        ops, gradient, mean_loss = parallel.mean(mine, group).split([path.ops.numel(), gate_grad.numel(), 1])
+        active = self._active(path)[:, 0]
+        mine = torch.cat([path.ops.flatten(), active, gate_grad.flatten(), loss[None]])
+        sizes = [path.ops.numel(), active.numel(), gate_grad.numel(), 1]
+        ops, active, gradient, mean_loss = parallel.mean(mine, group).split(sizes)
         if not torch.equal(ops, path.ops.flatten().to(ops)):
             raise RuntimeError(
                 f"{self._name}.assign_grad: the processes of the group have different paths; pass the group to sample() too, "
                 "and start them from the same state"
             )
+        path.active = active > 0
         return gradient.reshape(gate_grad.shape), mean_loss[0]
 
     def _require_finite(self, gate_grad: Tensor, loss: Tensor) -> None:

@@ -16,6 +16,7 @@ otherwise it is about once the gradient or more.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ class RlooEstimator(CollectingEstimator):
     """One operation an edge; one gradient for every ``num_samples`` calls of ``assign_grad``, all on one batch.
 
     The calls before the last one set ``logits.grad`` to None, which torch's optimizers skip. It needs the loss only, no
-    gradients of gates: forward passes without autograd do.
+    gradients of gates: forward passes without autograd do. After a loss that is no number the next :meth:`sample` begins with M
+    new paths, for it would draw the same one again otherwise.
 
     Args:
         num_samples: M, at least 2.
@@ -49,13 +51,24 @@ class RlooEstimator(CollectingEstimator):
     ) -> None:
         super().__init__(num_edges, num_ops, zero_op, num_samples=num_samples, total_steps=total_steps, dtype=dtype)
         self.stratified = stratified
+        self._refused = False  # whether the last loss was no number
 
     @property
     def paths_per_batch(self) -> int:
         return self.num_samples
 
+    def assign_grad(self, path: Path, loss: Tensor | float, **options: Any) -> None:
+        try:
+            super().assign_grad(path, loss, **options)
+        except FloatingPointError:
+            self._refused = True
+            raise
+
     def _sample(self, generator: torch.Generator | None) -> Path:
         """The next of the M paths; while none of them is measured, the first of M new ones."""
+        if self._refused:
+            self.collected.zero_()
+            self._refused = False
         index = int(self.collected)
         if index == 0:
             self.ops.copy_(self._paths(generator))
