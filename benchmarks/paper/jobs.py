@@ -63,8 +63,8 @@ class Job:
 
 
 class WarmStarted:
-    """Searches of one recipe that go on from a warm-up for each seed, as if it had been their own (but for random search, which draws
-    cells in a warm-up of its own).
+    """Searches of one recipe that go on from a warm-up for each seed, as if it had been their own; random search but for the cells
+    that it draws in one.
 
     Args:
         out: folder of the runs; gets recipe.yaml.
