@@ -214,6 +214,15 @@ def test_a_fixed_model_is_used_as_the_supernet_was():
     assert len(Search(Parts()).fix().edges[0]) == 3
 
 
+def test_a_part_of_a_path_takes_choices_of_one_kind():
+    parts = Parts()
+    Search(parts).sample()
+    edges = Search(Parts()).fix().edges
+    for others in ([parts.edges[0], edges[0]], [edges[0], nn.Identity()]):
+        with pytest.raises(ValueError, match="takes choices of a search, or what fix"):
+            path_of(others)
+
+
 class Doubled(OnePathChoice):
     def forward(self, x):
         return 2 * super().forward(x)

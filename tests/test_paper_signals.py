@@ -1,6 +1,7 @@
 """The experiment on the estimators' signals on several problems, small."""
 
 import csv
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,7 +42,10 @@ def test_the_toy_and_a_search(tmp_path):
 
 def test_on_the_toy_the_advantage_tells_more_than_reinforce():
     settings = signals.Settings(samples=60, exact_samples=100, estimators=("advantage", "rloo"), toy_steps=1, way=(0,))
+    (place,) = signals.places(replace(settings, critic_paths=1))
+    assert place[0].settings["critic"] == {"num_samples": 1}
     (place,) = signals.places(settings)
+    assert place[0].settings["critic"] == {"num_samples": 4}
     rows = {row["estimator"]: row for row in signals.measured(place, settings, lambda: None)}
     assert rows["advantage"]["snr"] > 1.5 * rows["reinforce"]["snr"]
     assert set(rows) <= set(ESTIMATORS)

@@ -11,8 +11,9 @@ REINFORCE, which are forward passes of one path. Writes signals.csv to ``--resul
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ class Settings:
     exact_samples: int = 400
     """Batches for the exact gradient, with 16 paths each."""
     estimators: tuple[str, ...] = LEARNING
+    critic_paths: int = 4
+    """That the critic measures on a batch."""
     results: Path = Path("benchmarks/results")
 
 
@@ -55,10 +58,10 @@ Place = tuple[Problem, str, str, Tensor]
 
 
 def places(settings: Settings) -> Iterator[Place]:
-    if settings.toy_steps:
-        yield from on_toy(settings)
-    for folder in settings.runs:
-        yield from of_run(folder, settings.way)
+    own = {"critic": {"num_samples": settings.critic_paths}}
+    toy = on_toy(settings) if settings.toy_steps else ()
+    for problem, *where in chain(toy, *(of_run(folder, settings.way) for folder in settings.runs)):
+        yield replace(problem, settings={**problem.settings, **own}), *where
 
 
 def on_toy(settings: Settings) -> Iterator[Place]:

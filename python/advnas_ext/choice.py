@@ -252,15 +252,18 @@ def path_of(choices: Sequence[OnePathChoice | FixedValue]) -> Path:
 
     Raises:
         RuntimeError: there is no path.
-        ValueError: there are no choices.
+        ValueError: there are no choices, or choices of both kinds or of none.
     """
     if not choices:
         raise ValueError("path_of: needs at least one choice, got none")
     searched = [choice for choice in choices if isinstance(choice, OnePathChoice)]
-    if not searched:
-        return Path.from_ops(
-            [choice.place for choice in choices if isinstance(choice, FixedValue)], requires_grad=False
+    fixed = [choice.place for choice in choices if isinstance(choice, FixedValue)]
+    if len(choices) not in (len(searched), len(fixed)):
+        raise ValueError(
+            "path_of: takes choices of a search, or what fix() has made of choices among values; got others too"
         )
+    if fixed:
+        return Path.from_ops(fixed, requires_grad=False)
     current, edges = searched[0]._current, tuple(choice._edge for choice in searched)
     path, _ = searched[0]._active_picks()
     if edges in current.parts:

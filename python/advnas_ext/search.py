@@ -191,10 +191,8 @@ class Search:
         self._require_places("fix", places)
         copied = copy.deepcopy(self.model)
         for module in copied.modules():
-            if isinstance(module, OnePathChoice):
-                module.bind(
-                    Current(), module._edge, str(module._decision)
-                )  # for who holds it elsewhere: it has no path
+            if isinstance(module, OnePathChoice):  # without a path, for who holds it elsewhere
+                module.bind(Current(), module._edge, str(module._decision))
         return _without_choices(copied, places)
 
     def state_dict(self) -> dict[str, Any]:
