@@ -132,7 +132,7 @@ class Search:
 
     def assign_grad(self, loss: Tensor | float, *, scale: float = 1.0, accumulate: bool = False) -> None:
         """See :meth:`advnas_ext.Estimator.assign_grad`: after the backward pass of ``loss``. The gates' gradients are used up
-        by it, so that with ``accumulate`` each of several batches on one path counts once.
+        by it, so that with ``accumulate`` each of several batches on one path counts once: read ``path.gates.grad`` before.
 
         Raises:
             RuntimeError: no path was sampled, or no choice ran on it.
