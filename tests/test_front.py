@@ -58,6 +58,13 @@ def field(searched):
     return Field(task, limits, seed=0)
 
 
+def finalists_of(field):
+    """By promises that are made up."""
+    generator = torch.Generator().manual_seed(0)
+    field.promises = {ops: tuple(torch.randn(2, generator=generator).tolist()) for ops in field.drawn()}
+    return field.finalists()
+
+
 def test_a_field_has_every_network_once_as_its_cheapest_cell(field):
     cells = every_cell(field.task.space, field.task.ops)
     costs = field.limits[0].costs.of(cells).tolist()
@@ -95,9 +102,7 @@ def test_what_is_looked_at_is_near_a_limit(field, searched, few):
 
 
 def test_the_finalists_promise_most_within_each_limit(field, few):
-    g = torch.Generator().manual_seed(0)
-    field.promises = {ops: tuple(torch.randn(2, generator=g).tolist()) for ops in field.drawn()}
-    cells, contenders = field.finalists()
+    cells, contenders = finalists_of(field)
     assert len(cells.unique(dim=0)) == len(cells)
     for number, places in enumerate(contenders):
         near = field.near(number, field.promises)
@@ -115,9 +120,7 @@ def test_each_limit_gets_the_best_of_its_own_by_what_all_losses_tell(searched, f
     monkeypatch.setattr(Contestant, "loss", property(lambda self: sums(values, self.path.ops[:, 0]).item()))
     trained = []
     monkeypatch.setattr(halving, "train", lambda task, state, watch: trained.append((set(state.left), state.steps)))
-    g = torch.Generator().manual_seed(0)
-    field.promises = {ops: tuple(torch.randn(2, generator=g).tolist()) for ops in field.drawn()}
-    cells, contenders = field.finalists()
+    cells, contenders = finalists_of(field)
     pool = Pool(state, task, cells, contenders)
     with Watch(pool, Progress("comparing", pool.rounds, {})) as watch:
         halving.halve(task, pool, watch)
@@ -175,9 +178,7 @@ def test_ctrl_c_while_networks_are_looked_at_says_how_to_go_on(tmp_path, few, mo
 
 def test_a_pool_of_another_plan_does_not_go_on(searched, field, few):
     task, state, _ = searched
-    generator = torch.Generator().manual_seed(0)
-    field.promises = {ops: tuple(torch.randn(2, generator=generator).tolist()) for ops in field.drawn()}
-    cells, contenders = field.finalists()
+    cells, contenders = finalists_of(field)
     saved = Pool(state, task, cells, contenders).state_dict()
     assert saved["plan"] == [1, 4]
     Pool(state, task, cells, contenders).load_state_dict(saved)

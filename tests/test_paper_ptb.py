@@ -32,7 +32,7 @@ def test_equal_time_of_another_reference(tmp_path):
         jobs.equal_time(file, recipe, "rloo", *given)
 
 
-def test_an_lstm_goes_on_whatever_threads_torch_has(experiment, monkeypatch, interrupt):
+def test_an_lstm_goes_on_whatever_threads_torch_has(experiment, interrupt):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)

@@ -11,7 +11,6 @@ small ones.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -139,12 +138,13 @@ class Pool(Contest):
 
     @property
     def rounds(self) -> int:
-        """Comparisons until each limit has one cell left."""
-        return next(count for count in itertools.count(1) if self.most // self.share**count <= 1)
+        """Comparisons until each limit has one cell left; one at least."""
+        return max(1, self.rounds_of(self.most))
 
-    def steps_after(self, round: int) -> int:
+    @property
+    def first_steps(self) -> int:
         """There are many, and they tell of each other: half of what others have."""
-        return max(1, self.config.halving_steps // 2) * self.share**round
+        return max(1, self.config.halving_steps // 2)
 
     def staying(self, ranked: list[int], losses: dict[int, float]) -> list[int]:
         self.last |= losses

@@ -167,7 +167,16 @@ class Contest(Training):
     @property
     def rounds(self) -> int:
         """Comparisons until one cell is left."""
-        return next(count for count in itertools.count() if self.left_after(count) == 1)
+        return self.rounds_of(self.size)
+
+    def rounds_of(self, cells: int) -> int:
+        """Comparisons until one of so many is left."""
+        return next(count for count in itertools.count() if cells // self.share**count <= 1)
+
+    @property
+    def first_steps(self) -> int:
+        """Of each contestant at the first comparison."""
+        return self.config.halving_steps
 
     def left_after(self, rounds: int) -> int:
         """Cells that stay after so many comparisons; about so many where there are several limits."""
@@ -185,7 +194,7 @@ class Contest(Training):
 
     def steps_after(self, round: int) -> int:
         """Of each contestant at the comparison of a round."""
-        return self.config.halving_steps * self.share**round
+        return self.first_steps * self.share**round
 
     def arch(self, place: int) -> str:
         """The string of a cell."""
